@@ -1,0 +1,144 @@
+"""The leaf of the package: constants, measured values with errors, targets, and the hash of a model.
+
+Units inside are eV, Å, K and amu, with stress in eV/Å³ and time in fs.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from ase import units
+
+from mlip_refine.errors import InputError
+
+KB: float = float(units.kB)
+"""Boltzmann constant, eV/K."""
+
+GPA: float = float(units.GPa)
+"""One gigapascal in eV/Å³."""
+
+MEV: float = 1.0e-3
+"""One millielectronvolt in eV."""
+
+HBAR: float = float(units._hbar * units.J) * 1.0e15
+"""Reduced Planck constant, eV fs."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its standard error and unit.
+
+    Sums and differences take the errors as independent.
+
+    Attributes:
+        value: The estimate.
+        se: Its standard error, one sigma, in the same unit.
+        unit: Unit of both, such as ``meV/atom``.
+    """
+
+    value: float
+    se: float
+    unit: str
+
+    def __add__(self, other: "Measured") -> "Measured":
+        """Return the sum of two independent values of one unit."""
+        self._same_unit(other)
+        return Measured(self.value + other.value, math.hypot(self.se, other.se), self.unit)
+
+    def __sub__(self, other: "Measured") -> "Measured":
+        """Return the difference of two independent values of one unit."""
+        self._same_unit(other)
+        return Measured(self.value - other.value, math.hypot(self.se, other.se), self.unit)
+
+    def __neg__(self) -> "Measured":
+        """Return the value with its sign turned."""
+        return Measured(-self.value, self.se, self.unit)
+
+    def scaled(self, factor: float, unit: str | None = None) -> "Measured":
+        """Return the value times an exact factor, in a new unit where one is given."""
+        return Measured(self.value * factor, self.se * abs(factor), unit or self.unit)
+
+    def __str__(self) -> str:
+        """Return the value with its error in the last two digits: ``-8.91(23) meV/atom``."""
+        return f"{_with_error(self.value, self.se)} {self.unit}".rstrip()
+
+    def _same_unit(self, other: "Measured") -> None:
+        if self.unit != other.unit:
+            raise InputError(
+                "values of different units cannot be combined", found=f"{self.unit} and {other.unit}"
+            )
+
+
+def _with_error(value: float, se: float) -> str:
+    """Write a value with two significant digits of its error in parentheses."""
+    if not (math.isfinite(value) and math.isfinite(se)):
+        return f"{value:.6g} ± {se:.2g}"
+    if se <= 0:
+        return f"{value:.6g}(0)"
+    decimals = 1 - math.floor(math.log10(float(f"{se:.1e}")))
+    if decimals <= 0:
+        return f"{round(value, decimals):.0f}({round(se, decimals):.0f})"
+    error = f"{se:.{decimals}f}" if se >= 1 else f"{round(se * 10**decimals)}"
+    return f"{value:.{decimals}f}({error})"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A wanted value: data with an error and the conditions where it holds.
+
+    Attributes:
+        value: The wanted value.
+        uncertainty: Its standard uncertainty, above zero, in the same unit.
+        unit: Unit of both.
+        temperature: Where it holds, K.
+        pressure: Where it holds, GPa.
+        source: Where the number comes from.
+
+    Raises:
+        InputError: A value that is not finite, or an uncertainty that is not above zero.
+    """
+
+    value: float
+    uncertainty: float
+    unit: str
+    temperature: float | None = None
+    pressure: float | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a target that is not data with an error."""
+        if not math.isfinite(self.value):
+            raise InputError("a target must be a finite number", found=self.value)
+        if not (math.isfinite(self.uncertainty) and self.uncertainty > 0):
+            raise InputError(
+                "a target needs an uncertainty", found=self.uncertainty, expected="a finite number above 0"
+            )
+
+    def deviation(self, measured: Measured) -> Measured:
+        """Return measured minus target, in units of the target's uncertainty."""
+        if measured.unit != self.unit:
+            raise InputError("a value and its target differ in unit", found=measured.unit, expected=self.unit)
+        return Measured(measured.value - self.value, measured.se, self.unit).scaled(
+            1 / self.uncertainty, "sigma"
+        )
+
+
+def tensor_hash(tensors: Mapping[str, torch.Tensor], architecture: str) -> str:
+    """Identify a model by its numbers and its architecture.
+
+    Args:
+        tensors: Every tensor that the output depends on, by name; order does not matter.
+        architecture: Text that settles everything the tensors do not (layers, cutoff, heads).
+
+    Returns:
+        Hexadecimal SHA-256 over the architecture and, by sorted name, the name, shape and
+        little-endian float64 bytes of every tensor. Precision and device do not enter.
+    """
+    digest = hashlib.sha256(architecture.encode())
+    for name in sorted(tensors):
+        numbers = tensors[name].detach().to(device="cpu", dtype=torch.float64).contiguous().numpy()
+        digest.update(f"\0{name}\0{numbers.shape}\0".encode())
+        digest.update(numbers.astype("<f8", copy=False).tobytes())
+    return digest.hexdigest()
