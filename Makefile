@@ -25,7 +25,7 @@ help:
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
-	@for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
+	@python=; for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
 	    if "$$candidate" -c '$(IS_SUITABLE)' >/dev/null 2>&1; then python="$$candidate"; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \

@@ -1,0 +1,123 @@
+"""Reading a config: file, overrides, and every problem of both in one error."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mlip_refine.config.diagnose import combine, explain, keys_by_section
+from mlip_refine.config.document import Config
+from mlip_refine.config.located import COMMON_LOSS_KEYS, LocatedNode, Places
+from mlip_refine.config.overrides import apply_overrides, parse_overrides
+from mlip_refine.config.source import Tree, read_tree
+from mlip_refine.errors import InputError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file.
+
+    Args:
+        path: The YAML file.
+        overrides: Values that replace those of the file: ``training.steps=5``.
+
+    Returns:
+        The config; relative input paths start from the folder of the file.
+
+    Raises:
+        InputError: The file cannot be read, or it has problems: all of them, one line each.
+    """
+    path = Path(path)
+    tree = read_tree(path)
+    if tree.data is None and not overrides:
+        raise InputError("the config is empty", where=str(path), expected="at least name and potential")
+    if not isinstance(tree.data, dict | None):
+        raise InputError("the config is no section", where=str(path), expected="key: value on every line")
+    apply_overrides(tree, parse_overrides(overrides))
+    tree.places.values.setdefault((), f"{path}:1")
+    tree.places.keys.setdefault((), f"{path}:1")
+    return _validate(tree, str(path), path.parent)
+
+
+def config_from_dict(data: Mapping[str, Any], base: str | Path = ".") -> Config:
+    """Build a config from plain data; like `load_config`, with `InputError` for what is wrong."""
+    return _validate(Tree(dict(data), Places()), "the config", Path(base))
+
+
+def validate_node[Options: BaseModel](model: type[Options], node: LocatedNode) -> Options:
+    """Read the options of a loss.
+
+    Args:
+        model: The options; ``type``, ``name`` and ``weight`` reach it only where it has such fields.
+        node: The loss as the config gives it.
+
+    Returns:
+        The options.
+
+    Raises:
+        InputError: Unknown keys or wrong values, each with its line.
+    """
+    known = {field.alias or name for name, field in model.model_fields.items()}
+    data = {key: value for key, value in node.items() if key in known or key not in COMMON_LOSS_KEYS}
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        extra = [key for key in COMMON_LOSS_KEYS if key not in known]
+        problems = explain(
+            error,
+            model,
+            node.places,
+            label=node.label,
+            data=data,
+            elsewhere=keys_by_section(Config),
+            extra_keys=extra,
+        )
+    raise combine([_located(problem, node) for problem in problems], node.where())
+
+
+def _located(problem: InputError, node: LocatedNode) -> InputError:
+    if problem.where is None and node.places.values:
+        problem.where = node.where()
+    return problem
+
+
+def _validate(tree: Tree, label: str, base: Path) -> Config:
+    data = dict(tree.data)
+    data["base"] = _absolute_base(data.get("base"), base)
+    data["losses"] = _locate(data.get("losses"), tree.places)
+    problems = list(tree.problems)
+    config = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        problems += explain(error, Config, tree.places, data=data, elsewhere=keys_by_section(Config))
+    if problems or config is None:
+        raise combine(sorted(problems, key=_line), label)
+    return config._placed(tree.places)
+
+
+def _absolute_base(given: object, folder: Path) -> object:
+    """Start a relative ``base`` from the folder of the config file."""
+    if given is None:
+        return folder.absolute()
+    return str(folder.absolute() / Path(given).expanduser()) if isinstance(given, str) and given else given
+
+
+def _locate(losses: object, places: Places) -> object:
+    """Give every loss its lines."""
+    if losses is None:
+        return ()
+    if not isinstance(losses, list | tuple):
+        return losses
+    return [
+        LocatedNode(loss, places.below(("losses", index)), f"losses[{index}]")
+        if isinstance(loss, dict)
+        else loss
+        for index, loss in enumerate(losses)
+    ]
+
+
+def _line(problem: InputError) -> tuple[int, str]:
+    """Sort by line; overrides come last."""
+    line = (problem.where or "").rpartition(":")[2]
+    return (int(line), "") if line.isdecimal() else (10**9, problem.where or "")

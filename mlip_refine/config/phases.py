@@ -1,0 +1,112 @@
+"""The section ``phases``: the crystals that a run compares, by name."""
+
+from typing import Annotated, Any, Literal, Self
+
+from ase.data import atomic_numbers, chemical_symbols, reference_states
+from pydantic import BeforeValidator, Field, model_validator
+
+from mlip_refine.config.section import Count, Section
+from mlip_refine.config.units import Length, problem
+from mlip_refine.errors import nearest
+
+CellFreedom = Literal["isotropic", "anisotropic", "fixed"]
+
+_ATOMS_PER_CUBE = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
+_IDEAL_C_OVER_A = (8 / 3) ** 0.5
+_FILE_KEYS = ("supercell", "format")
+_PROTOTYPE_KEYS = ("element", "a", "c", "n_atoms")
+
+
+def _known_element(value: object) -> object:
+    if isinstance(value, str) and value not in chemical_symbols[1:]:
+        word = nearest(value, chemical_symbols[1:])
+        raise problem("the symbol of an element", f"Did you mean {word!r}?" if word else "")
+    return value
+
+
+def _default_freedom(data: dict[str, Any]) -> CellFreedom:
+    return "anisotropic" if data.get("prototype") == "hcp" else "isotropic"
+
+
+def _reference_volume(reference: dict[str, Any]) -> float:
+    """Volume per atom of ASE's reference state of an element, Å³."""
+    symmetry, a = reference.get("symmetry"), reference.get("a")
+    if a is not None and symmetry == "hcp":
+        return float(3**0.5 / 4 * reference.get("c/a", _IDEAL_C_OVER_A) * a**3)
+    if a is None or symmetry not in _ATOMS_PER_CUBE:
+        raise problem("a length: ASE has no simple crystal of this element to take it from", key="a")
+    return float(a**3 / _ATOMS_PER_CUBE[symmetry])
+
+
+class Phase(Section):
+    """A crystal: either a prototype with an element, or a structure file."""
+
+    prototype: Literal["hcp", "bcc", "fcc", "diamond", "sc"] | None = Field(
+        None, description="Crystal to build; needs element and n_atoms. Otherwise give file."
+    )
+    element: Annotated[str, BeforeValidator(_known_element)] | None = Field(
+        None, description="Chemical symbol, for a prototype."
+    )
+    n_atoms: Count | None = Field(
+        None,
+        description="Atoms in the cell, for a prototype; phases that are compared need equal numbers.",
+    )
+    a: Length | None = Field(
+        None,
+        description="Lattice constant to start from, Å; null keeps the volume of ASE's reference state.",
+    )
+    c: Length | None = Field(
+        None, description="Second lattice constant of hcp to start from, Å; null: from a."
+    )
+    file: str | None = Field(
+        None, min_length=1, description="Structure file that ASE can read, with a periodic cell."
+    )
+    supercell: Annotated[tuple[Count, Count, Count], Field(strict=False)] = Field(
+        (1, 1, 1), description="Repetitions of the file's cell along its three vectors."
+    )
+    format: str | None = Field(
+        None, description="ASE's name of the file's format; null: from the file's name."
+    )
+    cell_freedom: CellFreedom = Field(
+        default_factory=_default_freedom,
+        description="How the cell follows the pressure: one scale (isotropic), every axis by itself "
+        "(anisotropic), or not at all (fixed). Default: anisotropic for hcp, else isotropic.",
+    )
+
+    @property
+    def lattice(self) -> tuple[float, float | None]:
+        """Lattice constants (a, c) to build a prototype with, Å; c is None unless hcp.
+
+        What the config leaves open follows the atomic volume of ASE's reference state of the element
+        and, for hcp, its c/a where the reference is hexagonal too, else the ideal one.
+        """
+        if self.prototype is None or self.element is None:
+            raise problem("a prototype and its element: a file has its own lattice")
+        reference = reference_states[atomic_numbers[self.element]] or {}
+        ratio = float(reference.get("c/a", _IDEAL_C_OVER_A))
+        if self.prototype == "hcp":
+            a = self.a or float((_reference_volume(reference) * 4 / (3**0.5 * ratio)) ** (1 / 3))
+            return a, self.c or ratio * a
+        n_sites = _ATOMS_PER_CUBE[self.prototype]
+        return self.a or float((_reference_volume(reference) * n_sites) ** (1 / 3)), None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.prototype is None) == (self.file is None):
+            raise problem("either prototype (with element and n_atoms) or file")
+        origin, foreign = ("prototype", _FILE_KEYS) if self.prototype else ("file", _PROTOTYPE_KEYS)
+        for key in foreign:
+            if key in self.model_fields_set and getattr(self, key) not in (None, (1, 1, 1)):
+                raise problem(f"no key {key!r} in a phase that is given by its {origin}", key=key)
+        if self.prototype:
+            self._check_prototype()
+        return self
+
+    def _check_prototype(self) -> None:
+        missing = [key for key in ("element", "n_atoms") if getattr(self, key) is None]
+        if missing:
+            raise problem(f"{' and '.join(missing)} beside prototype")
+        if self.c is not None and self.prototype != "hcp":
+            raise problem(f"no key 'c' for the cubic prototype {self.prototype!r}", key="c")
+        if self.a is None:
+            _ = self.lattice

@@ -1,0 +1,61 @@
+"""The section ``sampling``: how ensembles are drawn by molecular dynamics."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mlip_refine.config.section import Count, Section
+from mlip_refine.config.units import Length, Rate, Time, TimeOrZero, problem
+
+
+class Guards(Section):
+    """When a running system is stopped and reported."""
+
+    max_temperature_ratio: float = Field(
+        3.0, gt=1, allow_inf_nan=False, description="Highest kinetic temperature over the set one, no unit."
+    )
+    max_displacement: Length | None = Field(
+        None, description="Largest distance of an atom from its lattice site, Å; null: not checked."
+    )
+    check_interval: Count = Field(20, description="Steps between two checks.")
+
+
+class Sampling(Section):
+    """Molecular dynamics of every phase at every state point."""
+
+    ensemble: Literal["nvt", "npt"] = Field(
+        "nvt", description="Cell fixed at its equilibrium, or free at the pressure."
+    )
+    timestep: Time = Field(2.0, description="Integration step, fs.")
+    friction: Rate = Field(5.0, description="Friction of the Langevin thermostat, 1/ps.")
+    replicas: Count = Field(4, description="Independent copies of every system.")
+    equilibration: TimeOrZero = Field(
+        1000.0, description="Time that is thrown away before frames are stored, fs."
+    )
+    interval: Time = Field(100.0, description="Time between two stored frames, fs.")
+    frames: Count = Field(20, description="Frames that each replica stores.")
+    n_eff_threshold: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Effective over stored frames, below which a state point is sampled again.",
+    )
+    min_effective_frames: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="Independent frames, below which an estimate is refused."
+    )
+    cell_equilibration: Time = Field(
+        2000.0, description="Length of the run that finds each phase's cell at the wanted pressure, fs."
+    )
+    guards: Guards = Field(default_factory=Guards, description="When a running system is stopped.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.interval < self.timestep:
+            raise problem(f"at least one timestep ({self.timestep:g} fs)", key="interval")
+        if self.min_effective_frames > self.frames * self.replicas:
+            most = self.frames * self.replicas
+            raise problem(
+                f"at most replicas × frames = {most}, else every estimate is refused",
+                key="min_effective_frames",
+            )
+        return self

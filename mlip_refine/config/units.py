@@ -1,0 +1,168 @@
+"""Numbers with units: what a config may write, and what the program stores.
+
+A bare number is taken in the default unit of its kind; text carries its own unit. Stored are K, GPa,
+fs, Å, meV/atom and 1/ps, whatever was written.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
+
+from ase import units as ase_units
+from pydantic import GetJsonSchemaHandler, SerializationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from mlip_refine.errors import nearest
+
+_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
+_KJ_PER_MOL = float(ase_units.kJ / ase_units.mol) * 1e3
+_BOHR = float(ase_units.Bohr)
+
+
+def problem(expected: str, fix: str = "", key: str | None = None) -> PydanticCustomError:
+    """Return an error that the config's printer understands.
+
+    Args:
+        expected: What is allowed.
+        fix: What to do, a sentence of its own.
+        key: The key inside the section that is at fault, where a check spans several.
+    """
+    template = "expected {expected}. {fix}" if fix else "expected {expected}"
+    return PydanticCustomError("mlip_refine", template, {"expected": expected, "fix": fix, "key": key})
+
+
+@dataclass(frozen=True, eq=False)
+class Dimension:
+    """A kind of quantity, attached to a float field by ``Annotated``.
+
+    Attributes:
+        kind: What it is called in messages.
+        units: Factor to the stored unit by symbol; the first is the stored and default unit.
+        offsets: What to add after the factor, by symbol.
+        readable: Units that a dumped config prefers, when the number survives unchanged.
+        above: Exclusive lower bound in the stored unit.
+        least: Inclusive lower bound in the stored unit.
+    """
+
+    kind: str
+    units: Mapping[str, float]
+    offsets: Mapping[str, float] | None = None
+    readable: tuple[str, ...] = ()
+    above: float | None = None
+    least: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """The stored unit, also that of a bare number."""
+        return next(iter(self.units))
+
+    def bounded(self, *, above: float | None = None, least: float | None = None) -> Self:
+        """Return the same kind of quantity with a lower bound in the stored unit."""
+        return replace(self, above=above, least=least)
+
+    def parse(self, value: object) -> float:
+        """Read a number or a text with a unit.
+
+        Args:
+            value: ``2``, ``"2 fs"``, ``"0.1ps"``.
+
+        Returns:
+            The number in the stored unit.
+
+        Raises:
+            PydanticCustomError: The text is no quantity of this kind, or it is out of bounds.
+        """
+        number = self._parse_text(value) if isinstance(value, str) else self._parse_number(value)
+        if not math.isfinite(number) or not self._inside(number):
+            raise problem(self.describe())
+        return number
+
+    def describe(self) -> str:
+        """Return what is allowed, in words."""
+        bound = ""
+        if self.above is not None:
+            bound = f" above {self.above:g} {self.unit}"
+        elif self.least is not None:
+            bound = f" of at least {self.least:g} {self.unit}"
+        return f"a {self.kind}{bound} (a bare number is in {self.unit}; units: {', '.join(self.units)})"
+
+    def write(self, value: float) -> str:
+        """Return a text with a unit that reads back as exactly the same number."""
+        for unit in self.readable:
+            text = f"{value / self.units[unit]:g} {unit}"
+            if value >= self.units[unit] and self.parse(text) == value:
+                return text
+        return f"{int(value) if value == int(value) else value!r} {self.unit}"
+
+    def _parse_number(self, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise problem(self.describe())
+        return float(value)
+
+    def _parse_text(self, text: str) -> float:
+        match = _QUANTITY.fullmatch(unicodedata.normalize("NFC", text).replace("−", "-"))
+        if match is None:
+            raise problem(self.describe())
+        number, unit = float(match[1]), _plain_unit(match[2]) or self.unit
+        if unit not in self.units:
+            raise self._wrong_unit(match[2])
+        return number * self.units[unit] + (self.offsets or {}).get(unit, 0.0)
+
+    def _wrong_unit(self, unit: str) -> PydanticCustomError:
+        word = nearest(unit, self.units)
+        expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {unit!r} is not one)"
+        return problem(expected, f"Did you mean {word!r}?" if word else "")
+
+    def _inside(self, number: float) -> bool:
+        above_bound = self.above is None or number > self.above
+        return above_bound and (self.least is None or number >= self.least)
+
+    def _serialize(self, value: float, info: SerializationInfo) -> float | str:
+        context = info.context
+        return self.write(value) if isinstance(context, dict) and context.get("units") else value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        serializer = core_schema.plain_serializer_function_ser_schema(self._serialize, info_arg=True)
+        return core_schema.no_info_plain_validator_function(self.parse, serialization=serializer)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        number: dict[str, Any] = {"type": "number"}
+        if self.above is not None:
+            number["exclusiveMinimum"] = self.above
+        if self.least is not None:
+            number["minimum"] = self.least
+        text = {"type": "string", "description": f"number and unit: {', '.join(self.units)}"}
+        return {"anyOf": [number, text], "x-unit": self.unit}
+
+
+def _plain_unit(unit: str) -> str:
+    """Bring the ways to write one unit to one: ``1/ps``, ``ps^-1`` and ``/ps``; ``A`` and ``Å``."""
+    inverse = re.fullmatch(r"(?:1\s*/|/|)\s*(\w+?)\s*(\^-1|\*\*-1|⁻¹|-1|)", unit)
+    if inverse and (inverse[2] or "/" in unit):
+        return f"/{inverse[1]}"
+    return re.sub(r"\s*/\s*", "/", unit)
+
+
+TEMPERATURE = Dimension("temperature", {"K": 1.0, "°C": 1.0}, offsets={"°C": 273.15}, above=0.0)
+PRESSURE = Dimension("pressure", {"GPa": 1.0, "MPa": 1e-3, "kbar": 0.1, "bar": 1e-4, "Pa": 1e-9})
+TIME = Dimension("time", {"fs": 1.0, "ps": 1e3, "ns": 1e6}, readable=("ns", "ps"), above=0.0)
+LENGTH = Dimension("length", {"Å": 1.0, "A": 1.0, "Ang": 1.0, "nm": 10.0, "bohr": _BOHR}, above=0.0)
+ENERGY_PER_ATOM = Dimension(
+    "energy per atom",
+    {"meV/atom": 1.0, "eV/atom": 1e3, "kJ/mol/atom": _KJ_PER_MOL, "kJ/mol": _KJ_PER_MOL},
+)
+RATE = Dimension("rate", {"/ps": 1.0, "/fs": 1e3, "/ns": 1e-3}, above=0.0)
+
+Temperature = Annotated[float, TEMPERATURE]
+Pressure = Annotated[float, PRESSURE]
+Time = Annotated[float, TIME]
+TimeOrZero = Annotated[float, TIME.bounded(least=0.0)]
+Length = Annotated[float, LENGTH]
+EnergyPerAtom = Annotated[float, ENERGY_PER_ATOM]
+PositiveEnergyPerAtom = Annotated[float, ENERGY_PER_ATOM.bounded(above=0.0)]
+Rate = Annotated[float, RATE]
