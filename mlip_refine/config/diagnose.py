@@ -26,9 +26,9 @@ _EXPECTED = {
 }
 _BOUNDS = {
     "greater_than": ("gt", "above"),
-    "greater_than_equal": ("ge", "at least"),
+    "greater_than_equal": ("ge", "of at least"),
     "less_than": ("lt", "below"),
-    "less_than_equal": ("le", "at most"),
+    "less_than_equal": ("le", "of at most"),
 }
 _LONGEST = 80
 

@@ -35,11 +35,15 @@ def _base(value: object) -> object:
 def _losses(value: object) -> object:
     """Number the losses that were built in code; those of a file know their lines already."""
     if not isinstance(value, list | tuple):
-        return value
+        return () if value is None else value
     return tuple(
         LocatedNode(node, label=f"losses[{index}]") if type(node) is dict else node
         for index, node in enumerate(value)
     )
+
+
+def _phases(value: object) -> object:
+    return {} if value is None else value
 
 
 SafeName = Annotated[str, BeforeValidator(safe_word)]
@@ -58,7 +62,9 @@ class Config(Section):
         description="Folder that relative input paths start from; default: that of the file.",
     )
     potential: Potential = Field(description="The pretrained model.")
-    phases: dict[SafeName, Phase] = Field(default_factory=dict, description="The crystals, by name.")
+    phases: Annotated[dict[SafeName, Phase], BeforeValidator(_phases)] = Field(
+        default_factory=dict, description="The crystals, by name."
+    )
     losses: Annotated[tuple[LocatedNode, ...], BeforeValidator(_losses)] = Field(
         (), description="What the run minimises; `mlip-refine losses` lists the types and their options."
     )

@@ -105,8 +105,6 @@ def _absolute_base(given: object, folder: Path) -> object:
 
 def _locate(losses: object, places: Places) -> object:
     """Give every loss its lines."""
-    if losses is None:
-        return ()
     if not isinstance(losses, list | tuple):
         return losses
     return [

@@ -82,7 +82,7 @@ class Phase(Section):
         """
         if self.prototype is None or self.element is None:
             raise problem("a prototype and its element: a file has its own lattice")
-        reference = reference_states[atomic_numbers[self.element]] or {}
+        reference: dict[str, Any] = reference_states[atomic_numbers[self.element]] or {}
         ratio = float(reference.get("c/a", _IDEAL_C_OVER_A))
         if self.prototype == "hcp":
             a = self.a or float((_reference_volume(reference) * 4 / (3**0.5 * ratio)) ** (1 / 3))

@@ -128,6 +128,8 @@ class _Reader:
                 continue
             self.places.keys[inner] = self._place(key_node)
             data[key] = self.read(value_node, inner)
+            if not isinstance(value_node, ScalarNode):
+                self.places.values[inner] = self._place(key_node)
         return {**merged, **data}
 
     def _sequence(self, node: SequenceNode, address: Address) -> list[Any]:
