@@ -73,6 +73,8 @@ def parse_tree(text: str, label: str) -> Tree:
     except YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"no valid YAML: {reason}", where=label) from error
+    except RecursionError as error:
+        raise InputError("no config: too many levels", where=label) from error
     reader = _Reader(label, yaml)
     data = None if node is None else reader.read(node, ())
     return Tree(data, reader.places, reader.problems)

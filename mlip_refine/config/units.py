@@ -100,7 +100,10 @@ class Dimension:
     def _parse_number(self, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise problem(self.describe())
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise problem(self.describe()) from None
 
     def _parse_text(self, text: str) -> float:
         match = _QUANTITY.fullmatch(unicodedata.normalize("NFC", text).replace("−", "-"))

@@ -117,6 +117,9 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
         ("phases: &x\n  a: *x\n", "an anchor unfolds without end"),
         ("\tseed: 3\n", "run.yaml:4: no valid YAML"),
         ("---\nseed: 3\n", "no valid YAML"),
+        ("seed: " + 2000 * "[", "too many levels"),
+        ("sampling:\n  timestep: 1" + 400 * "0", "expected a time above 0 fs"),
+        ("training:\n  learning_rate: 1" + 400 * "0", "training.learning_rate cannot be used"),
     ],
 )
 def test_wrong_values_name_line_found_and_allowed(tmp_path, text, message):
