@@ -1,0 +1,121 @@
+"""The multistate equations as a convex minimisation, solved by damped Newton steps."""
+
+import torch
+from torch import Tensor
+
+from mlip_refine.errors import StatisticsError
+
+_MAX_STEPS = 300
+_TOLERANCE = 1e-12
+_FLAT = 1e-9
+
+
+def log_mixture(log_p: Tensor, n_k: Tensor) -> Tensor:
+    """Return ``ln sum_k n_k p_k(x_n)`` of every sample ``[N]`` from log-densities ``[K, N]``."""
+    sampled = n_k > 0
+    return torch.logsumexp(log_p[sampled] + torch.log(n_k[sampled])[:, None], dim=0)
+
+
+def solve_free_energies(u_kn: Tensor, n_k: Tensor) -> Tensor:
+    """Solve the multistate equations for all states.
+
+    Args:
+        u_kn: Reduced potentials ``[K, N]``, states shifted to comparable means.
+        n_k: Samples drawn from each state ``[K]``, as float64, zeros allowed.
+
+    Returns:
+        Reduced free energies ``[K]`` up to a common constant.
+
+    Raises:
+        StatisticsError: The iteration does not converge.
+    """
+    sampled = n_k > 0
+    problem = _Convex(u_kn[sampled], n_k[sampled])
+    f = _minimise(problem)
+    return -torch.logsumexp(-u_kn - problem.mixture(f), dim=1)
+
+
+class _Convex:
+    """``L(f) = mean_n ln sum_k n_k exp(f_k - u_kn) - sum_k n_k f_k / N``, convex in f (Tan et al. 2012)."""
+
+    def __init__(self, u_kn: Tensor, n_k: Tensor) -> None:
+        self.u = u_kn - u_kn.min(dim=0).values
+        self.removed = u_kn.min(dim=0).values
+        self.share = n_k / n_k.sum()
+        self.log_n = torch.log(n_k)[:, None]
+
+    def mixture(self, f: Tensor) -> Tensor:
+        """Log-density of the mixture at the potentials as they were given [N]."""
+        return self._log_mixture(f) - self.removed
+
+    def value(self, f: Tensor) -> Tensor:
+        """The objective, 0-d."""
+        return self._log_mixture(f).mean() - self.share @ f
+
+    def slopes(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient [K] and Hessian [K, K] of the objective."""
+        origin = torch.exp(self.log_n + f[:, None] - self.u - self._log_mixture(f))
+        mean = origin.mean(dim=1)
+        return mean - self.share, torch.diag(mean) - origin @ origin.T / origin.shape[1]
+
+    def iterate(self, f: Tensor) -> Tensor:
+        """One self-consistent iteration, which never raises the objective."""
+        updated = -torch.logsumexp(-self.u - self._log_mixture(f), dim=1)
+        return updated - updated[0]
+
+    def _log_mixture(self, f: Tensor) -> Tensor:
+        return torch.logsumexp(self.log_n + f[:, None] - self.u, dim=0)
+
+
+def _minimise(problem: _Convex) -> Tensor:
+    f = problem.iterate(torch.zeros_like(problem.share))
+    for _ in range(_MAX_STEPS):
+        gradient, hessian = problem.slopes(f)
+        step = _newton_step(gradient, hessian)
+        if step is not None and _is_last(f, step, float(gradient @ step)):
+            return f + step
+        if float(gradient.abs().max()) <= 4.0 * torch.finfo(f.dtype).eps:
+            return f
+        moved = None if step is None else _line_search(problem, f, step, float(gradient @ step))
+        f = problem.iterate(f) if moved is None else moved
+    return _settle(problem, f)
+
+
+def _is_last(f: Tensor, step: Tensor, slope: float) -> bool:
+    """Whether a Newton step is below the tolerance, or its gain far below the statistical error's."""
+    scale = max(1.0, float(f.abs().max()))
+    return float(step.abs().max()) <= _TOLERANCE * scale or 0.0 <= -slope <= _TOLERANCE**2
+
+
+def _newton_step(gradient: Tensor, hessian: Tensor) -> Tensor | None:
+    """Newton step with the first state held, or None where the Hessian is singular."""
+    step = torch.zeros_like(gradient)
+    step[1:], info = torch.linalg.solve_ex(hessian[1:, 1:], -gradient[1:])
+    usable = int(info) == 0 and bool(torch.isfinite(step).all())
+    return step if usable else None
+
+
+def _line_search(problem: _Convex, f: Tensor, step: Tensor, slope: float) -> Tensor | None:
+    """Halve the step until the objective falls; None if it does not, or if the step leads uphill."""
+    if slope > 0.0:
+        return None
+    start = float(problem.value(f))
+    noise = 1e-14 * max(1.0, abs(start))
+    length = 1.0
+    for _ in range(40):
+        trial = f + length * step
+        if float(problem.value(trial)) <= start + 1e-4 * length * slope + noise:
+            return trial
+        length *= 0.5
+    return None
+
+
+def _settle(problem: _Convex, f: Tensor) -> Tensor:
+    """Accept what rounding keeps from the tolerance, refuse what has not converged."""
+    residual = float(problem.slopes(f)[0].abs().max())
+    if residual > _FLAT:
+        raise StatisticsError(
+            f"the multistate equations did not converge in {_MAX_STEPS} steps (residual {residual:.1e})",
+            needed="states that share configurations: more states in between, or longer runs",
+        )
+    return f
