@@ -38,6 +38,7 @@ $(STAMP): pyproject.toml
 	    echo "making $(VENV) with $$python"; \
 	    "$$python" -m venv --clear $(VENV); \
 	fi; \
+	echo "installing into $(VENV), a few minutes the first time"; \
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
