@@ -68,8 +68,8 @@ def _bridges(overlap: float, minimum: float) -> str:
     between = max(1, math.ceil(math.sqrt(math.log(overlap) / math.log(minimum))) - 1)
     states = "state" if between == 1 else "states"
     return (
-        f"at least {between} {states} in between, or fresh samples from a nearer state; with these two alone, "
-        f"{minimum / overlap:.2g} times as many samples for the error that the least overlap gives"
+        f"at least {between} {states} in between, or fresh samples from a nearer state; with these two "
+        f"alone, {minimum / overlap:.2g} times as many samples for the error that the least overlap gives"
     )
 
 
