@@ -1,0 +1,84 @@
+"""From the name that a config gives to the model file: embedded, a path, or a MACE foundation model."""
+
+import contextlib
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from mace.calculators.foundations_models import download_mace_mp_checkpoint, mace_mp_urls
+from mace.tools.utils import get_cache_dir
+
+from mlip_refine.errors import InputError, nearest
+
+EMBEDDED = ("titanium-compact",)
+"""Checkpoints that come with the package."""
+
+_SUFFIXES = (".model", ".safetensors", ".pt", ".pth")
+
+
+def resolve_model(name_or_path: str, base: Path) -> Path:
+    """Find the file of a model.
+
+    Args:
+        name_or_path: An embedded name, a path, or the name of a MACE foundation model; tried in that order.
+        base: Folder that relative paths start from.
+
+    Returns:
+        Path of the file. A foundation model is downloaded by mace-torch into its own cache unless it is
+        there.
+
+    Raises:
+        InputError: Neither a known name nor an existing file, or the download failed.
+    """
+    if name_or_path in EMBEDDED:
+        return _embedded(name_or_path)
+    path = base / Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    if name_or_path in mace_mp_urls:
+        return _foundation(name_or_path)
+    raise _unknown(name_or_path, path)
+
+
+def _embedded(name: str) -> Path:
+    return Path(str(files("mlip_refine").joinpath("assets", f"{name}.model")))
+
+
+def _foundation(name: str) -> Path:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return Path(download_mace_mp_checkpoint(name))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"the foundation model {name!r} is not in the cache and cannot be downloaded ({error})",
+            fix=f"Download {mace_mp_urls[name]} on a connected machine and put it at {cached_path(name)} "
+            "(XDG_CACHE_HOME moves the cache), or give the path of the file as potential.model.",
+        ) from error
+
+
+def cached_path(name: str) -> Path:
+    """Return where mace-torch keeps a foundation model.
+
+    Args:
+        name: A name that `resolve_model` knows as a foundation model.
+    """
+    file = os.path.basename(mace_mp_urls[name])  # noqa: PTH119 - of a URL
+    return Path(get_cache_dir()) / "".join(c for c in file if c.isalnum() or c == "_")
+
+
+def _unknown(name: str, path: Path) -> InputError:
+    expected = None
+    if "/" in name or name.endswith(_SUFFIXES):
+        folder = path.parent
+        known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        problem = "no such model file" if folder.is_dir() else "no such folder"
+        word, where = nearest(path.name, known), str(path)
+    else:
+        known = [*EMBEDDED, *mace_mp_urls]
+        problem = f"unknown model {name!r}, and no file of that name in {path.parent}"
+        word, where = nearest(name, known), "potential.model"
+        expected = f"a path, or one of {', '.join(known)}"
+    return InputError(
+        problem, where=where, expected=expected, fix=f"Did you mean {word!r}?" if word else None
+    )
