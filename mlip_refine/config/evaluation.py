@@ -15,6 +15,7 @@ class Evaluation(Section):
     )
     frames: Count = Field(20, description="Frames that each replica stores.")
     interval: Time = Field(100.0, description="Time between two stored frames, fs.")
+    cell_iterations: Count = Field(2, description="Newton steps from the initial cells to the refined ones.")
     seed_offset: Count = Field(
         1000, description="Added to the seed, so that no frame of the training is met again."
     )

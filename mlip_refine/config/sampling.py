@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mlip_refine.config.section import Count, Section
-from mlip_refine.config.units import Length, Rate, Time, TimeOrZero, problem
+from mlip_refine.config.units import Rate, Time, TimeOrZero, problem
 
 
 class Guards(Section):
@@ -14,8 +14,12 @@ class Guards(Section):
     max_temperature_ratio: float = Field(
         3.0, gt=1, allow_inf_nan=False, description="Highest kinetic temperature over the set one, no unit."
     )
-    max_displacement: Length | None = Field(
-        None, description="Largest distance of an atom from its lattice site, Å; null: not checked."
+    max_displacement: float = Field(
+        0.2,
+        gt=0,
+        allow_inf_nan=False,
+        description="Root-mean-square distance of time-averaged positions from the lattice sites, over the "
+        "nearest-neighbour distance, beyond which a system has left its phase.",
     )
     check_interval: Count = Field(20, description="Steps between two checks.")
 
@@ -44,7 +48,12 @@ class Sampling(Section):
         10.0, gt=0, allow_inf_nan=False, description="Independent frames, below which an estimate is refused."
     )
     cell_equilibration: Time = Field(
-        2000.0, description="Length of the run that finds each phase's cell at the wanted pressure, fs."
+        1500.0, description="Length of each run towards the cell of a phase at the wanted pressure, fs."
+    )
+    cell_iterations: Count = Field(4, description="Runs, each followed by a Newton step of the cell.")
+    barostat_time: Time = Field(200.0, description="Relaxation time of the cell in NPT, fs.")
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="Precision of the dynamics; energies that enter weights are recomputed."
     )
     guards: Guards = Field(default_factory=Guards, description="When a running system is stopped.")
 
