@@ -1,0 +1,1 @@
+"""mlip_refine: correct pretrained MACE potentials, and keep what they know."""

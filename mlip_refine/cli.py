@@ -1,0 +1,98 @@
+"""The command line: the same words as the Python API."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mlip_refine.config import Config, config_schema, load_config
+from mlip_refine.errors import MlipRefineError
+from mlip_refine.losses import registry
+
+app = typer.Typer(
+    name="mlip-refine",
+    help="Correct pretrained MACE potentials with free energies, and keep what they know.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as training.steps=5.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder, if there is one.")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load a model file that may run code: only files you trust.")
+]
+
+
+def _config(path: Path, overrides: list[str] | None, *, trust_pickle: bool) -> Config:
+    extra = ["potential.trust_pickle=true"] if trust_pickle else []
+    return load_config(path, [*(overrides or []), *extra])
+
+
+@app.command()
+def finetune(
+    config: ConfigPath, overrides: Overrides = None, *, resume: Resume = False, trust_pickle: TrustPickle = False
+) -> None:
+    """Correct a potential and measure what changed."""
+    from mlip_refine.report import StepPrinter, print_summary, write_figures
+    from mlip_refine.workflows.finetune import finetune as run
+    from mlip_refine.workflows.run_folder import LAYOUT
+
+    settings = _config(config, overrides, trust_pickle=trust_pickle)
+    out.print(LAYOUT.format(folder=settings.run_folder, name=settings.name))
+    result = run(settings, resume=resume, report=StepPrinter(out))
+    if settings.output.figures:
+        write_figures(result.folder)
+    print_summary(out, result.folder)
+
+
+@app.command("free-energy")
+def free_energy(
+    config: ConfigPath, overrides: Overrides = None, *, resume: Resume = False, trust_pickle: TrustPickle = False
+) -> None:
+    """Compute the free-energy differences of the phases, without changing the potential."""
+    from mlip_refine.workflows.finetune import free_energies
+
+    settings = _config(config, overrides, trust_pickle=trust_pickle)
+    for name, result in free_energies(settings, resume=resume).items():
+        out.print(
+            f"{name}: G({result.to.phase}) - G({result.from_.phase}) = {result.delta_g} at "
+            f"{result.temperature_K:g} K, {result.pressure_GPa:g} GPa, N = {result.n_atoms}"
+        )
+    out.print(f"written to {settings.run_folder}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a config."""
+    schemas = {name: loss.Options.model_json_schema(by_alias=True) for name, loss in registry().items()}
+    sys.stdout.write(json.dumps(config_schema(schemas), indent=2, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def losses() -> None:
+    """List the losses and their options."""
+    for name, loss in sorted(registry().items()):
+        out.print(f"[bold]{name}[/bold]: {(loss.__doc__ or '').strip().splitlines()[0]}")
+        for field, info in loss.Options.model_fields.items():
+            default = "required" if info.is_required() else f"default {info.default}"
+            out.print(f"  {info.alias or field}: {info.description} ({default})", markup=False)
+
+
+def main() -> None:
+    """Run the command line; errors on purpose end it with one message and their exit code."""
+    try:
+        app()
+    except MlipRefineError as error:
+        Console(stderr=True, highlight=False).print(f"mlip-refine: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("mlip-refine: interrupted; go on with --resume\n")
+        sys.exit(130)

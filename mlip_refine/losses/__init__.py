@@ -1,0 +1,19 @@
+"""Losses: what is matched, each a pure function of probes."""
+
+from mlip_refine.losses.base import BatchLoss, EnsembleLoss, EnsembleSource, Frames, Loss, LossResult
+from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
+from mlip_refine.losses.registry import build_losses, registry
+from mlip_refine.losses.replay import Replay
+
+__all__ = [
+    "BatchLoss",
+    "EnsembleLoss",
+    "EnsembleSource",
+    "Frames",
+    "FreeEnergyDifference",
+    "Loss",
+    "LossResult",
+    "Replay",
+    "build_losses",
+    "registry",
+]

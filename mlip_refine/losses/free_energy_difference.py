@@ -1,0 +1,113 @@
+"""Free-energy matching of two phases: ((ΔG_θ - target)/σ)² per atom (DiffTTC)."""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlip_refine.config import EnergyPerAtom, PositiveEnergyPerAtom, Pressure, Section, Temperature
+from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, LossResult
+from mlip_refine.quantities import MEV, Measured, Target
+from mlip_refine.statistics import FreeEnergyEstimate, exp_estimate
+
+
+class FreeEnergyDifferenceOptions(Section):
+    """Options of `free_energy_difference`."""
+
+    from_: str = Field(alias="from", description="Phase I of ΔG = G_II - G_I.")
+    to: str = Field(description="Phase II of ΔG = G_II - G_I.")
+    temperature: Temperature = Field(description="Where the target holds, K.")
+    pressure: Pressure = Field(0.0, description="Where the target holds, GPa.")
+    target: EnergyPerAtom = Field(0.0, description="Wanted ΔG, meV/atom; 0 is coexistence.")
+    uncertainty: PositiveEnergyPerAtom = Field(0.3, description="Standard uncertainty σ of the target, meV/atom.")
+    initial: str = Field(
+        "compute", min_length=1, description="File with the initial ΔG (from free-energy), or compute."
+    )
+
+
+class FreeEnergyDifference(EnsembleLoss):
+    """((ΔG_θ - target)/σ)² with ΔG_θ = ΔG_θ0 + ΔF^II - ΔF^I, all per atom.
+
+    ΔF^α = F_θ - F_θ0 of phase α: the chain of references up to the one that drew the frames, then
+    exponential reweighting to the current parameters (Zwanzig 1954). The gradient equals that of the dynamic
+    targets of Fuchs and Zavadlav (arXiv 2512.03974), where each phase chases the other.
+    """
+
+    Options = FreeEnergyDifferenceOptions
+
+    def __init__(self, name: str, weight: float, options: FreeEnergyDifferenceOptions) -> None:
+        """Keep the options; `prepare` must give ΔG_θ0 before the first evaluation."""
+        super().__init__(name, weight)
+        if options.from_ == options.to:
+            raise InputError(f"loss {name!r} compares a phase with itself", found=options.to)
+        self.options = options
+        state = (options.temperature, options.pressure)
+        self.phase_from, self.phase_to = EnsembleSource(options.from_, *state), EnsembleSource(options.to, *state)
+        self.target = Target(options.target, options.uncertainty, "meV/atom", *state, source="config")
+        self._initial: Measured | None = None
+
+    @property
+    def sources(self) -> tuple[EnsembleSource, ...]:
+        """Both phases at the state of the target."""
+        return self.phase_from, self.phase_to
+
+    def prepare(self, initial: Measured) -> None:
+        """Set ΔG of the initial model, meV/atom, G_to - G_from."""
+        self._initial = initial
+
+    @property
+    def initial(self) -> Measured:
+        """ΔG of the initial model, meV/atom."""
+        if self._initial is None:
+            raise MlipRefineError(f"loss {self.name!r} has no initial free-energy difference yet")
+        return self._initial
+
+    def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
+        """The loss, with ΔG and the effective sizes as diagnostics.
+
+        Raises:
+            InputError: If the two phases have different numbers of atoms.
+        """
+        one, two = frames[self.phase_from], frames[self.phase_to]
+        if one.n_atoms != two.n_atoms:
+            raise InputError(
+                f"loss {self.name!r} compares phases of different size",
+                found=f"{one.n_atoms} and {two.n_atoms} atoms",
+                expected="equal numbers: the finite-size errors of ΔG cancel only then",
+            )
+        change_one, change_two = exp_estimate(one.work, one.inefficiency), exp_estimate(two.work, two.inefficiency)
+        per_atom = 1.0 / (MEV * one.n_atoms)
+        change = (_change(two, change_two) - _change(one, change_one)) * per_atom
+        delta_g = self.initial.value + change
+        value = ((delta_g - self.target.value) / self.target.uncertainty).square()
+        se = _root_sum(
+            self.initial.se,
+            *(s * per_atom for s in (one.shift.se, two.shift.se)),
+            *(e.se / f.beta * per_atom for e, f in ((change_one, one), (change_two, two))),
+        )
+        measured = Measured(float(delta_g.detach()), se, "meV/atom")
+        diagnostics = {"delta_g": measured}
+        entropy = _entropy(one, two, measured, self.options.temperature, per_atom)
+        if entropy is not None:
+            diagnostics["delta_s"] = entropy
+        deviation = Measured(measured.value - self.target.value, measured.se, measured.unit)
+        return LossResult(value, {self.name: float(value.detach())}, diagnostics, deviation)
+
+
+def _change(frames: Frames, estimate: FreeEnergyEstimate) -> Tensor:
+    """F_θ - F_θ0 of the cell, eV."""
+    return estimate.value / frames.beta + frames.shift.value
+
+
+def _entropy(one: Frames, two: Frames, delta_g: Measured, temperature: float, per_atom: float) -> Measured | None:
+    """ΔS = (ΔH - ΔG)/T, meV/atom/K, from the enthalpies of the references."""
+    if one.enthalpy is None or two.enthalpy is None:
+        return None
+    delta_h = (two.enthalpy - one.enthalpy).scaled(per_atom, "meV/atom")
+    return (delta_h - delta_g).scaled(1 / temperature, "meV/atom/K")
+
+
+def _root_sum(*errors: float) -> float:
+    return float(torch.tensor(errors, dtype=torch.float64).norm())

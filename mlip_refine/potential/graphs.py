@@ -1,0 +1,167 @@
+"""Atomistic graphs: what a MACE model reads.
+
+A `Structure` is one periodic configuration with its neighbour list; `collate` joins structures into
+one `Graphs` batch. Neighbour lists are found once per structure and travel with it, because the frames
+of an ensemble are evaluated many times under changing parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from matscipy.neighbours import neighbour_list
+from torch import Tensor
+
+from mlip_refine.errors import InputError
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A batch of graphs.
+
+    Attributes:
+        positions: Cartesian positions `[n_atoms, 3]`, Å; unwrapped positions are fine.
+        cell: Lattice vectors as rows `[n_graphs, 3, 3]`, Å.
+        node_attrs: One-hot elements `[n_atoms, n_elements]` in the order of the model.
+        batch: Graph of every atom `[n_atoms]`.
+        ptr: First atom of every graph, and the end `[n_graphs + 1]`.
+        edge_index: Senders and receivers `[2, n_edges]`.
+        unit_shifts: Lattice translations of the sender-receiver vectors `[n_edges, 3]`.
+    """
+
+    positions: Tensor
+    cell: Tensor
+    node_attrs: Tensor
+    batch: Tensor
+    ptr: Tensor
+    edge_index: Tensor
+    unit_shifts: Tensor
+
+    @property
+    def n_graphs(self) -> int:
+        """Number of graphs in the batch."""
+        return self.cell.shape[0]
+
+    @property
+    def volume(self) -> Tensor:
+        """Cell volumes `[n_graphs]`, Å³."""
+        return torch.linalg.det(self.cell).abs()
+
+    def mace_input(self, head: int) -> dict[str, Tensor]:
+        """The dictionary that `mace.modules.ScaleShiftMACE.forward` reads."""
+        shifts = torch.bmm(self.unit_shifts.unsqueeze(1), self.cell[self.batch[self.edge_index[0]]])
+        return {
+            "positions": self.positions.detach(),
+            "cell": self.cell.reshape(-1, 3),
+            "node_attrs": self.node_attrs,
+            "batch": self.batch,
+            "ptr": self.ptr,
+            "edge_index": self.edge_index,
+            "unit_shifts": self.unit_shifts,
+            "shifts": shifts.squeeze(1),
+            "head": torch.full((self.n_graphs,), head, dtype=torch.long, device=self.cell.device),
+        }
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One periodic configuration and its neighbours, on the CPU.
+
+    Attributes:
+        positions: `[n_atoms, 3]`, Å, float64.
+        cell: Lattice vectors as rows `[3, 3]`, Å, float64.
+        species: Index of every atom's element in the model `[n_atoms]`.
+        edge_index: Senders and receivers `[2, n_edges]`.
+        unit_shifts: Lattice translations `[n_edges, 3]`, int8.
+    """
+
+    positions: Tensor
+    cell: Tensor
+    species: Tensor
+    edge_index: Tensor
+    unit_shifts: Tensor
+
+
+@dataclass(frozen=True)
+class GraphBuilder:
+    """Makes structures and batches for one model: its elements, cutoff, dtype and device."""
+
+    atomic_numbers: tuple[int, ...]
+    cutoff: float
+    dtype: torch.dtype
+    device: torch.device
+
+    def species(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
+        """Map atomic numbers to the model's element indices `[n_atoms]`.
+
+        Raises:
+            InputError: If the model does not know an element.
+        """
+        unknown = sorted({int(z) for z in numbers} - set(self.atomic_numbers))
+        if unknown:
+            raise InputError(
+                "the model does not know every element of the structure",
+                found=f"atomic numbers {unknown}",
+                expected=f"a subset of {list(self.atomic_numbers)}",
+            )
+        index = {z: i for i, z in enumerate(self.atomic_numbers)}
+        return torch.tensor([index[int(z)] for z in numbers], dtype=torch.long)
+
+    def structure(self, positions: Tensor, cell: Tensor, species: Tensor) -> Structure:
+        """Find the neighbours of one configuration (positions `[n, 3]`, cell rows `[3, 3]`, Å)."""
+        positions, cell = positions.detach().cpu().double(), cell.detach().cpu().double()
+        sender, receiver, shifts = neighbour_list(
+            "ijS", cutoff=self.cutoff, positions=positions.numpy(), cell=cell.numpy(), pbc=np.ones(3, dtype=bool)
+        )
+        edges = torch.from_numpy(np.stack([sender, receiver]).astype(np.int32))
+        return Structure(positions, cell, species, edges, torch.from_numpy(shifts.astype(np.int8)))
+
+    def from_atoms(self, atoms: Atoms) -> Structure:
+        """A structure from an ASE `Atoms` object, which must be periodic in three dimensions."""
+        if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6:
+            raise InputError(
+                "the structure is not periodic in three dimensions",
+                found=f"pbc {atoms.pbc.tolist()}, volume {atoms.cell.volume:.3g} Å³",
+                expected="three periodic directions and a cell with a volume",
+            )
+        positions, cell = torch.from_numpy(atoms.positions), torch.from_numpy(np.array(atoms.cell))
+        return self.structure(positions, cell, self.species(atoms.numbers))
+
+    def frames(self, positions: Tensor, cells: Tensor, numbers: np.ndarray) -> list[Structure]:
+        """Structures of an ensemble: positions `[n_frames, n_atoms, 3]`, cells `[n_frames, 3, 3]`."""
+        species = self.species(numbers)
+        return [self.structure(x, h, species) for x, h in zip(positions, cells, strict=True)]
+
+    def collate(self, structures: Sequence[Structure]) -> Graphs:
+        """Join structures into one batch on the model's device and dtype."""
+        sizes = torch.tensor([len(s.species) for s in structures])
+        ptr = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
+        edges = [s.edge_index.long() + start for s, start in zip(structures, ptr[:-1], strict=True)]
+        species = torch.cat([s.species for s in structures])
+        one_hot = torch.nn.functional.one_hot(species, len(self.atomic_numbers))
+        real = {"dtype": self.dtype, "device": self.device}
+        return Graphs(
+            positions=torch.cat([s.positions for s in structures]).to(**real),
+            cell=torch.stack([s.cell for s in structures]).to(**real),
+            node_attrs=one_hot.to(**real),
+            batch=torch.repeat_interleave(torch.arange(len(structures)), sizes).to(self.device),
+            ptr=ptr.to(self.device),
+            edge_index=torch.cat(edges, dim=1).to(self.device),
+            unit_shifts=torch.cat([s.unit_shifts for s in structures]).to(**real),
+        )
+
+
+def chunks(structures: Sequence[Structure], max_atoms: int) -> list[slice]:
+    """Split a list into consecutive slices of at most `max_atoms` atoms (at least one structure each)."""
+    slices, start, atoms = [], 0, 0
+    for i, structure in enumerate(structures):
+        n = len(structure.species)
+        if i > start and atoms + n > max_atoms:
+            slices.append(slice(start, i))
+            start, atoms = i, 0
+        atoms += n
+    if structures:
+        slices.append(slice(start, len(structures)))
+    return slices

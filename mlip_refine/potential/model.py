@@ -1,0 +1,221 @@
+"""A MACE potential: load, evaluate, differentiate, freeze, save."""
+
+import copy
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.potential.archive import module_hash, save_model, save_safetensors
+from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure, chunks
+from mlip_refine.potential.kernels import install_kernels, remove_kernels
+from mlip_refine.potential.resolve import resolve_model
+from mlip_refine.potential.unpickle import load_module
+
+PROBES = ("energy", "forces", "stress")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+# Energies of this many atoms at a time: large enough to fill the hardware, small enough for its caches.
+CHUNK_ATOMS = {"cpu": 900, "cuda": 20_000}
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn `auto | cpu | cuda | cuda:N` into a device.
+
+    Raises:
+        InputError: If a GPU is asked for and none is there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("no CUDA device is available", found=f"device: {device}", expected="auto or cpu")
+    return torch.device(device)
+
+
+class Potential:
+    """A MACE model with everything that refining needs.
+
+    All outputs are differentiable in `trainable_parameters()`. The stored module is evaluated through
+    exact faster kernels where they apply; what is saved is the plain MACE module.
+
+    Attributes:
+        module: The MACE module.
+        head: Name of the head that is evaluated.
+        graphs: Builder of structures and batches for this model.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        head: str | None = None,
+        default_dtype: str = "float64",
+        device: str = "cpu",
+        freeze: Sequence[str] = (),
+    ) -> None:
+        """Take over a MACE module: move it, thaw its parameters, choose its head.
+
+        Args:
+            module: `mace.modules.MACE` or a subclass.
+            head: Head of a multi-head model; `None` takes the only one or the one called "default".
+            default_dtype: `float32` or `float64`.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            freeze: Glob patterns of parameter names that are not trained.
+
+        Raises:
+            InputError: For an unknown head or a pattern that matches nothing.
+        """
+        self.module = module.to(device=resolve_device(device), dtype=DTYPES[default_dtype]).eval()
+        self.heads = [str(h) for h in getattr(module, "heads", None) or ["Default"]]
+        self.head = _choose_head(head, self.heads)
+        self.graphs = GraphBuilder(
+            atomic_numbers=tuple(int(z) for z in module.atomic_numbers),  # type: ignore[union-attr]
+            cutoff=float(module.r_max),  # type: ignore[arg-type]
+            dtype=DTYPES[default_dtype],
+            device=next(module.parameters()).device,
+        )
+        _thaw(self.module, freeze)
+        install_kernels(self.module)
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        base: Path | None = None,
+        head: str | None = None,
+        default_dtype: str = "float64",
+        device: str = "cpu",
+        freeze: Sequence[str] = (),
+        trust_pickle: bool = False,
+    ) -> Self:
+        """Load an embedded name, a path, or a MACE foundation name (see `resolve_model`)."""
+        module = load_module(resolve_model(model, base or Path.cwd()), trust_pickle=trust_pickle)
+        return cls(module, head=head, default_dtype=default_dtype, device=device, freeze=freeze)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.graphs.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the model's parameters."""
+        return self.graphs.dtype
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the tensors and the architecture, independent of device and pickling."""
+        return module_hash(self.module)
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Name and tensor of every parameter that training may change."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies of all parameters, by name."""
+        return {name: p.detach().clone() for name, p in self.module.named_parameters()}
+
+    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Write parameter values in place, by name."""
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if name in values:
+                    parameter.copy_(values[name])
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Hold other parameter values while the block runs."""
+        own = self.parameters()
+        self.set_parameters(values)
+        try:
+            yield
+        finally:
+            self.set_parameters(own)
+
+    def evaluate(
+        self, graphs: Graphs, probes: Iterable[str] = ("energy",), *, create_graph: bool = False
+    ) -> dict[str, Tensor]:
+        """Evaluate a batch in one forward pass.
+
+        Args:
+            graphs: The batch.
+            probes: Any of `energy` `[n_graphs]` eV, `forces` `[n_atoms, 3]` eV/Å, `stress`
+                `[n_graphs, 3, 3]` eV/Å³, tensile positive.
+            create_graph: Keep forces and stress differentiable in the parameters.
+
+        Returns:
+            A tensor per probe. Energies are differentiable whenever gradients are enabled.
+        """
+        wanted = set(probes)
+        derivatives = bool(wanted & {"forces", "stress"})
+        with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives):
+            output = self.module(
+                graphs.mace_input(self.heads.index(self.head)),
+                training=create_graph,
+                compute_force=derivatives,
+                compute_stress="stress" in wanted,
+            )
+        return {name: output[name] for name in PROBES if name in wanted}
+
+    def energies(self, structures: Sequence[Structure]) -> Tensor:
+        """Energies of many structures in chunks, without a graph: `[n]`, eV, float64, on the CPU."""
+        parts = []
+        with torch.no_grad():
+            for part in self.chunks(structures):
+                energy = self.evaluate(self.graphs.collate(structures[part]))["energy"]
+                parts.append(energy.detach().double().cpu())
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def chunks(self, structures: Sequence[Structure]) -> list[slice]:
+        """Slices of the list that are evaluated at once on this device."""
+        return chunks(structures, CHUNK_ATOMS[self.device.type])
+
+    def frozen_copy(self, default_dtype: str | None = None) -> "Potential":
+        """An independent copy without gradients in its parameters: what sampling gets."""
+        name = default_dtype or str(self.dtype).removeprefix("torch.")
+        module = copy.deepcopy(self.module)
+        remove_kernels(module)
+        frozen = Potential(module, head=self.head, default_dtype=name, device=str(self.device))
+        frozen.module.requires_grad_(requires_grad=False)
+        return frozen
+
+    def save(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """Write `NAME.model` (plain MACE) and `NAME.safetensors` with `NAME.json`, atomically."""
+        module = copy.deepcopy(self.module).to("cpu")
+        remove_kernels(module)
+        module.requires_grad_(requires_grad=True)
+        model_path = folder / f"{name}.model"
+        save_model(module, model_path)
+        return model_path, save_safetensors(module, folder / name, {"head": self.head, "model_hash": self.hash})
+
+
+def _choose_head(head: str | None, heads: list[str]) -> str:
+    if head is None:
+        return next((h for h in heads if h.lower() == "default"), heads[0])
+    if head not in heads:
+        word = nearest(head, heads)
+        raise InputError(
+            f"the model has no head {head!r}",
+            expected=f"one of {heads}",
+            fix=f"did you mean {word!r}?" if word else None,
+        )
+    return head
+
+
+def _thaw(module: torch.nn.Module, freeze: Sequence[str]) -> None:
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in freeze:
+        if not fnmatch.filter(names, pattern):
+            word = nearest(pattern, names)
+            raise InputError(
+                f"potential.freeze: {pattern!r} matches no parameter", fix=f"did you mean {word!r}?" if word else None
+            )
+    for name, parameter in module.named_parameters():
+        fixed = any(fnmatch.fnmatch(name, pattern) for pattern in freeze)
+        parameter.requires_grad_(not fixed and parameter.is_floating_point())

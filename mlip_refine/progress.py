@@ -1,0 +1,48 @@
+"""Progress of long work: a bar in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Plain lines come at most this often, in seconds.
+LINE_EVERY = 20.0
+
+console = Console(stderr=True, highlight=False)
+
+
+class Ticker(Protocol):
+    """Something that is told how far the work has come."""
+
+    def __call__(self, done: int) -> None:
+        """Report that `done` units of the total are done."""
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Ticker]:
+    """Show the progress of `total` units of work while the block runs."""
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        yield _lines(description, total)
+
+
+def _lines(description: str, total: int) -> Ticker:
+    start = last = time.monotonic()
+
+    def tick(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_EVERY:
+            last = now
+            left = (now - start) * (total - done) / max(done, 1)
+            console.print(f"{description}: {done}/{total}, {left:.0f} s left", soft_wrap=True)
+
+    return tick

@@ -1,0 +1,26 @@
+"""Sampling: state points in, trajectories out, through batched molecular dynamics."""
+
+from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
+from mlip_refine.sampling.guards import GuardSettings
+from mlip_refine.sampling.harmonic import HarmonicReference, einstein, fit_einstein, fit_harmonic
+from mlip_refine.sampling.sampler import Length, last_frames, mean_cell, sample
+from mlip_refine.sampling.state_points import Hamiltonian, StatePoint, Trajectory
+from mlip_refine.sampling.store import FrameStore
+
+__all__ = [
+    "FrameStore",
+    "GuardSettings",
+    "Hamiltonian",
+    "HarmonicReference",
+    "Length",
+    "MDSettings",
+    "MolecularDynamics",
+    "StatePoint",
+    "Trajectory",
+    "einstein",
+    "fit_einstein",
+    "fit_harmonic",
+    "last_frames",
+    "mean_cell",
+    "sample",
+]

@@ -1,0 +1,186 @@
+"""The force field that torch-sim integrates: a frozen potential, neighbours with a skin, and a bias."""
+
+from dataclasses import dataclass
+
+import torch
+import torch_sim as ts
+from torch import Tensor
+from torch_sim.models.interface import ModelInterface
+from torch_sim.neighbors import torchsim_nl
+
+from mlip_refine.potential import Graphs, Potential
+from mlip_refine.sampling.harmonic import HarmonicReference
+from mlip_refine.sampling.state_points import Hamiltonian
+
+SKIN = 0.8
+
+
+@dataclass
+class _NeighbourList:
+    positions: Tensor
+    cell: Tensor
+    edge_index: Tensor
+    unit_shifts: Tensor
+
+
+@dataclass(frozen=True)
+class _Bias:
+    reference: HarmonicReference
+    force_constants: Tensor
+    systems: Tensor
+    atoms: Tensor
+    scale: Tensor
+
+
+class ForceField(ModelInterface):
+    """Energies, forces and stresses of every system under its own Hamiltonian.
+
+    Non-finite results never reach the integrator: the system's forces become zero and `failed` marks it, so
+    the other systems of the batch go on undisturbed.
+
+    Attributes:
+        model_energy: Unscaled model energies of the last call `[n_systems]`, eV.
+        bias_energy: Unscaled bias energies of the last call `[n_systems]`, eV.
+        stress: Unscaled model stress of the last call that asked for it `[n_systems, 3, 3]`, eV/Å³.
+        failed: Systems that have been non-finite since the last `clear` `[n_systems]`.
+    """
+
+    def __init__(self, potential: Potential, hamiltonians: list[Hamiltonian], atoms_per_system: list[int]) -> None:
+        """Prepare for a batch of systems.
+
+        Args:
+            potential: A frozen copy.
+            hamiltonians: One per system.
+            atoms_per_system: Sizes, in the order of the batch.
+        """
+        super().__init__()
+        self._device, self._dtype = potential.device, potential.dtype
+        self._compute_forces, self._compute_stress = True, False
+        self.potential = potential
+        real = {"device": self._device, "dtype": self._dtype}
+        self.scale = torch.tensor([h.scale for h in hamiltonians], **real)
+        self.biases = _group_biases(hamiltonians, atoms_per_system, real)
+        self.model_energy = torch.zeros(len(hamiltonians), **real)
+        self.bias_energy = torch.zeros_like(self.model_energy)
+        self.stress = torch.zeros(len(hamiltonians), 3, 3, **real)
+        self.failed = torch.zeros(len(hamiltonians), dtype=torch.bool, device=self._device)
+        self._list: _NeighbourList | None = None
+
+    @property
+    def compute_stress(self) -> bool:
+        """Whether calls return the stress."""
+        return self._compute_stress
+
+    @compute_stress.setter
+    def compute_stress(self, compute_stress: bool) -> None:
+        self._compute_stress = compute_stress
+
+    def clear(self) -> None:
+        """Forget failures, after the failed systems have been set back."""
+        self.failed = torch.zeros_like(self.failed)
+
+    def forward(self, state: ts.SimState, **_: object) -> dict[str, Tensor]:
+        """Energy `[n_systems]`, forces `[n_atoms, 3]` and, if asked for, stress `[n_systems, 3, 3]`."""
+        finite = torch.isfinite(state.positions).all(-1, keepdim=True)
+        positions = torch.where(finite, state.positions, torch.zeros_like(state.positions))
+        graphs = self._graphs(state, positions)
+        probes = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
+        output = self.potential.evaluate(graphs, probes)
+        self.model_energy = output["energy"].detach()
+        forces = output["forces"] * self.scale[state.system_idx, None]
+        energy = self.scale * self.model_energy
+        self.bias_energy = torch.zeros_like(self.model_energy)
+        for bias in self.biases:
+            self._add_bias(bias, positions, energy, forces)
+        result = {"energy": energy, "forces": self._guard(energy, forces, finite, state.system_idx)}
+        if self._compute_stress:
+            self.stress = torch.nan_to_num(output["stress"].detach())
+            result["stress"] = self.stress * self.scale[:, None, None]
+        return result
+
+    def _add_bias(self, bias: _Bias, positions: Tensor, energy: Tensor, forces: Tensor) -> None:
+        x = positions[bias.atoms].view(len(bias.systems), -1, 3)
+        u, f = bias.reference.energy_forces(x, bias.force_constants)
+        self.bias_energy[bias.systems] = u
+        energy[bias.systems] += bias.scale * u
+        forces[bias.atoms] += (bias.scale[:, None, None] * f).view(-1, 3)
+
+    def _guard(self, energy: Tensor, forces: Tensor, finite: Tensor, system_idx: Tensor) -> Tensor:
+        bad_atoms = ~(finite.squeeze(-1) & torch.isfinite(forces).all(-1))
+        bad = torch.zeros_like(self.failed).index_put_((system_idx,), bad_atoms, accumulate=True)
+        self.failed = self.failed | bad | ~torch.isfinite(energy)
+        return torch.where(self.failed[system_idx, None], torch.zeros_like(forces), forces)
+
+    def _graphs(self, state: ts.SimState, positions: Tensor) -> Graphs:
+        cell = state.row_vector_cell.contiguous()
+        neighbours = self._list
+        if neighbours is None or not self._still_valid(neighbours, positions, cell, state.system_idx):
+            neighbours = self._list = self._find(state, positions, cell)
+        sender, receiver = neighbours.edge_index
+        shifts = torch.bmm(neighbours.unit_shifts.unsqueeze(1), cell[state.system_idx[sender]]).squeeze(1)
+        vectors = positions[receiver] - positions[sender] + shifts
+        inside = vectors.square().sum(-1) < self.potential.graphs.cutoff**2
+        counts = torch.bincount(state.system_idx)
+        species = self._species(state)
+        return Graphs(
+            positions=positions,
+            cell=cell,
+            node_attrs=species,
+            batch=state.system_idx,
+            ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            edge_index=neighbours.edge_index[:, inside],
+            unit_shifts=neighbours.unit_shifts[inside],
+        )
+
+    def _species(self, state: ts.SimState) -> Tensor:
+        table = torch.tensor(self.potential.graphs.atomic_numbers, device=self._device)
+        return (state.atomic_numbers[:, None] == table).to(self._dtype)
+
+    def _still_valid(self, neighbours: _NeighbourList, positions: Tensor, cell: Tensor, system_idx: Tensor) -> bool:
+        """Whether no pair can have come inside the cutoff since the list was made.
+
+        A pair at least R = cutoff + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of the
+        cell, d the largest displacement beside the affine one.
+        """
+        reach = self.potential.graphs.cutoff + SKIN
+        deformation = torch.linalg.solve(neighbours.cell, cell)
+        affine = torch.bmm(neighbours.positions.unsqueeze(1), deformation[system_idx]).squeeze(1)
+        moved = (positions - affine).norm(dim=-1).max()
+        eye = torch.eye(3, device=cell.device, dtype=cell.dtype)
+        strain = torch.linalg.matrix_norm(deformation - eye).max()
+        return bool((1 - strain) * reach - 2 * moved > self.potential.graphs.cutoff)
+
+    def _find(self, state: ts.SimState, positions: Tensor, cell: Tensor) -> _NeighbourList:
+        fractional = torch.bmm(positions.unsqueeze(1), torch.linalg.inv(cell)[state.system_idx]).squeeze(1)
+        wraps = fractional.floor()
+        wrapped = torch.bmm((fractional - wraps).unsqueeze(1), cell[state.system_idx]).squeeze(1)
+        reach = self.potential.graphs.cutoff + SKIN
+        pairs, _, shifts = torchsim_nl(wrapped, cell, state.pbc, reach, state.system_idx)
+        # Sorted by receiver, so that sums over neighbours read memory in order.
+        order = torch.argsort(pairs[1], stable=True)
+        sender, receiver = pairs[0, order], pairs[1, order]
+        unit_shifts = shifts[order].to(self._dtype) - wraps[receiver] + wraps[sender]
+        return _NeighbourList(positions.clone(), cell.clone(), torch.stack([sender, receiver]), unit_shifts)
+
+
+def _group_biases(hamiltonians: list[Hamiltonian], sizes: list[int], real: dict) -> list[_Bias]:
+    """Systems that share a reference are evaluated together."""
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    groups: dict[int, list[int]] = {}
+    for i, h in enumerate(hamiltonians):
+        if h.bias is not None:
+            groups.setdefault(id(h.bias), []).append(i)
+    biases = []
+    for systems in groups.values():
+        reference = hamiltonians[systems[0]].bias
+        atoms = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in systems])
+        biases.append(
+            _Bias(
+                reference=reference,  # type: ignore[arg-type]
+                force_constants=reference.projected.to(**real),  # type: ignore[union-attr]
+                systems=torch.tensor(systems, device=real["device"]),
+                atoms=atoms.to(real["device"]),
+                scale=torch.tensor([hamiltonians[i].bias_scale for i in systems], **real),
+            )
+        )
+    return biases

@@ -1,0 +1,181 @@
+"""Harmonic reference crystals: the known end of a Frenkel-Ladd path.
+
+The reference energy is U_ref = ½ uᵀ K u with u the displacements from the lattice sites minus the
+mass-weighted displacement of the centre of mass, so that a drifting crystal costs nothing. An Einstein
+crystal has a diagonal K; an effective harmonic crystal has the K that reproduces the sampled covariance of
+the displacements, symmetrised over the space group, and makes the path to it much shorter.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import spglib
+import torch
+from ase import Atoms
+from ase.units import _amu, _e
+from torch import Tensor
+
+from mlip_refine.errors import SamplingError
+from mlip_refine.quantities import HBAR, KB
+
+# 1 amu Å²/fs² in eV
+AMU_A2_FS2 = _amu * 1e10 / _e
+
+SYMMETRY_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class HarmonicReference:
+    """A harmonic crystal about fixed sites.
+
+    Attributes:
+        sites: Lattice sites `[n_atoms, 3]`, Å, float64.
+        force_constants: `[3 n_atoms, 3 n_atoms]`, eV/Å², float64, symmetric; acts on displacements without
+            their centre of mass.
+        masses: `[n_atoms]`, amu, float64.
+    """
+
+    sites: Tensor
+    force_constants: Tensor
+    masses: Tensor
+
+    @cached_property
+    def projected(self) -> Tensor:
+        """Pᵀ K P, P the removal of the mass-weighted centre of mass: acts on bare displacements."""
+        p = _remove_drift(self.masses)
+        return p.T @ self.force_constants @ p
+
+    def energy_forces(self, positions: Tensor, force_constants: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies `[n]`, eV, and forces `[n, n_atoms, 3]`, eV/Å, of positions `[n, n_atoms, 3]`.
+
+        `force_constants` is `projected` in the dtype and on the device of the positions.
+        """
+        u = (positions - self.sites.to(positions)).flatten(1)
+        pull = u @ force_constants
+        return 0.5 * (u * pull).sum(-1), -pull.view_as(positions)
+
+    def energy(self, positions: Tensor) -> Tensor:
+        """Energies `[n]`, eV, float64."""
+        return self.energy_forces(positions.double(), self.projected)[0]
+
+    def frequencies(self) -> Tensor:
+        """The 3N - 3 angular frequencies, rad/fs, ascending.
+
+        Raises:
+            SamplingError: If the crystal is not stable.
+        """
+        inv_root = self.masses.repeat_interleave(3).rsqrt()
+        dynamical = self.projected * inv_root[:, None] * inv_root / AMU_A2_FS2
+        squares = torch.linalg.eigvalsh(dynamical)[3:]
+        if squares[0] <= 0:
+            raise SamplingError("the harmonic reference is unstable: it has imaginary frequencies")
+        return squares.sqrt()
+
+    def free_energy(self, temperature: float, volume: float) -> float:
+        """Absolute classical free energy of the whole cell, eV.
+
+        F = kT Σ ln(ħω_i/kT) over the 3N - 3 vibrations, minus kT ln[(V/N)/Λ_M³], Λ_M the thermal wavelength of
+        the total mass: the centre of mass moves in the volume per atom. For an Einstein crystal this is
+        F_E + F_CM of Freitas, Asta and de Koning, Comput. Mater. Sci. 112, 333 (2016), Eqs. 13 and 16.
+
+        Args:
+            temperature: K.
+            volume: Of the cell, Å³.
+        """
+        kt = KB * temperature
+        vibrations = kt * torch.log(HBAR * self.frequencies() / kt).sum().item()
+        total_mass = self.masses.sum().item() * AMU_A2_FS2
+        wavelength_cubed = (2 * math.pi * HBAR**2 / (total_mass * kt)) ** 1.5
+        return vibrations - kt * math.log(volume / len(self.masses) / wavelength_cubed)
+
+
+def einstein(atoms: Atoms, springs: Tensor) -> HarmonicReference:
+    """An Einstein crystal about the positions of `atoms`; springs `[n_atoms]`, eV/Å²."""
+    return HarmonicReference(_sites(atoms), torch.diag(springs.double().repeat_interleave(3)), _masses(atoms))
+
+
+def fit_einstein(atoms: Atoms, positions: Tensor, temperature: float) -> HarmonicReference:
+    """Springs k = 3kT/⟨|u|²⟩ of every species, from frames `[n, n_atoms, 3]` sampled about `atoms`."""
+    u = _displacements(atoms, positions)
+    squares = u.square().sum(-1).mean(0)
+    numbers = torch.as_tensor(atoms.numbers)
+    springs = torch.empty(len(atoms), dtype=torch.float64)
+    for z in numbers.unique():
+        springs[numbers == z] = 3 * KB * temperature / squares[numbers == z].mean()
+    return einstein(atoms, springs)
+
+
+def fit_harmonic(atoms: Atoms, positions: Tensor, temperature: float) -> HarmonicReference:
+    """The harmonic crystal whose displacement covariance is the sampled one, kT K⁻¹ = ⟨u uᵀ⟩.
+
+    The covariance is averaged over the space group of the ideal crystal, which a cell of n primitive cells
+    multiplies the frames by n times its point group.
+
+    Args:
+        atoms: The ideal crystal (sites and cell).
+        positions: Frames `[n, n_atoms, 3]`, Å, unwrapped.
+        temperature: K.
+
+    Raises:
+        SamplingError: If there are too few frames for a covariance of full rank.
+    """
+    root = _masses(atoms).repeat_interleave(3).sqrt()
+    u = _displacements(atoms, positions).flatten(1)
+    covariance = symmetrise(u.T @ u / len(u), atoms) * root[:, None] * root
+    values, vectors = torch.linalg.eigh(covariance)
+    if values[3] <= 1e-8 * values[-1]:
+        raise SamplingError(
+            f"{len(u)} frames do not determine the covariance of {len(atoms)} atoms: "
+            "sample longer for the fit (free_energy.fit) or use reference: einstein"
+        )
+    dynamical = (vectors[:, 3:] * (KB * temperature / values[3:])) @ vectors[:, 3:].T
+    return HarmonicReference(_sites(atoms), dynamical * root[:, None] * root, _masses(atoms))
+
+
+def symmetrise(matrix: Tensor, atoms: Atoms) -> Tensor:
+    """Average a `[3N, 3N]` matrix over the space group operations of the crystal."""
+    n = len(atoms)
+    blocks = matrix.view(n, 3, n, 3).permute(0, 2, 1, 3)
+    total, operations = torch.zeros_like(blocks), _operations(atoms)
+    for rotation, permutation in operations:
+        total += rotation.T @ blocks[permutation][:, permutation] @ rotation
+    return (total / len(operations)).permute(0, 2, 1, 3).reshape(3 * n, 3 * n)
+
+
+def _operations(atoms: Atoms) -> list[tuple[Tensor, Tensor]]:
+    """Cartesian rotation and site permutation of every operation: site i goes to site permutation[i]."""
+    cell, scaled = np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
+    data = spglib.get_symmetry((cell, scaled, atoms.numbers), symprec=SYMMETRY_TOLERANCE)
+    if data is None:
+        return [(torch.eye(3, dtype=torch.float64), torch.arange(len(atoms)))]
+    found = []
+    for w, t in zip(data["rotations"], data["translations"], strict=True):
+        delta = (scaled @ w.T + t)[:, None] - scaled
+        distances = np.linalg.norm((delta - np.round(delta)) @ cell, axis=-1)
+        rotation = cell.T @ w @ np.linalg.inv(cell.T)
+        found.append((torch.from_numpy(rotation), torch.from_numpy(distances.argmin(1))))
+    return found
+
+
+def _remove_drift(masses: Tensor) -> Tensor:
+    """The projector `[3N, 3N]` that subtracts the mass-weighted mean displacement."""
+    n = len(masses)
+    mean = (masses / masses.sum()).expand(n, n)
+    return torch.kron(torch.eye(n, dtype=torch.float64) - mean, torch.eye(3, dtype=torch.float64))
+
+
+def _displacements(atoms: Atoms, positions: Tensor) -> Tensor:
+    masses = _masses(atoms)
+    u = positions.double().cpu() - _sites(atoms)
+    drift = torch.einsum("nik,i->nk", u, masses / masses.sum())
+    return u - drift[:, None]
+
+
+def _sites(atoms: Atoms) -> Tensor:
+    return torch.from_numpy(atoms.positions.copy())
+
+
+def _masses(atoms: Atoms) -> Tensor:
+    return torch.from_numpy(atoms.get_masses())

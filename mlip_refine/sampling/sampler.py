@@ -1,0 +1,178 @@
+"""From state points to trajectories: batches, segments, and what is already on disk."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from mlip_refine.errors import SamplingError
+from mlip_refine.potential import Potential
+from mlip_refine.progress import progress
+from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
+from mlip_refine.sampling.state_points import StatePoint, Trajectory
+from mlip_refine.sampling.store import FrameStore
+
+Start = Mapping[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to sample: equilibration in fs, then frames per replica, stored in segments."""
+
+    equilibration: float
+    frames: int
+    segment: int | None = None
+
+    def segments(self) -> list[int]:
+        """Frames of every segment."""
+        size = self.segment or self.frames
+        full, rest = divmod(self.frames, size)
+        return [size] * full + ([rest] if rest else [])
+
+
+def sample(
+    potential: Potential,
+    points: Sequence[StatePoint],
+    settings: MDSettings,
+    length: Length,
+    *,
+    seed: int,
+    stage: str,
+    store: FrameStore | None = None,
+    start: Start | None = None,
+) -> dict[str, Trajectory]:
+    """Sample all state points, batching those of one ensemble kind.
+
+    Segments found in the store with the same model, settings and seed are not sampled again, and an interrupted
+    stage continues from its last segment.
+
+    Args:
+        potential: A frozen copy.
+        points: What to sample; names are unique.
+        settings: How to integrate.
+        length: How long.
+        seed: Of this stage.
+        stage: Name of this sampling in the store and in messages.
+        store: Where frames are kept.
+        start: Positions and cells to start from by point name; else the ideal crystals.
+
+    Returns:
+        A trajectory per point, all replicas; `Trajectory.good` drops those that were stopped.
+
+    Raises:
+        SamplingError: If every replica of a point was stopped.
+    """
+    result: dict[str, Trajectory] = {}
+    ordered = sorted(points, key=_kind)
+    for i, (kind, group) in enumerate(groupby(ordered, key=_kind)):
+        batch = list(group)
+        label = stage if i == 0 and len(batch) == len(ordered) else f"{stage}-{kind[0]}-{kind[1]}"
+        result |= _sample_batch(potential, batch, settings, length, seed + i, label, store, start)
+    for name, trajectory in result.items():
+        if not bool(trajectory.kept.any()):
+            raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
+    return {p.name: result[p.name] for p in points}
+
+
+def _kind(point: StatePoint) -> tuple[str, str]:
+    return point.ensemble, point.cell_freedom if point.ensemble == "npt" else ""
+
+
+def _sample_batch(
+    potential: Potential,
+    points: list[StatePoint],
+    settings: MDSettings,
+    length: Length,
+    seed: int,
+    stage: str,
+    store: FrameStore | None,
+    start: Start | None,
+) -> dict[str, Trajectory]:
+    key = _key(potential, points, settings, length, seed, start)
+    named = {p.name: p for p in points}
+    parts: list[dict[str, Trajectory]] = []
+    snapshot: dict[str, Tensor] | None = None
+    while store and len(parts) < len(length.segments()):
+        found = store.read(stage, len(parts), named, key)
+        if found is None:
+            break
+        parts.append(found[0])
+        snapshot = found[1]
+    if len(parts) < len(length.segments()):
+        dynamics = MolecularDynamics(potential, points, settings, seed, start)
+        parts += _run(dynamics, length, parts, snapshot, stage, store, key)
+    return {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
+
+
+def _run(
+    dynamics: MolecularDynamics,
+    length: Length,
+    done: list[dict[str, Trajectory]],
+    snapshot: dict[str, Tensor] | None,
+    stage: str,
+    store: FrameStore | None,
+    key: str,
+) -> list[dict[str, Trajectory]]:
+    settings, fresh = dynamics.settings, []
+    total = settings.steps(length.equilibration) + length.frames * settings.steps(settings.interval)
+    with progress(f"sampling {stage}", total) as tick:
+        if snapshot is None:
+            dynamics.advance(settings.steps(length.equilibration), tick)
+        else:
+            dynamics.restore(snapshot)
+        for i, n_frames in enumerate(length.segments()[len(done) :], start=len(done)):
+            part = dynamics.record(n_frames, tick)
+            if store:
+                store.write(stage, i, part, dynamics.snapshot(), key)
+            fresh.append(part)
+    return fresh
+
+
+def _key(
+    potential: Potential,
+    points: Sequence[StatePoint],
+    settings: MDSettings,
+    length: Length,
+    seed: int,
+    start: Start | None,
+) -> str:
+    """Identifies what was sampled: model, points, settings, seed and start."""
+    digest = hashlib.sha256(potential.hash.encode())
+    described = [
+        (p.name, p.temperature, p.pressure, p.ensemble, p.cell_freedom, p.replicas, p.hamiltonian.scale) for p in points
+    ]
+    digest.update(json.dumps([described, asdict(settings), asdict(length), seed]).encode())
+    for point in points:
+        digest.update(point.atoms.positions.tobytes() + point.atoms.cell.array.tobytes())
+        if point.hamiltonian.bias is not None:
+            digest.update(point.hamiltonian.bias.force_constants.numpy().tobytes())
+        if start and point.name in start:
+            digest.update(b"".join(t.contiguous().numpy().tobytes() for t in start[point.name]))
+    return digest.hexdigest()
+
+
+def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Positions and cells of the last frames of the good replicas, to start the next sampling from."""
+    good = {name: t.good() for name, t in trajectories.items()}
+    return {name: (t.positions[:, -1], t.cells[:, -1]) for name, t in good.items()}
+
+
+def mean_cell(trajectory: Trajectory) -> Tensor:
+    """The mean NPT cell `[3, 3]` with the shape that the crystal's symmetry allows.
+
+    The mean deformation of the ideal cell is averaged over the directions that the ideal cell makes equivalent:
+    all three for an isotropic barostat, x and y for a hexagonal or tetragonal cell with a free axis along z.
+    """
+    good = trajectory.good()
+    home = torch.from_numpy(trajectory.point.atoms.cell.array.copy())
+    stretch = torch.diagonal(torch.linalg.solve(home, good.cells.mean((0, 1)))).clone()
+    if trajectory.point.cell_freedom == "isotropic":
+        stretch[:] = stretch.mean()
+    elif trajectory.point.atoms.cell.get_bravais_lattice().name in ("HEX", "TET"):
+        stretch[:2] = stretch[:2].mean()
+    return home * stretch

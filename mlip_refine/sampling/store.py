@@ -1,0 +1,98 @@
+"""Frames on disk: one HDF5 file per sampled segment, written atomically, with its provenance."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlip_refine.errors import InputError
+from mlip_refine.sampling.state_points import StatePoint, Trajectory
+
+FORMAT = "mlip_refine frames 1"
+_SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
+
+
+class FrameStore:
+    """Segments of trajectories in a folder, reopened when a run is repeated or resumed.
+
+    A stage (`initial`, `step-0012`, ...) is a sequence of segments `STAGE.0000.h5`, ... Each holds the frames of
+    all its state points and the state of the integrator at its end.
+    """
+
+    def __init__(self, folder: Path, provenance: Mapping[str, object]) -> None:
+        """Open a folder (made when the first segment is written).
+
+        Args:
+            folder: Where the files lie.
+            provenance: What the frames depend on beside their stage: model hash, seed, settings, versions.
+        """
+        self.folder, self.provenance = folder, json.dumps(dict(provenance), sort_keys=True, default=str)
+
+    def path(self, stage: str, segment: int) -> Path:
+        """File of a segment."""
+        return self.folder / f"{stage}.{segment:04d}.h5"
+
+    def write(
+        self, stage: str, segment: int, frames: Mapping[str, Trajectory], snapshot: Mapping[str, Tensor], key: str
+    ) -> None:
+        """Write a segment; it appears whole or not at all. `key` identifies what was sampled."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(stage, segment)
+        partial = path.with_suffix(".partial")
+        with h5py.File(partial, "w") as file:
+            file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": key})
+            for name, value in snapshot.items():
+                file.create_dataset(f"snapshot/{name}", data=value.cpu().numpy())
+            for name, trajectory in frames.items():
+                _write_trajectory(file.create_group(f"points/{name}"), trajectory)
+        os.replace(partial, path)
+
+    def read(
+        self, stage: str, segment: int, points: Mapping[str, StatePoint], key: str | None
+    ) -> tuple[dict[str, Trajectory], dict[str, Tensor]] | None:
+        """Read a segment back, or `None` if it was not written yet or belongs to other settings.
+
+        Args:
+            stage: Name of the stage.
+            segment: Its number.
+            points: The state points that are wanted, by name.
+            key: What must have been sampled; `None` takes whatever the stage holds.
+
+        Raises:
+            InputError: If the file is truncated or was not written by this package.
+        """
+        path = self.path(stage, segment)
+        if not path.exists():
+            return None
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT:
+                    raise InputError("this is not a file of frames", where=str(path), expected=FORMAT)
+                if key is not None and (file.attrs["provenance"], file.attrs["key"]) != (self.provenance, key):
+                    return None
+                snapshot = {name: torch.from_numpy(np.asarray(d)) for name, d in file["snapshot"].items()}
+                frames = {name: _read_trajectory(file[f"points/{name}"], p) for name, p in points.items()}
+        except (OSError, KeyError) as error:
+            raise InputError(
+                "the file of frames cannot be read", where=str(path), found=str(error), fix="delete it and run again"
+            ) from error
+        return frames, snapshot
+
+
+def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
+    for name in _SERIES:
+        group.create_dataset(name, data=getattr(trajectory, name).numpy(), compression="lzf")
+    group.create_dataset("kept", data=trajectory.kept.numpy())
+    group.attrs["verdicts"] = json.dumps(trajectory.verdicts)
+    group.attrs["units"] = "Å, eV, eV/Å³ (tensile positive)"
+
+
+def _read_trajectory(group: h5py.Group, point: StatePoint) -> Trajectory:
+    series = {name: torch.from_numpy(np.asarray(group[name])) for name in _SERIES}
+    verdicts = tuple(json.loads(group.attrs["verdicts"]))
+    return Trajectory(point=point, **series, kept=torch.from_numpy(np.asarray(group["kept"])), verdicts=verdicts)

@@ -1,0 +1,1 @@
+"""Training: ensembles that follow the model, exact gradients in constant memory, checkpoints."""

@@ -1,0 +1,42 @@
+"""Checkpoints of a training run: plain tensors and numbers, written atomically, read without pickle code."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlip_refine.errors import InputError
+
+FORMAT = "mlip_refine checkpoint 1"
+
+
+def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
+    """Write `step-NNNN.pt`; it appears whole or not at all. Older ones beyond `keep` are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:04d}.pt"
+    partial = path.with_suffix(".partial")
+    torch.save(content | {"format": FORMAT, "step": step}, partial)
+    os.replace(partial, path)
+    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
+        old.unlink()
+    return path
+
+
+def read_latest(folder: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint of a run, or `None` if there is none.
+
+    Raises:
+        InputError: If the file is not a checkpoint of this package.
+    """
+    paths = sorted(folder.glob("step-*.pt"))
+    if not paths:
+        return None
+    try:
+        content: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        fix = "Delete it: the run then resumes from the checkpoint before."
+        raise InputError("the checkpoint cannot be read", where=str(paths[-1]), found=str(error), fix=fix) from error
+    if content.get("format") != FORMAT:
+        raise InputError("this is not a checkpoint of a run", where=str(paths[-1]), expected=FORMAT)
+    return content

@@ -1,0 +1,211 @@
+"""The training loop: probe, resample where needed, match, replay, update, checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mlip_refine.config import Training
+from mlip_refine.data import ReplayBuffer
+from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, Loss, LossResult
+from mlip_refine.potential import Potential
+from mlip_refine.quantities import Measured
+from mlip_refine.training.checkpoint import read_latest, write_checkpoint
+from mlip_refine.training.ensembles import Ensemble
+from mlip_refine.training.optimisation import Optimiser
+from mlip_refine.training.replay_batches import LabelledFrame, labels
+from mlip_refine.training.resampling import EnsembleSampler, needs_redraw, saved_ensembles
+from mlip_refine.training.streaming import backpropagate, ensemble_losses, probe_energies
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one update saw.
+
+    Attributes:
+        step: Number of the update, from 0.
+        losses: Weighted total and named components.
+        diagnostics: Measured quantities by loss, then name.
+        n_eff: Effective over stored frames by source.
+        resampled: Sources that were sampled anew.
+        gradient_norm: Before clipping; `None` where no update was made.
+    """
+
+    step: int
+    losses: Mapping[str, float]
+    diagnostics: Mapping[str, Mapping[str, Measured]]
+    n_eff: Mapping[str, float]
+    resampled: Sequence[str]
+    gradient_norm: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for the log."""
+        measured = {
+            loss: {name: {"value": m.value, "se": m.se, "unit": m.unit} for name, m in values.items()}
+            for loss, values in self.diagnostics.items()
+        }
+        return {
+            "step": self.step,
+            "losses": dict(self.losses),
+            "diagnostics": measured,
+            "n_eff": dict(self.n_eff),
+            "resampled": list(self.resampled),
+            "gradient_norm": self.gradient_norm,
+        }
+
+
+@dataclass
+class Trainer:
+    """A training run that can be stopped after any update and resumed.
+
+    Attributes:
+        potential: The model that is trained, in place.
+        losses: All losses.
+        settings: Optimiser, tolerance, checkpoints.
+        sampler: Draws ensembles.
+        threshold: Effective over stored frames below which a state point is sampled again.
+        replay: Batches of labelled frames, if there are batch losses.
+        folder: Run folder: `log.jsonl` and `checkpoints/`.
+        report: Called after every update.
+    """
+
+    potential: Potential
+    losses: Sequence[Loss]
+    settings: Training
+    sampler: EnsembleSampler
+    threshold: float
+    replay: ReplayBuffer[LabelledFrame] | None
+    folder: Path
+    report: Callable[[StepReport], None] = lambda _: None
+    step: int = 0
+    inside: int = 0
+    converged: bool = False
+    ensembles: dict[EnsembleSource, Ensemble] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Sort the losses and make the optimiser."""
+        self.optimiser = Optimiser(self.potential, self.settings)
+        self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
+        self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
+        self.sources = sorted({s for loss in self.ensemble_losses for s in loss.sources})
+
+    def run(self) -> None:
+        """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
+        if not self.ensembles and self.sources:
+            self.ensembles = self.sampler.draw(self.potential, self.sources, "initial")
+            self._checkpoint()
+        while self.step < self.settings.steps and not self.converged:
+            self._update()
+            if self.step % self.settings.checkpoint_every == 0 or self.converged:
+                self._checkpoint()
+        self.potential.set_parameters(self.optimiser.averaged())
+
+    def _update(self) -> None:
+        resampled, energies = self._follow()
+        results, adjoints = ensemble_losses(self.ensemble_losses, self.ensembles, energies)
+        self.inside = self.inside + 1 if self._inside(results) else 0
+        self.converged = self.inside >= self.settings.patience
+        self.optimiser.zero_grad()
+        for source, adjoint in adjoints.items():
+            backpropagate(self.potential, self.ensembles[source].structures, adjoint)
+        batches = self._replay()
+        norm = None if self.converged else self.optimiser.step()
+        self._log(results | batches, energies, resampled, norm)
+        self.step += 1
+
+    def _follow(self) -> tuple[list[EnsembleSource], dict[EnsembleSource, Tensor]]:
+        """Energies of the current model on all frames, after sampling anew where too few still count."""
+        energies = probe_energies(self.potential, self.ensembles)
+        stale = {s: e for s, e in self.ensembles.items() if needs_redraw(e, energies[s], self.threshold)}
+        if stale:
+            fresh = self.sampler.redraw(self.potential, stale, f"step-{self.step:04d}")
+            self.ensembles |= fresh
+            # Right after sampling the model is the reference: its energies are known.
+            energies |= {s: e.energy for s, e in fresh.items()}
+        return list(stale), energies
+
+    def _inside(self, results: Mapping[str, LossResult]) -> bool:
+        deviations = [r.deviation for r in results.values() if r.deviation is not None]
+        close = [abs(d.value) <= min(self.settings.tolerance, d.se) for d in deviations]
+        return bool(close) and all(close)
+
+    def _replay(self) -> dict[str, LossResult]:
+        """Back-propagate the batch losses directly."""
+        results: dict[str, LossResult] = {}
+        if self.replay is None or not self.batch_losses:
+            return results
+        probes = frozenset().union(*(loss.probes for loss in self.batch_losses))
+        for _ in range(self.settings.replay_batches):
+            frames = self.replay.next_batch()
+            graphs = self.potential.graphs.collate([f.structure for f in frames])
+            outputs = self.potential.evaluate(graphs, probes, create_graph=True)
+            wanted = labels(frames, self.potential.device, self.potential.dtype)
+            for loss in self.batch_losses:
+                results[loss.name] = loss.evaluate(outputs, wanted)
+                scale = loss.weight / self.settings.replay_batches
+                (scale * results[loss.name].value).backward(retain_graph=loss is not self.batch_losses[-1])
+        return results
+
+    def _log(
+        self,
+        results: Mapping[str, LossResult],
+        energies: Mapping[EnsembleSource, Tensor],
+        resampled: Sequence[EnsembleSource],
+        norm: float | None,
+    ) -> None:
+        weights = {loss.name: loss.weight for loss in self.losses}
+        total = sum(weights[name] * float(r.value.detach()) for name, r in results.items())
+        components = {k: v for r in results.values() for k, v in r.components.items()}
+        report = StepReport(
+            step=self.step,
+            losses={"total": total} | components,
+            diagnostics={name: r.diagnostics for name, r in results.items() if r.diagnostics},
+            n_eff={s.name: self.ensembles[s].n_eff(u) / len(u) for s, u in energies.items()},
+            resampled=[s.name for s in resampled],
+            gradient_norm=norm,
+        )
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(report.as_json()) + "\n")
+        self.report(report)
+
+    def _checkpoint(self) -> None:
+        content = {
+            "model": self.potential.parameters(),
+            "optimiser": self.optimiser.state_dict(),
+            "replay": self.replay.state_dict() if self.replay else None,
+            "ensembles": saved_ensembles(self.ensembles),
+            "inside": self.inside,
+            "converged": self.converged,
+        }
+        write_checkpoint(self.folder / "checkpoints", self.step, content)
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint of the folder; `False` if there is none.
+
+        The log is cut back to what the checkpoint knows.
+        """
+        content = read_latest(self.folder / "checkpoints")
+        if content is None:
+            return False
+        self.ensembles = self.sampler.restore(self.potential, content["ensembles"])
+        self.potential.set_parameters(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        if self.replay and content["replay"]:
+            self.replay.load_state_dict(content["replay"])
+        self.step, self.inside, self.converged = content["step"], content["inside"], content["converged"]
+        _cut_log(self.folder / "log.jsonl", self.step)
+        return True
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop lines of updates that will be made again, and a line that was not written to its end."""
+    if not path.exists():
+        return
+    complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in complete if json.loads(line)["step"] < step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)

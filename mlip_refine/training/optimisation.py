@@ -1,0 +1,72 @@
+"""The optimiser: AdamW with clipped gradients, and a running mean of the parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip_refine.config import Training
+from mlip_refine.errors import MlipRefineError
+from mlip_refine.potential import Potential
+
+
+class Optimiser:
+    """AdamW, gradient clipping and an exponential moving average (EMA) with bias correction."""
+
+    def __init__(self, potential: Potential, settings: Training) -> None:
+        """Take the trainable parameters of a potential.
+
+        Raises:
+            MlipRefineError: If nothing is trainable.
+        """
+        self.parameters = potential.trainable_parameters()
+        if not self.parameters:
+            raise MlipRefineError("every parameter is frozen: there is nothing to train")
+        self.settings = settings
+        self.adam = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._sum = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self._weight = 0.0
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def step(self) -> float:
+        """Clip, update, average.
+
+        Returns:
+            The norm of the gradient before clipping.
+
+        Raises:
+            MlipRefineError: If the gradient is not finite; the parameters are then untouched.
+        """
+        limit = self.settings.clip_gradient or torch.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        if not torch.isfinite(torch.tensor(norm)):
+            raise MlipRefineError("the gradient is not finite: the parameters were left as they were")
+        self.adam.step()
+        decay = self.settings.ema_decay
+        self._weight = decay * self._weight + (1 - decay)
+        for name, parameter in self.parameters.items():
+            self._sum[name].mul_(decay).add_(parameter.detach(), alpha=1 - decay)
+        return norm
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The parameters to keep: their running mean, or the current ones where averaging is off."""
+        if self.settings.ema_decay == 0 or self._weight == 0:
+            return {name: p.detach().clone() for name, p in self.parameters.items()}
+        return {name: total / self._weight for name, total in self._sum.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+        return {"adam": self.adam.state_dict(), "sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.adam.load_state_dict(state["adam"])
+        for name, total in state["sum"].items():
+            self._sum[name].copy_(total)
+        self._weight = float(state["weight"])

@@ -1,0 +1,118 @@
+"""The cell in which a phase has the wanted pressure, found from the mean stress of NVT runs.
+
+Newton's method on the few strains that the crystal's symmetry leaves free. The tangent is that of the static
+lattice; a few iterations absorb the difference. Unlike a barostat, this cannot carry a phase over a low
+mechanical barrier into another one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlip_refine.potential import Potential
+from mlip_refine.quantities import GPA
+from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, last_frames, sample
+
+STATIC_STRAIN = 0.005
+MAX_STRAIN = 0.02
+
+
+def equilibrate_cells(
+    potential: Potential,
+    points: Sequence[StatePoint],
+    settings: MDSettings,
+    length: Length,
+    *,
+    iterations: int,
+    seed: int,
+    stage: str,
+    store: FrameStore | None = None,
+) -> dict[str, StatePoint]:
+    """Give every point the cell in which its mean total stress is minus its pressure.
+
+    Args:
+        potential: A frozen copy.
+        points: NVT points with starting cells; points whose cell is `fixed` are left alone.
+        settings: How to integrate.
+        length: Of each iteration.
+        iterations: Newton steps.
+        seed: Of the sampling.
+        stage: Name in the store.
+        store: Where frames are kept.
+
+    Returns:
+        The points, by name, in their new cells.
+    """
+    current = {p.name: replace(p, ensemble="nvt") for p in points}
+    free = [name for name, p in current.items() if p.cell_freedom != "fixed"]
+    tangents = {name: _static_tangent(potential, current[name]) for name in free}
+    start = None
+    for i in range(iterations if free else 0):
+        moving = [current[name] for name in free]
+        runs = sample(
+            potential, moving, settings, length, seed=seed + i, stage=f"{stage}-{i}", store=store, start=start
+        )
+        for name, run in runs.items():
+            current[name] = current[name].with_cell(_newton_cell(run, tangents[name]))
+        start = _carried(runs, current)
+    return current
+
+
+def strain_groups(point: StatePoint) -> list[list[int]]:
+    """Cartesian axes that strain together: all of them, or x with y when the lattice makes them equal."""
+    if point.cell_freedom == "isotropic":
+        return [[0, 1, 2]]
+    if point.atoms.cell.get_bravais_lattice().name in ("HEX", "TET", "RHL"):
+        return [[0, 1], [2]]
+    return [[0], [1], [2]]
+
+
+def _newton_cell(run: Trajectory, tangent: Tensor) -> np.ndarray:
+    """One Newton step from the mean stress of a run."""
+    groups = strain_groups(run.point)
+    excess = _grouped(run.good().total_stress(), groups) + run.point.pressure * GPA
+    strain = -torch.linalg.solve(tangent, excess).clamp(-MAX_STRAIN, MAX_STRAIN)
+    return _strained(np.array(run.point.atoms.cell), strain, groups)
+
+
+def _static_tangent(potential: Potential, point: StatePoint) -> Tensor:
+    """d(stress of group g)/d(strain of group h) of the static lattice `[n_groups, n_groups]`, eV/Å³."""
+    groups = strain_groups(point)
+    columns = []
+    for h in range(len(groups)):
+        strain = torch.zeros(len(groups))
+        strain[h] = STATIC_STRAIN
+        plus, minus = (_static_stress(potential, point, s, groups) for s in (strain, -strain))
+        columns.append((plus - minus) / (2 * STATIC_STRAIN))
+    return torch.stack(columns, dim=1)
+
+
+def _static_stress(potential: Potential, point: StatePoint, strain: Tensor, groups: list[list[int]]) -> Tensor:
+    strained = point.with_cell(_strained(np.array(point.atoms.cell), strain, groups))
+    graphs = potential.graphs.collate([potential.graphs.from_atoms(strained.atoms)])
+    return _grouped(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), groups)
+
+
+def _grouped(stress: Tensor, groups: list[list[int]]) -> Tensor:
+    diagonal = torch.diagonal(stress)
+    return torch.stack([diagonal[axes].mean() for axes in groups])
+
+
+def _strained(cell: np.ndarray, strain: Tensor, groups: list[list[int]]) -> np.ndarray:
+    stretch = np.ones(3)
+    for axes, value in zip(groups, strain.tolist(), strict=True):
+        stretch[axes] += value
+    return cell * stretch
+
+
+def _carried(runs: Mapping[str, Trajectory], points: Mapping[str, StatePoint]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Last frames, carried affinely into the new cells."""
+    carried = {}
+    for name, (positions, cells) in last_frames(runs).items():
+        new = torch.from_numpy(points[name].atoms.cell.array.copy())
+        deformation = torch.linalg.solve(cells, new.expand_as(cells))
+        carried[name] = (torch.bmm(positions, deformation), new.expand_as(cells).contiguous())
+    return carried

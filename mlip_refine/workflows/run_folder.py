@@ -1,0 +1,68 @@
+"""The folder of a run: made, refused, or resumed."""
+
+import os
+from pathlib import Path
+
+from mlip_refine.config import Config, dump_config, load_config
+from mlip_refine.errors import InputError
+from mlip_refine.files import write_text
+
+LAYOUT = """{folder}
+├── config.yaml       the config with every default
+├── log.jsonl         one line per update
+├── checkpoints/      what --resume starts from
+├── frames/           sampled frames (HDF5)
+├── {name}.model        the refined MACE checkpoint
+├── {name}.safetensors  the same without pickle, with {name}.json
+├── summary.json      what changed, with errors
+└── *.png             figures"""
+
+
+def open_run_folder(config: Config, *, resume: bool) -> Path:
+    """Make the folder of a run, or go on in one.
+
+    Args:
+        config: Names the folder.
+        resume: Whether a run that is there is continued; without one, a run is started.
+
+    Raises:
+        InputError: If the folder exists and is not to be resumed, holds a run of another config, or cannot be
+            written. Nothing is overwritten.
+    """
+    folder = config.run_folder
+    if (folder / "config.yaml").exists():
+        if not resume:
+            raise InputError(
+                "the run folder exists",
+                where=str(folder),
+                fix="Give the run another name, go on with --resume, or remove the folder.",
+            )
+        _require_same(config, folder)
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("the run folder exists and is not a run", where=str(folder), fix="Choose another name.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, str(error)) from error
+    if not os.access(folder, os.W_OK):
+        raise _unwritable(folder, "no permission to write")
+    write_text(folder / "config.yaml", dump_config(config))
+    return folder
+
+
+def _require_same(config: Config, folder: Path) -> None:
+    """Resuming under another config would mix two runs."""
+    old, new = load_config(folder / "config.yaml").model_dump(), config.model_dump()
+    changed = [key for key in new if key not in ("base", "output") and old.get(key) != new[key]]
+    if changed:
+        raise InputError(
+            "the run folder belongs to another config",
+            where=str(folder / "config.yaml"),
+            found=f"differences in {', '.join(changed)}",
+            fix="Give the run another name, or resume with the config that it was started with.",
+        )
+
+
+def _unwritable(folder: Path, why: str) -> InputError:
+    return InputError("the run folder cannot be written", where=str(folder), found=why, fix="Set output.folder.")

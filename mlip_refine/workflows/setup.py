@@ -1,0 +1,121 @@
+"""From a config to what the workflows work with: potential, crystals, state points, settings."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ase import Atoms
+
+from mlip_refine.config import Config, Phase
+from mlip_refine.data import build_phase, load_structure, read_frames
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.losses import EnsembleSource
+from mlip_refine.potential import Potential
+from mlip_refine.sampling import GuardSettings, Length, MDSettings, StatePoint
+from mlip_refine.training.replay_batches import LabelledFrame
+
+
+def load_potential(config: Config) -> Potential:
+    """The potential that the config names.
+
+    Raises:
+        InputError: If it cannot be loaded safely (see `Potential.load`).
+    """
+    section = config.potential
+    return Potential.load(
+        section.model,
+        base=config.base,
+        head=section.head,
+        default_dtype=section.default_dtype,
+        device=config.device,
+        freeze=section.freeze,
+        trust_pickle=section.trust_pickle,
+    )
+
+
+def crystal(config: Config, name: str) -> Atoms:
+    """The ideal crystal of a phase, in its starting cell."""
+    phase: Phase = config.phases[name]
+    if phase.file is not None:
+        return load_structure(config.resolve(phase.file), phase.supercell, phase.format)
+    a, c = phase.lattice
+    return build_phase(str(phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
+
+
+def state_points(
+    config: Config, sources: Iterable[EnsembleSource], potential: Potential, replicas: int
+) -> dict[EnsembleSource, StatePoint]:
+    """A state point per source, in the starting cell of its phase.
+
+    Raises:
+        InputError: For a phase that the config does not have, or elements that the model does not know.
+    """
+    points = {}
+    for source in sources:
+        if source.phase not in config.phases:
+            word = nearest(source.phase, config.phases)
+            raise InputError(
+                f"a loss names the phase {source.phase!r}, which is not among phases",
+                where=config.where("losses"),
+                expected=f"one of {', '.join(config.phases) or '(none)'}",
+                fix=f"Did you mean {word!r}?" if word else None,
+            )
+        atoms = crystal(config, source.phase)
+        potential.graphs.species(atoms.numbers)
+        points[source] = StatePoint(
+            name=source.name,
+            atoms=atoms,
+            temperature=source.temperature,
+            pressure=source.pressure,
+            ensemble=config.sampling.ensemble,
+            cell_freedom=config.phases[source.phase].cell_freedom,
+            replicas=replicas,
+        )
+    return points
+
+
+def md_settings(config: Config, *, friction: float | None = None, interval: float | None = None) -> MDSettings:
+    """Integrator settings; a workflow may have its own friction (1/ps) and frame interval (fs)."""
+    section = config.sampling
+    guards = section.guards
+    return MDSettings(
+        timestep=section.timestep,
+        friction=section.friction if friction is None else friction,
+        interval=section.interval if interval is None else interval,
+        barostat_time=section.barostat_time,
+        guards=GuardSettings(guards.max_temperature_ratio, guards.max_displacement, guards.check_interval),
+    )
+
+
+def sampling_length(config: Config) -> Length:
+    """How long `sampling` draws frames."""
+    return Length(config.sampling.equilibration, config.sampling.frames)
+
+
+@dataclass(frozen=True)
+class ReplayData:
+    """Labelled frames to train on and to measure errors on."""
+
+    train: list[LabelledFrame]
+    valid: list[LabelledFrame]
+
+
+def load_replay(config: Config, potential: Potential) -> ReplayData | None:
+    """Read the replay frames, if the config has any.
+
+    Raises:
+        InputError: For a file, frame or label that cannot be used.
+    """
+    section = config.replay
+    if section is None:
+        return None
+    sets = []
+    for paths in (section.train, section.valid):
+        frames = read_frames(
+            [config.resolve(p) for p in paths],
+            section.energy_key,
+            section.forces_key,
+            section.stress_key,
+            elements=set(potential.graphs.atomic_numbers),
+        )
+        sets.append([LabelledFrame.from_frame(potential, f) for f in frames])
+    return ReplayData(*sets)
