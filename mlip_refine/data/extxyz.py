@@ -123,7 +123,16 @@ def _read_atoms(path: Path) -> Iterator[Atoms]:
             for atoms in read_xyz(stream, index=slice(None)):
                 yield atoms
                 count += 1
-    except (XYZError, ValueError, KeyError, IndexError, StopIteration, RuntimeError) as error:
+    except (
+        XYZError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AssertionError,
+        StopIteration,
+        RuntimeError,
+    ) as error:
         raise InputError(
             f"cannot be read as extended XYZ ({_one_line(error)})",
             where=f"{path.name}, frame {count}",

@@ -19,6 +19,12 @@ Prototype = Literal["hcp", "bcc", "fcc", "diamond", "sc"]
 
 _ATOMS_PER_CELL: dict[str, int] = {"hcp": 2, "bcc": 2, "fcc": 4, "diamond": 8, "sc": 1}
 _LARGEST = 10
+_PARSER_ERRORS = (
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, SyntaxError),
+    *(OSError, RuntimeError),
+)
+"""What the parsers of ASE and pymatgen raise when they are given another kind of file."""
+
 _IDEAL_RATIO = float(np.sqrt(8 / 3))
 
 
@@ -135,16 +141,7 @@ def _read_structure(path: Path, format: str | None) -> Atoms:
         if format is None:
             return _read_with_pymatgen(path)
         raise InputError("unknown file format", where=str(path), found=format) from error
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        OSError,
-        StopIteration,
-        RuntimeError,
-        SyntaxError,
-    ) as error:
+    except (*_PARSER_ERRORS, StopIteration) as error:
         if format is None:
             return _read_with_pymatgen(path)
         raise InputError(f"cannot be read as {format} ({error})", where=str(path)) from error
@@ -153,7 +150,7 @@ def _read_structure(path: Path, format: str | None) -> Atoms:
 def _read_with_pymatgen(path: Path) -> Atoms:
     try:
         atoms = AseAtomsAdaptor.get_atoms(Structure.from_file(path))
-    except (ValueError, KeyError, IndexError, TypeError, OSError, RuntimeError, AttributeError) as error:
+    except _PARSER_ERRORS as error:
         raise InputError(
             "cannot be read by ASE nor by pymatgen",
             where=str(path),

@@ -1,5 +1,6 @@
 """Saving MACE models: a `.model` that plain MACE opens, and tensors with JSON that need no pickle."""
 
+import contextlib
 import copy
 import json
 import secrets
@@ -143,7 +144,8 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             f"the model cannot be written ({error})", where=str(path), expected="an existing, writable folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _read_document(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str]]:
