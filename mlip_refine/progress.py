@@ -27,7 +27,9 @@ def progress(description: str, total: int) -> Iterator[Ticker]:
     """Show the progress of `total` units of work while the block runs."""
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
+        ) as bar:
             task = bar.add_task(description, total=total)
             yield lambda done: bar.update(task, completed=done)
     else:
@@ -36,13 +38,16 @@ def progress(description: str, total: int) -> Iterator[Ticker]:
 
 def _lines(description: str, total: int) -> Ticker:
     start = last = time.monotonic()
+    first: int | None = None
 
     def tick(done: int) -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
+        # What a resumed run found done says nothing about its speed.
+        first = done if first is None else first
         if now - last >= LINE_EVERY:
             last = now
-            left = (now - start) * (total - done) / max(done, 1)
+            left = (now - start) * (total - done) / max(done - first, 1)
             console.print(f"{description}: {done}/{total}, {left:.0f} s left", soft_wrap=True)
 
     return tick

@@ -7,6 +7,7 @@ of an ensemble are evaluated many times under changing parameters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,33 @@ class Graphs:
     @property
     def volume(self) -> Tensor:
         """Cell volumes `[n_graphs]`, Å³."""
-        return torch.linalg.det(self.cell).abs()
+        volume: Tensor = torch.linalg.det(self.cell).abs()
+        return volume
+
+    def split(self, max_atoms: int) -> list["Graphs"]:
+        """Consecutive parts of at most `max_atoms` atoms; the edges must be sorted by receiver."""
+        starts = self.ptr.tolist()
+        first = [0]
+        for i in range(1, self.n_graphs):
+            if starts[i + 1] - starts[first[-1]] > max_atoms:
+                first.append(i)
+        ends = [*first[1:], self.n_graphs]
+        edges = torch.searchsorted(self.edge_index[1].contiguous(), self.ptr).tolist()
+        return (
+            [self] if len(first) == 1 else [self._part(i, j, edges) for i, j in zip(first, ends, strict=True)]
+        )
+
+    def _part(self, start: int, end: int, edges: list[int]) -> "Graphs":
+        atoms, pairs = slice(int(self.ptr[start]), int(self.ptr[end])), slice(edges[start], edges[end])
+        return Graphs(
+            positions=self.positions[atoms],
+            cell=self.cell[start:end],
+            node_attrs=self.node_attrs[atoms],
+            batch=self.batch[atoms] - start,
+            ptr=self.ptr[start : end + 1] - atoms.start,
+            edge_index=self.edge_index[:, pairs] - atoms.start,
+            unit_shifts=self.unit_shifts[pairs],
+        )
 
     def mace_input(self, head: int) -> dict[str, Tensor]:
         """The dictionary that `mace.modules.ScaleShiftMACE.forward` reads."""
@@ -113,7 +140,11 @@ class GraphBuilder:
         """Find the neighbours of one configuration (positions `[n, 3]`, cell rows `[3, 3]`, Å)."""
         positions, cell = positions.detach().cpu().double(), cell.detach().cpu().double()
         sender, receiver, shifts = neighbour_list(
-            "ijS", cutoff=self.cutoff, positions=positions.numpy(), cell=cell.numpy(), pbc=np.ones(3, dtype=bool)
+            "ijS",
+            cutoff=self.cutoff,
+            positions=positions.numpy(),
+            cell=cell.numpy(),
+            pbc=np.ones(3, dtype=bool),
         )
         edges = torch.from_numpy(np.stack([sender, receiver]).astype(np.int32))
         return Structure(positions, cell, species, edges, torch.from_numpy(shifts.astype(np.int8)))
@@ -141,7 +172,7 @@ class GraphBuilder:
         edges = [s.edge_index.long() + start for s, start in zip(structures, ptr[:-1], strict=True)]
         species = torch.cat([s.species for s in structures])
         one_hot = torch.nn.functional.one_hot(species, len(self.atomic_numbers))
-        real = {"dtype": self.dtype, "device": self.device}
+        real: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return Graphs(
             positions=torch.cat([s.positions for s in structures]).to(**real),
             cell=torch.stack([s.cell for s in structures]).to(**real),

@@ -163,6 +163,15 @@ class Potential:
             )
         return {name: output[name] for name in PROBES if name in wanted}
 
+    def evaluate_chunked(self, graphs: Graphs, probes: Iterable[str]) -> dict[str, Tensor]:
+        """Evaluate a batch of any size in parts that suit the device, without a graph in the parameters.
+
+        The edges must be sorted by receiver.
+        """
+        wanted = tuple(probes)
+        parts = [self.evaluate(part, wanted) for part in graphs.split(CHUNK_ATOMS[self.device.type])]
+        return {name: torch.cat([part[name].detach() for part in parts]) for name in wanted}
+
     def energies(self, structures: Sequence[Structure]) -> Tensor:
         """Energies of many structures in chunks, without a graph: `[n]`, eV, float64, on the CPU."""
         parts = []
@@ -192,7 +201,9 @@ class Potential:
         module.requires_grad_(requires_grad=True)
         model_path = folder / f"{name}.model"
         save_model(module, model_path)
-        return model_path, save_safetensors(module, folder / name, {"head": self.head, "model_hash": self.hash})
+        return model_path, save_safetensors(
+            module, folder / name, {"head": self.head, "model_hash": self.hash}
+        )
 
 
 def _choose_head(head: str | None, heads: list[str]) -> str:
@@ -214,7 +225,8 @@ def _thaw(module: torch.nn.Module, freeze: Sequence[str]) -> None:
         if not fnmatch.filter(names, pattern):
             word = nearest(pattern, names)
             raise InputError(
-                f"potential.freeze: {pattern!r} matches no parameter", fix=f"did you mean {word!r}?" if word else None
+                f"potential.freeze: {pattern!r} matches no parameter",
+                fix=f"did you mean {word!r}?" if word else None,
             )
     for name, parameter in module.named_parameters():
         fixed = any(fnmatch.fnmatch(name, pattern) for pattern in freeze)

@@ -29,7 +29,7 @@ from mlip_refine.sampling.state_points import StatePoint, Trajectory
 
 FS = 1e-3 * float(MetalUnits.time)
 
-INTEGRATORS = {
+INTEGRATORS: dict[tuple[str, str], tuple[Any, Any]] = {
     ("nvt", "isotropic"): (nvt_langevin_init, nvt_langevin_step),
     ("npt", "isotropic"): (npt_langevin_isotropic_init, npt_langevin_isotropic_step),
     ("npt", "anisotropic"): (npt_langevin_anisotropic_init, npt_langevin_anisotropic_step),
@@ -99,17 +99,19 @@ class MolecularDynamics:
         self._systems = [(p, r) for p in points for r in range(p.replicas)]
         self._kind = _common_kind(points)
         atoms = [_started(p, r, start) for p, r in self._systems]
-        self.forcefield = ForceField(potential, [p.hamiltonian for p, _ in self._systems], [len(a) for a in atoms])
+        self.forcefield = ForceField(
+            potential, [p.hamiltonian for p, _ in self._systems], [len(a) for a in atoms]
+        )
         self.forcefield.compute_stress = self._kind[0] == "npt"
         state = ts.io.atoms_to_state(atoms, potential.device, potential.dtype)
         state.rng = seed
-        real = {"device": potential.device, "dtype": potential.dtype}
+        real: dict[str, Any] = {"device": potential.device, "dtype": potential.dtype}
         self._kt = torch.tensor([KB * p.temperature for p, _ in self._systems], **real)
         self._arguments = self._step_arguments(real)
         self.state = INTEGRATORS[self._kind][0](state, self.forcefield, **self._init_arguments(state))
         sites = np.concatenate([p.atoms.get_scaled_positions(wrap=False) for p, _ in self._systems])
         self._scaled_sites = torch.tensor(sites, **real)
-        self._home = [(p.atoms.positions, np.array(p.atoms.cell)) for p, _ in self._systems]
+        self._home = [p.atoms.positions for p, _ in self._systems]
         window = settings.steps(AVERAGING_TIME)
         self._guard = PhaseGuard(self._scaled_sites, self.state.masses, self.state.system_idx, window)
         self._bond = torch.tensor([nearest_neighbour_distance(p.atoms) for p, _ in self._systems], **real)
@@ -177,10 +179,11 @@ class MolecularDynamics:
 
     def _stop(self, system: int, reason: str) -> None:
         point, replica = self._systems[system]
-        self.stopped.setdefault(system, f"{point.name}, replica {replica}, step {self.step}: stopped, {reason}")
+        self.stopped.setdefault(
+            system, f"{point.name}, replica {replica}, step {self.step}: stopped, {reason}"
+        )
         atoms = self.state.system_idx == system
-        positions, cell = self._home[system]
-        self.state.positions[atoms] = torch.as_tensor(positions).to(self.state.positions)
+        self.state.positions[atoms] = torch.as_tensor(self._home[system]).to(self.state.positions)
         self.state.momenta[atoms] = 0.0
         if self._kind[0] == "npt":
             self.state.cell_positions[system] = 0.0
@@ -210,14 +213,25 @@ class MolecularDynamics:
                 positions=block.view(len(block), point.replicas, n, 3).transpose(0, 1).contiguous(),
                 **{name: value[systems].contiguous() for name, value in per_system.items()},
                 kept=torch.tensor([i not in self.stopped for i in range(systems.start, systems.stop)]),
-                verdicts=tuple(v for i, v in sorted(self.stopped.items()) if systems.start <= i < systems.stop),
+                verdicts=tuple(
+                    v for i, v in sorted(self.stopped.items()) if systems.start <= i < systems.stop
+                ),
             )
             system, atom = systems.stop, atom + n * point.replicas
         return result
 
     def snapshot(self) -> dict[str, Tensor]:
         """Everything that continues this run: restore it with `restore`."""
-        names = ("positions", "momenta", "forces", "energy", "cell", "stress", "cell_positions", "cell_velocities")
+        names = (
+            "positions",
+            "momenta",
+            "forces",
+            "energy",
+            "cell",
+            "stress",
+            "cell_positions",
+            "cell_velocities",
+        )
         saved = {name: getattr(self.state, name).clone() for name in names if hasattr(self.state, name)}
         stopped = [i in self.stopped for i in range(len(self._systems))]
         return saved | {
@@ -245,10 +259,9 @@ def _common_kind(points: Sequence[StatePoint]) -> tuple[str, str]:
 
 
 def _started(point: StatePoint, replica: int, start: Mapping[str, tuple[Tensor, Tensor]] | None) -> Atoms:
-    atoms = point.atoms.copy()
+    atoms: Atoms = point.atoms.copy()
     if start and point.name in start:
         positions, cells = start[point.name]
         atoms.set_cell(cells[replica % len(cells)].numpy())
         atoms.positions = positions[replica % len(positions)].numpy()
     return atoms
-

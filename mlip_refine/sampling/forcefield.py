@@ -1,6 +1,8 @@
 """The force field that torch-sim integrates: a frozen potential, neighbours with a skin, and a bias."""
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 import torch_sim as ts
@@ -45,7 +47,9 @@ class ForceField(ModelInterface):
         failed: Systems that have been non-finite since the last `clear` `[n_systems]`.
     """
 
-    def __init__(self, potential: Potential, hamiltonians: list[Hamiltonian], atoms_per_system: list[int]) -> None:
+    def __init__(
+        self, potential: Potential, hamiltonians: list[Hamiltonian], atoms_per_system: list[int]
+    ) -> None:
         """Prepare for a batch of systems.
 
         Args:
@@ -57,7 +61,7 @@ class ForceField(ModelInterface):
         self._device, self._dtype = potential.device, potential.dtype
         self._compute_forces, self._compute_stress = True, False
         self.potential = potential
-        real = {"device": self._device, "dtype": self._dtype}
+        real: dict[str, Any] = {"device": self._device, "dtype": self._dtype}
         self.scale = torch.tensor([h.scale for h in hamiltonians], **real)
         self.biases = _group_biases(hamiltonians, atoms_per_system, real)
         self.model_energy = torch.zeros(len(hamiltonians), **real)
@@ -85,7 +89,7 @@ class ForceField(ModelInterface):
         positions = torch.where(finite, state.positions, torch.zeros_like(state.positions))
         graphs = self._graphs(state, positions)
         probes = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
-        output = self.potential.evaluate(graphs, probes)
+        output = self.potential.evaluate_chunked(graphs, probes)
         self.model_energy = output["energy"].detach()
         forces = output["forces"] * self.scale[state.system_idx, None]
         energy = self.scale * self.model_energy
@@ -136,11 +140,13 @@ class ForceField(ModelInterface):
         table = torch.tensor(self.potential.graphs.atomic_numbers, device=self._device)
         return (state.atomic_numbers[:, None] == table).to(self._dtype)
 
-    def _still_valid(self, neighbours: _NeighbourList, positions: Tensor, cell: Tensor, system_idx: Tensor) -> bool:
+    def _still_valid(
+        self, neighbours: _NeighbourList, positions: Tensor, cell: Tensor, system_idx: Tensor
+    ) -> bool:
         """Whether no pair can have come inside the cutoff since the list was made.
 
-        A pair at least R = cutoff + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of the
-        cell, d the largest displacement beside the affine one.
+        A pair at least R = cutoff + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of
+        the cell, d the largest displacement beside the affine one.
         """
         reach = self.potential.graphs.cutoff + SKIN
         deformation = torch.linalg.solve(neighbours.cell, cell)
@@ -163,9 +169,9 @@ class ForceField(ModelInterface):
         return _NeighbourList(positions.clone(), cell.clone(), torch.stack([sender, receiver]), unit_shifts)
 
 
-def _group_biases(hamiltonians: list[Hamiltonian], sizes: list[int], real: dict) -> list[_Bias]:
+def _group_biases(hamiltonians: list[Hamiltonian], sizes: list[int], real: dict[str, Any]) -> list[_Bias]:
     """Systems that share a reference are evaluated together."""
-    starts = torch.tensor([0, *sizes]).cumsum(0)
+    starts = list(accumulate(sizes, initial=0))
     groups: dict[int, list[int]] = {}
     for i, h in enumerate(hamiltonians):
         if h.bias is not None:

@@ -62,7 +62,9 @@ class PhaseGuard:
         return self._rms(torch.bmm(delta.unsqueeze(1), row_cell[self.system_idx]).squeeze(1))
 
     def _rms(self, delta: Tensor) -> Tensor:
-        drift = delta.new_zeros(len(self.counts), 3).index_add_(0, self.system_idx, self.weights[:, None] * delta)
+        drift = delta.new_zeros(len(self.counts), 3).index_add_(
+            0, self.system_idx, self.weights[:, None] * delta
+        )
         squares = (delta - drift[self.system_idx]).square().sum(-1)
         mean = squares.new_zeros(len(self.counts)).index_add_(0, self.system_idx, squares) / self.counts
         return mean.sqrt()

@@ -9,6 +9,7 @@ the displacements, symmetrised over the space group, and makes the path to it mu
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import spglib
@@ -24,6 +25,9 @@ from mlip_refine.quantities import HBAR, KB
 AMU_A2_FS2 = _amu * 1e10 / _e
 
 SYMMETRY_TOLERANCE = 1e-3
+
+# Squared frequencies below this fraction of the largest are zero: the three translations, to rounding.
+ZERO_MODE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class HarmonicReference:
     def projected(self) -> Tensor:
         """Pᵀ K P, P the removal of the mass-weighted centre of mass: acts on bare displacements."""
         p = _remove_drift(self.masses)
-        return p.T @ self.force_constants @ p
+        projected: Tensor = p.T @ self.force_constants @ p
+        return projected
 
     def energy_forces(self, positions: Tensor, force_constants: Tensor) -> tuple[Tensor, Tensor]:
         """Energies `[n]`, eV, and forces `[n, n_atoms, 3]`, eV/Å, of positions `[n, n_atoms, 3]`.
@@ -68,17 +73,19 @@ class HarmonicReference:
         """
         inv_root = self.masses.repeat_interleave(3).rsqrt()
         dynamical = self.projected * inv_root[:, None] * inv_root / AMU_A2_FS2
-        squares = torch.linalg.eigvalsh(dynamical)[3:]
-        if squares[0] <= 0:
-            raise SamplingError("the harmonic reference is unstable: it has imaginary frequencies")
-        return squares.sqrt()
+        squares = torch.linalg.eigvalsh(dynamical)
+        zero = ZERO_MODE * squares[-1]
+        if squares[0] < -zero or squares[3] <= zero:
+            raise SamplingError("the harmonic reference is unstable: it has imaginary or zero frequencies")
+        frequencies: Tensor = squares[3:].sqrt()
+        return frequencies
 
     def free_energy(self, temperature: float, volume: float) -> float:
         """Absolute classical free energy of the whole cell, eV.
 
-        F = kT Σ ln(ħω_i/kT) over the 3N - 3 vibrations, minus kT ln[(V/N)/Λ_M³], Λ_M the thermal wavelength of
-        the total mass: the centre of mass moves in the volume per atom. For an Einstein crystal this is
-        F_E + F_CM of Freitas, Asta and de Koning, Comput. Mater. Sci. 112, 333 (2016), Eqs. 13 and 16.
+        F = kT Σ ln(ħω_i/kT) over the 3N - 3 vibrations, minus kT ln[(V/N)/Λ_M³], Λ_M the thermal wavelength
+        of the total mass: the centre of mass moves in the volume per atom. For an Einstein crystal this is
+        F_E + F_CM of Freitas, Asta and de Koning, Comput. Mater. Sci. 112, 333 (2016), Eqs. 13, 16.
 
         Args:
             temperature: K.
@@ -147,7 +154,8 @@ def symmetrise(matrix: Tensor, atoms: Atoms) -> Tensor:
 def _operations(atoms: Atoms) -> list[tuple[Tensor, Tensor]]:
     """Cartesian rotation and site permutation of every operation: site i goes to site permutation[i]."""
     cell, scaled = np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
-    data = spglib.get_symmetry((cell, scaled, atoms.numbers), symprec=SYMMETRY_TOLERANCE)
+    crystal: Any = (cell, scaled, atoms.numbers)
+    data = spglib.get_symmetry(crystal, symprec=SYMMETRY_TOLERANCE)
     if data is None:
         return [(torch.eye(3, dtype=torch.float64), torch.arange(len(atoms)))]
     found = []

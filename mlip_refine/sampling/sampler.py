@@ -48,8 +48,8 @@ def sample(
 ) -> dict[str, Trajectory]:
     """Sample all state points, batching those of one ensemble kind.
 
-    Segments found in the store with the same model, settings and seed are not sampled again, and an interrupted
-    stage continues from its last segment.
+    Segments found in the store with the same model, settings and seed are not sampled again, and an
+    interrupted stage continues from its last segment.
 
     Args:
         potential: A frozen copy.
@@ -144,7 +144,8 @@ def _key(
     """Identifies what was sampled: model, points, settings, seed and start."""
     digest = hashlib.sha256(potential.hash.encode())
     described = [
-        (p.name, p.temperature, p.pressure, p.ensemble, p.cell_freedom, p.replicas, p.hamiltonian.scale) for p in points
+        (p.name, p.temperature, p.pressure, p.ensemble, p.cell_freedom, p.replicas, p.hamiltonian.scale)
+        for p in points
     ]
     digest.update(json.dumps([described, asdict(settings), asdict(length), seed]).encode())
     for point in points:
@@ -165,8 +166,9 @@ def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tenso
 def mean_cell(trajectory: Trajectory) -> Tensor:
     """The mean NPT cell `[3, 3]` with the shape that the crystal's symmetry allows.
 
-    The mean deformation of the ideal cell is averaged over the directions that the ideal cell makes equivalent:
-    all three for an isotropic barostat, x and y for a hexagonal or tetragonal cell with a free axis along z.
+    The mean deformation of the ideal cell is averaged over the directions that the ideal cell makes
+    equivalent: all three for an isotropic barostat, x and y for a hexagonal or tetragonal cell with a free
+    axis along z.
     """
     good = trajectory.good()
     home = torch.from_numpy(trajectory.point.atoms.cell.array.copy())

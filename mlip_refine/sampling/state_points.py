@@ -1,7 +1,7 @@
 """What is sampled: structures at temperatures and pressures under a Hamiltonian."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class StatePoint:
     @property
     def pv(self) -> float:
         """Pressure times the volume of the ideal cell, eV."""
-        return self.pressure * GPA * self.atoms.cell.volume
+        return self.pressure * GPA * float(self.atoms.cell.volume)
 
     def with_cell(self, cell: np.ndarray) -> Self:
         """The same point in another cell (rows, Å), the sites carried along affinely."""
@@ -102,12 +102,15 @@ class Trajectory:
         if bool(self.kept.all()):
             return self
         names = ("positions", "cells", "model_energy", "bias_energy", "stress", "kept")
-        return replace(self, **{name: getattr(self, name)[self.kept] for name in names})
+        kept: dict[str, Any] = {name: getattr(self, name)[self.kept] for name in names}
+        return replace(self, **kept)
 
     def extend(self, later: Self) -> Self:
         """This trajectory followed by a later segment of the same replicas."""
         names = ("positions", "cells", "model_energy", "bias_energy", "stress")
-        joined = {name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in names}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in names
+        }
         verdicts = self.verdicts + later.verdicts
         return replace(self, **joined, kept=self.kept & later.kept, verdicts=verdicts)
 
@@ -116,4 +119,5 @@ class Trajectory:
         volume = torch.linalg.det(self.cells).abs()
         kinetic = self.n_atoms * KB * self.point.temperature / volume
         eye = torch.eye(3, dtype=self.stress.dtype)
-        return (self.stress - kinetic[..., None, None] * eye).mean((0, 1))
+        total: Tensor = (self.stress - kinetic[..., None, None] * eye).mean((0, 1))
+        return total

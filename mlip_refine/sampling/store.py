@@ -1,7 +1,6 @@
 """Frames on disk: one HDF5 file per sampled segment, written atomically, with its provenance."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +19,8 @@ _SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
 class FrameStore:
     """Segments of trajectories in a folder, reopened when a run is repeated or resumed.
 
-    A stage (`initial`, `step-0012`, ...) is a sequence of segments `STAGE.0000.h5`, ... Each holds the frames of
-    all its state points and the state of the integrator at its end.
+    A stage (`initial`, `step-0012`, ...) is a sequence of segments `STAGE.0000.h5`, ... Each holds the
+    frames of all its state points and the state of the integrator at its end.
     """
 
     def __init__(self, folder: Path, provenance: Mapping[str, object]) -> None:
@@ -38,7 +37,12 @@ class FrameStore:
         return self.folder / f"{stage}.{segment:04d}.h5"
 
     def write(
-        self, stage: str, segment: int, frames: Mapping[str, Trajectory], snapshot: Mapping[str, Tensor], key: str
+        self,
+        stage: str,
+        segment: int,
+        frames: Mapping[str, Trajectory],
+        snapshot: Mapping[str, Tensor],
+        key: str,
     ) -> None:
         """Write a segment; it appears whole or not at all. `key` identifies what was sampled."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,7 @@ class FrameStore:
                 file.create_dataset(f"snapshot/{name}", data=value.cpu().numpy())
             for name, trajectory in frames.items():
                 _write_trajectory(file.create_group(f"points/{name}"), trajectory)
-        os.replace(partial, path)
+        partial.replace(path)
 
     def read(
         self, stage: str, segment: int, points: Mapping[str, StatePoint], key: str | None
@@ -73,13 +77,19 @@ class FrameStore:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT:
                     raise InputError("this is not a file of frames", where=str(path), expected=FORMAT)
-                if key is not None and (file.attrs["provenance"], file.attrs["key"]) != (self.provenance, key):
+                if key is not None and (file.attrs["provenance"], file.attrs["key"]) != (
+                    self.provenance,
+                    key,
+                ):
                     return None
                 snapshot = {name: torch.from_numpy(np.asarray(d)) for name, d in file["snapshot"].items()}
                 frames = {name: _read_trajectory(file[f"points/{name}"], p) for name, p in points.items()}
         except (OSError, KeyError) as error:
             raise InputError(
-                "the file of frames cannot be read", where=str(path), found=str(error), fix="delete it and run again"
+                "the file of frames cannot be read",
+                where=str(path),
+                found=str(error),
+                fix="delete it and run again",
             ) from error
         return frames, snapshot
 
@@ -95,4 +105,6 @@ def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
 def _read_trajectory(group: h5py.Group, point: StatePoint) -> Trajectory:
     series = {name: torch.from_numpy(np.asarray(group[name])) for name in _SERIES}
     verdicts = tuple(json.loads(group.attrs["verdicts"]))
-    return Trajectory(point=point, **series, kept=torch.from_numpy(np.asarray(group["kept"])), verdicts=verdicts)
+    return Trajectory(
+        point=point, **series, kept=torch.from_numpy(np.asarray(group["kept"])), verdicts=verdicts
+    )

@@ -90,7 +90,9 @@ def _static_tangent(potential: Potential, point: StatePoint) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _static_stress(potential: Potential, point: StatePoint, strain: Tensor, groups: list[list[int]]) -> Tensor:
+def _static_stress(
+    potential: Potential, point: StatePoint, strain: Tensor, groups: list[list[int]]
+) -> Tensor:
     strained = point.with_cell(_strained(np.array(point.atoms.cell), strain, groups))
     graphs = potential.graphs.collate([potential.graphs.from_atoms(strained.atoms)])
     return _grouped(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), groups)
@@ -108,7 +110,9 @@ def _strained(cell: np.ndarray, strain: Tensor, groups: list[list[int]]) -> np.n
     return cell * stretch
 
 
-def _carried(runs: Mapping[str, Trajectory], points: Mapping[str, StatePoint]) -> dict[str, tuple[Tensor, Tensor]]:
+def _carried(
+    runs: Mapping[str, Trajectory], points: Mapping[str, StatePoint]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Last frames, carried affinely into the new cells."""
     carried = {}
     for name, (positions, cells) in last_frames(runs).items():

@@ -98,7 +98,14 @@ def absolute_free_energies(
     first = last_frames(fits)
     start = {w.name: first[p.name] for p in points for w in _windows(p, references[p.name], ladder.windows)}
     runs = sample(
-        potential, windows, settings, ladder.ladder, seed=seed + 1, stage=f"{stage}-ladder", store=store, start=start
+        potential,
+        windows,
+        settings,
+        ladder.ladder,
+        seed=seed + 1,
+        stage=f"{stage}-ladder",
+        store=store,
+        start=start,
     )
     return {p.name: _estimate(p, references[p.name], _of(runs, p, ladder.windows)) for p in points}
 
@@ -124,7 +131,9 @@ def _of(runs: Mapping[str, Trajectory], point: StatePoint, n: int) -> list[Traje
     return [runs[_name(point, i)].good() for i in range(n)]
 
 
-def _estimate(point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory]) -> AbsoluteFreeEnergy:
+def _estimate(
+    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory]
+) -> AbsoluteFreeEnergy:
     inefficiency = [statistical_inefficiency(run.bias_energy - run.model_energy) for run in runs]
     result = ladder_mbar(runs, inefficiency)
     overlap = min(float(result.overlap[i, i + 1]) for i in range(len(runs) - 1))
