@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.potential.architecture import rebuild
+from mlip_refine.potential.archive import load_safetensors
 from mlip_refine.potential.tree import Inert, node_of_inert
 
 TRUST = "if you trust the source, pass --trust-pickle (potential.trust_pickle: true)"
@@ -64,6 +65,8 @@ _ADMITTED: dict[str, str] = {
     "torch.nn.modules.linear": "Identity Linear",
     "torch.nn.modules.normalization": "LayerNorm",
     "numpy": "dtype ndarray",
+    "numpy._core.multiarray": "_reconstruct",
+    "numpy.core.multiarray": "_reconstruct",
     "builtins": "slice",
 }
 """Names that a checkpoint may hold. Not one of them is called: each becomes an `Inert`."""
@@ -106,8 +109,6 @@ def load_module(
             needs.
     """
     if path.suffix == ".safetensors":
-        from mlip_refine.potential.archive import load_safetensors  # noqa: PLC0415 - reading knows writing
-
         return load_safetensors(path).to(device)
     content = _read(path)
     return (_load_trusted if trust_pickle else _load_inert)(content, str(path)).to(device)
