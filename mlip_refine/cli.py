@@ -21,11 +21,14 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 
+# What typer makes of Ctrl-C.
+INTERRUPTED = 130
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as training.steps=5.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the run folder, if there is one.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of the run folder, if any.")]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a model file that may run code: only files you trust.")
 ]
@@ -38,12 +41,17 @@ def _config(path: Path, overrides: list[str] | None, *, trust_pickle: bool) -> C
 
 @app.command()
 def finetune(
-    config: ConfigPath, overrides: Overrides = None, *, resume: Resume = False, trust_pickle: TrustPickle = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    trust_pickle: TrustPickle = False,
 ) -> None:
     """Correct a potential and measure what changed."""
-    from mlip_refine.report import StepPrinter, print_summary, write_figures
-    from mlip_refine.workflows.finetune import finetune as run
-    from mlip_refine.workflows.run_folder import LAYOUT
+    # Imported here, so that the other commands and --help do not wait for mace.
+    from mlip_refine.report import StepPrinter, print_summary, write_figures  # noqa: PLC0415
+    from mlip_refine.workflows.finetune import finetune as run  # noqa: PLC0415
+    from mlip_refine.workflows.run_folder import LAYOUT  # noqa: PLC0415
 
     settings = _config(config, overrides, trust_pickle=trust_pickle)
     out.print(LAYOUT.format(folder=settings.run_folder, name=settings.name))
@@ -55,10 +63,14 @@ def finetune(
 
 @app.command("free-energy")
 def free_energy(
-    config: ConfigPath, overrides: Overrides = None, *, resume: Resume = False, trust_pickle: TrustPickle = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    trust_pickle: TrustPickle = False,
 ) -> None:
     """Compute the free-energy differences of the phases, without changing the potential."""
-    from mlip_refine.workflows.finetune import free_energies
+    from mlip_refine.workflows.finetune import free_energies  # noqa: PLC0415
 
     settings = _config(config, overrides, trust_pickle=trust_pickle)
     for name, result in free_energies(settings, resume=resume).items():
@@ -91,8 +103,10 @@ def main() -> None:
     try:
         app()
     except MlipRefineError as error:
-        Console(stderr=True, highlight=False).print(f"mlip-refine: {error}", style="red", markup=False, soft_wrap=True)
+        message = f"mlip-refine: {error}"
+        Console(stderr=True, highlight=False).print(message, style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("mlip-refine: interrupted; go on with --resume\n")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stderr.write("mlip-refine: interrupted; go on with --resume\n")
+        raise

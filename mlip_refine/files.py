@@ -1,7 +1,6 @@
 """Writing files so that they appear whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -40,7 +40,8 @@ class Frames:
         beta: 1/kT, 1/eV.
         n_atoms: Atoms per frame.
         inefficiency: Statistical inefficiency of the frames, in frames.
-        shift: Free energy of the reference that drew the frames minus that of the initial model, eV, whole cell.
+        shift: Free energy of the reference that drew the frames minus that of the initial model, eV, whole
+            cell.
         enthalpy: Mean U + PV of the frames under their reference, eV, whole cell.
     """
 
@@ -76,7 +77,7 @@ class LossResult:
     deviation: Measured | None = None
 
 
-class Loss(ABC):
+class Loss:
     """Base of all losses.
 
     Attributes:
@@ -92,7 +93,7 @@ class Loss(ABC):
         self.name, self.weight = name, weight
 
 
-class EnsembleLoss(Loss):
+class EnsembleLoss(Loss, ABC):
     """A loss on thermal averages. Its gradient is streamed over the frames in constant memory."""
 
     @property
@@ -105,7 +106,7 @@ class EnsembleLoss(Loss):
         """The loss from per-frame probes; pure, so that analytic ensembles test it."""
 
 
-class BatchLoss(Loss):
+class BatchLoss(Loss, ABC):
     """A loss that is a mean over labelled graphs: back-propagated directly, batch by batch."""
 
     @abstractmethod

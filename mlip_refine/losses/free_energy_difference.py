@@ -21,7 +21,7 @@ class FreeEnergyDifferenceOptions(Section):
     temperature: Temperature = Field(description="Where the target holds, K.")
     pressure: Pressure = Field(0.0, description="Where the target holds, GPa.")
     target: EnergyPerAtom = Field(0.0, description="Wanted ΔG, meV/atom; 0 is coexistence.")
-    uncertainty: PositiveEnergyPerAtom = Field(0.3, description="Standard uncertainty σ of the target, meV/atom.")
+    uncertainty: PositiveEnergyPerAtom = Field(0.3, description="Standard error σ of the target, meV/atom.")
     initial: str = Field(
         "compute", min_length=1, description="File with the initial ΔG (from free-energy), or compute."
     )
@@ -44,7 +44,8 @@ class FreeEnergyDifference(EnsembleLoss):
             raise InputError(f"loss {name!r} compares a phase with itself", found=options.to)
         self.options = options
         state = (options.temperature, options.pressure)
-        self.phase_from, self.phase_to = EnsembleSource(options.from_, *state), EnsembleSource(options.to, *state)
+        self.phase_from = EnsembleSource(options.from_, *state)
+        self.phase_to = EnsembleSource(options.to, *state)
         self.target = Target(options.target, options.uncertainty, "meV/atom", *state, source="config")
         self._initial: Measured | None = None
 
@@ -77,7 +78,7 @@ class FreeEnergyDifference(EnsembleLoss):
                 found=f"{one.n_atoms} and {two.n_atoms} atoms",
                 expected="equal numbers: the finite-size errors of ΔG cancel only then",
             )
-        change_one, change_two = exp_estimate(one.work, one.inefficiency), exp_estimate(two.work, two.inefficiency)
+        change_one, change_two = (exp_estimate(f.work, f.inefficiency) for f in (one, two))
         per_atom = 1.0 / (MEV * one.n_atoms)
         change = (_change(two, change_two) - _change(one, change_one)) * per_atom
         delta_g = self.initial.value + change
@@ -101,7 +102,9 @@ def _change(frames: Frames, estimate: FreeEnergyEstimate) -> Tensor:
     return estimate.value / frames.beta + frames.shift.value
 
 
-def _entropy(one: Frames, two: Frames, delta_g: Measured, temperature: float, per_atom: float) -> Measured | None:
+def _entropy(
+    one: Frames, two: Frames, delta_g: Measured, temperature: float, per_atom: float
+) -> Measured | None:
     """ΔS = (ΔH - ΔG)/T, meV/atom/K, from the enthalpies of the references."""
     if one.enthalpy is None or two.enthalpy is None:
         return None

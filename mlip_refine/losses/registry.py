@@ -33,7 +33,8 @@ def registry() -> dict[str, type[Any]]:
         try:
             loss = point.load()
         except (ImportError, AttributeError) as error:
-            raise InputError(f"loss {point.name!r} cannot be imported", where=point.value, found=str(error)) from error
+            problem = f"loss {point.name!r} cannot be imported"
+            raise InputError(problem, where=point.value, found=str(error)) from error
         if not (isinstance(loss, type) and issubclass(loss, Loss) and hasattr(loss, "Options")):
             raise InputError(f"{point.name!r} is not a loss class with Options", where=point.value)
         known[point.name] = loss
@@ -57,7 +58,8 @@ def build_losses(nodes: Iterable[LocatedNode]) -> list[Loss]:
                 fix=f"Did you mean {word!r}?" if word else None,
             )
         if node.name in {loss.name for loss in losses}:
-            raise InputError(f"two losses are called {node.name!r}", where=node.where(), fix="Give them a name: each.")
+            problem = f"two losses are called {node.name!r}"
+            raise InputError(problem, where=node.where(), fix="Give each a key 'name'.")
         loss_class = known[node.type]
         losses.append(loss_class(node.name, node.weight, validate_node(loss_class.Options, node)))
     return losses

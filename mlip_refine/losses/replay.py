@@ -60,4 +60,5 @@ class Replay(BatchLoss):
             errors["stress"] = squares.sum() / labels["has_stress"].sum().clamp(min=1)
         parts = {probe: self.weights[probe] * error for probe, error in errors.items()}
         value = torch.stack(list(parts.values())).sum()
-        return LossResult(value, {f"{self.name}.{probe}": float(part.detach()) for probe, part in parts.items()})
+        components = {f"{self.name}.{probe}": float(part.detach()) for probe, part in parts.items()}
+        return LossResult(value, components)

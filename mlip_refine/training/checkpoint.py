@@ -1,6 +1,6 @@
 """Checkpoints of a training run: plain tensors and numbers, written atomically, read without pickle code."""
 
-import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int
     path = folder / f"step-{step:04d}.pt"
     partial = path.with_suffix(".partial")
     torch.save(content | {"format": FORMAT, "step": step}, partial)
-    os.replace(partial, path)
-    for old in sorted(folder.glob("step-*.pt"))[:-keep]:
+    partial.replace(path)
+    for old in _written(folder)[:-keep]:
         old.unlink()
     return path
 
@@ -29,14 +29,20 @@ def read_latest(folder: Path) -> dict[str, Any] | None:
     Raises:
         InputError: If the file is not a checkpoint of this package.
     """
-    paths = sorted(folder.glob("step-*.pt"))
+    paths = _written(folder)
     if not paths:
         return None
     try:
         content: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        problem = f"the checkpoint cannot be read ({str(error).partition('\n')[0] or type(error).__name__})"
         fix = "Delete it: the run then resumes from the checkpoint before."
-        raise InputError("the checkpoint cannot be read", where=str(paths[-1]), found=str(error), fix=fix) from error
-    if content.get("format") != FORMAT:
+        raise InputError(problem, where=str(paths[-1]), fix=fix) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError("this is not a checkpoint of a run", where=str(paths[-1]), expected=FORMAT)
     return content
+
+
+def _written(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"), key=lambda path: (len(path.name), path.name))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class LabelledFrame:
 
 def labels(frames: Sequence[LabelledFrame], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Labels of a batch, as `losses.Replay` reads them."""
-    real = {"device": device, "dtype": dtype}
+    real: dict[str, Any] = {"device": device, "dtype": dtype}
     blank = torch.zeros(3, 3)
     return {
         "energy": torch.tensor([f.energy for f in frames], **real),

@@ -76,18 +76,38 @@ class EnsembleSampler:
 
     def restore(self, potential: Potential, saved: list[dict[str, Any]]) -> dict[EnsembleSource, Ensemble]:
         """Ensembles of a checkpoint, their frames from the store."""
+        stages: dict[str, list[EnsembleSource]] = {}
+        references = {}
+        for entry in saved:
+            stages.setdefault(entry["stage"], []).append(EnsembleSource(**entry["source"]))
+            references[entry["stage"]] = entry["reference"]
+        found: dict[EnsembleSource, Ensemble] = {}
+        for stage, sources in stages.items():
+            with potential.holding(references[stage]):
+                found |= self._reopened(potential, sources, stage)
         restored = {}
         for entry in saved:
-            source = EnsembleSource(**entry["source"])
-            point = self.points[source]
-            found = self.store.read(entry["stage"], 0, {point.name: point}, None)
-            with potential.holding(entry["reference"]):
-                if found is None:
-                    ensemble = self.draw(potential, [source], entry["stage"])[source]
-                else:
-                    ensemble = self._ensemble(potential, found[0][point.name], entry["stage"])
-            restored[source] = replace(ensemble, shift=Measured(*entry["shift"], "eV"))
+            source, (value, se) = EnsembleSource(**entry["source"]), entry["shift"]
+            restored[source] = replace(found[source], shift=Measured(value, se, "eV"))
         return restored
+
+    def _reopened(
+        self, potential: Potential, sources: list[EnsembleSource], stage: str
+    ) -> dict[EnsembleSource, Ensemble]:
+        """Ensembles of one stage from the store; drawn anew if their files are gone."""
+        runs = {s: self._stored(self.points[s], stage) for s in sources}
+        kept = {s: run for s, run in runs.items() if run is not None}
+        if len(kept) < len(runs):
+            return self.draw(potential, sources, stage)
+        return {s: self._ensemble(potential, run, stage) for s, run in kept.items()}
+
+    def _stored(self, point: StatePoint, stage: str) -> Trajectory | None:
+        """Frames of a point; a stage with several kinds of ensemble has a file for each."""
+        for label in (stage, f"{stage}-{point.ensemble}-{point.cell_freedom}"):
+            found = self.store.read(label, 0, {point.name: point}, None)
+            if found is not None:
+                return found[0][point.name]
+        return None
 
 
 def saved_ensembles(ensembles: Mapping[EnsembleSource, Ensemble]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Exact gradients of losses on ensembles, in memory that does not grow with the number of frames.
 
-Pass one evaluates the probes of all frames in chunks, without a graph. The loss on those leaf tensors gives the
-adjoint of every frame's probe. Pass two goes over the frames again, chunk by chunk with a graph, and
+Pass one evaluates the probes of all frames in chunks, without a graph. The loss on those leaf tensors gives
+the adjoint of every frame's probe. Pass two goes over the frames again, chunk by chunk with a graph, and
 back-propagates the adjoints: Σ_i (∂L/∂U_i) ∂U_i/∂θ, which is the full gradient whatever the loss.
 """
 
@@ -15,7 +15,9 @@ from mlip_refine.potential import Potential, Structure
 from mlip_refine.training.ensembles import Ensemble
 
 
-def probe_energies(potential: Potential, ensembles: Mapping[EnsembleSource, Ensemble]) -> dict[EnsembleSource, Tensor]:
+def probe_energies(
+    potential: Potential, ensembles: Mapping[EnsembleSource, Ensemble]
+) -> dict[EnsembleSource, Tensor]:
     """Pass one: energies of all frames `[n]`, eV, without a graph."""
     return {source: potential.energies(ensemble.structures) for source, ensemble in ensembles.items()}
 

@@ -1,5 +1,6 @@
 """The main job: measure, correct, hold, and measure again."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,11 +120,13 @@ def finetune(
     summary = _summary(run, initial, trainer, found, changes, errors_before, errors_after)
     summary["wall_time_s"] = time.monotonic() - started
     write_json(run.folder / "summary.json", summary)
+    if not config.output.keep_frames:
+        shutil.rmtree(run.store.folder, ignore_errors=True)
     return FinetuneResult(run.folder, model, safetensors, summary, run.potential, tuple(found))
 
 
 def free_energies(config: Config, *, resume: bool = False) -> dict[str, FreeEnergyResult]:
-    """Compute ΔG of the potential at the state of every `free_energy_difference` loss, whatever `initial` says.
+    """Compute ΔG of the potential at the state of every `free_energy_difference` loss, ignoring `initial`.
 
     The results are written to the run folder as `initial-NAME.json`, for `initial:` of later runs.
 
@@ -132,12 +135,14 @@ def free_energies(config: Config, *, resume: bool = False) -> dict[str, FreeEner
         StatisticsError: If the samples do not carry the numbers.
         SamplingError: If a phase does not stay what it is.
     """
-    nodes = [
-        node | {"initial": "compute"} if node.get("type") == "free_energy_difference" else node
-        for node in (dict(loss) for loss in config.losses)
-    ]
-    run = prepare(config.model_copy(update={"losses": tuple(LocatedNode(n) for n in nodes)}), resume=resume)
-    return initial_free_energies(run)
+    losses = tuple(_computed(loss) for loss in config.losses)
+    return initial_free_energies(prepare(config.model_copy(update={"losses": losses}), resume=resume))
+
+
+def _computed(loss: LocatedNode) -> LocatedNode:
+    if loss.type != "free_energy_difference":
+        return loss
+    return LocatedNode(loss.to_dict() | {"initial": "compute"}, loss.places, loss.label)
 
 
 def prepare(config: Config, *, resume: bool) -> Prepared:
@@ -164,7 +169,8 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
                 read_initial(config.resolve(loss.options.initial), config, potential, loss, points)
     folder = open_run_folder(config, resume=resume)
     provenance = {"seed": config.seed, "packages": packages()}
-    return Prepared(config, folder, FrameStore(folder / "frames", provenance), potential, losses, points, replay)
+    store = FrameStore(folder / "frames", provenance)
+    return Prepared(config, folder, store, potential, losses, points, replay)
 
 
 def packages() -> dict[str, str]:
@@ -275,7 +281,8 @@ def _summary(
 def transition_json(t: Transition) -> dict[str, Any]:
     """A transition as plain data: units in the names, standard errors as `_se`, refused numbers as null."""
     data: dict[str, Any] = {"name": t.name, "from": t.from_, "to": t.to, "n_atoms": t.n_atoms}
-    data |= {"temperature_K": t.temperature_K, "pressure_GPa": t.pressure_GPa, "target_mev_per_atom": t.target}
+    data |= {"temperature_K": t.temperature_K, "pressure_GPa": t.pressure_GPa}
+    data["target_mev_per_atom"] = t.target
     measured: dict[str, Measured | None] = {
         "delta_g_before_mev_per_atom": t.before,
         "delta_g_after_mev_per_atom": t.after,

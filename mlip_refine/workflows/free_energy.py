@@ -97,14 +97,16 @@ class FreeEnergyResult:
         try:
             data = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise InputError("the free-energy file cannot be read", where=str(path), found=str(error)) from error
+            problem = "the free-energy file cannot be read"
+            raise InputError(problem, where=str(path), found=str(error)) from error
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise InputError("this is not a free-energy file", where=str(path), expected=f"format: {FORMAT}")
         try:
-            ends = {"from_": PhaseFreeEnergy(**data.pop("from")), "to": PhaseFreeEnergy(**data.pop("to"))}
-            return cls(**data, **ends)
+            one, two = (PhaseFreeEnergy(**data.pop(end)) for end in ("from", "to"))
+            return cls(**data, from_=one, to=two)
         except (KeyError, TypeError) as error:
-            raise InputError("the free-energy file lacks or has foreign keys", where=str(path), found=error) from error
+            problem = "the free-energy file lacks or has foreign keys"
+            raise InputError(problem, where=str(path), found=error) from error
 
 
 def compute_free_energies(
@@ -196,7 +198,10 @@ def require_equal_sizes(loss: FreeEnergyDifference, points: Mapping[EnsembleSour
 
 
 def _difference(
-    config: Config, potential: Potential, loss: FreeEnergyDifference, energies: Mapping[str, AbsoluteFreeEnergy]
+    config: Config,
+    potential: Potential,
+    loss: FreeEnergyDifference,
+    energies: Mapping[str, AbsoluteFreeEnergy],
 ) -> FreeEnergyResult:
     one, two = (energies[s.name] for s in loss.sources)
     n_atoms = len(one.point.atoms)
@@ -235,12 +240,16 @@ def _require_error(name: str, se: float, limit: float | None) -> None:
         raise StatisticsError(
             f"the initial free-energy difference of {name} has a standard error of {se:.2g} meV/atom, "
             f"more than free_energy.max_error = {limit:g}",
-            needed=f"free_energy.production about {(se / limit) ** 2:.2g} times as long, or a larger max_error",
+            needed=f"production about {(se / limit) ** 2:.2g} times as long, or a larger max_error",
         )
 
 
 def read_initial(
-    path: Path, config: Config, potential: Potential, loss: FreeEnergyDifference, points: Mapping[EnsembleSource, StatePoint]
+    path: Path,
+    config: Config,
+    potential: Potential,
+    loss: FreeEnergyDifference,
+    points: Mapping[EnsembleSource, StatePoint],
 ) -> FreeEnergyResult:
     """Read ΔG of the initial model from a file that belongs to this model, state and crystals.
 
@@ -268,7 +277,7 @@ def read_initial(
     for what, found_value, wanted in checks:
         if found_value != wanted:
             raise InputError(
-                f"the initial free energy of loss {loss.name!r} was computed for something else: {what} differs",
+                f"the initial free energy of {loss.name!r} was computed for something else: {what} differs",
                 where=str(path),
                 found=found_value,
                 expected=str(wanted),

@@ -40,7 +40,8 @@ def open_run_folder(config: Config, *, resume: bool) -> Path:
         _require_same(config, folder)
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("the run folder exists and is not a run", where=str(folder), fix="Choose another name.")
+        problem = "the run folder exists and is not a run"
+        raise InputError(problem, where=str(folder), fix="Choose another name.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,4 +66,5 @@ def _require_same(config: Config, folder: Path) -> None:
 
 
 def _unwritable(folder: Path, why: str) -> InputError:
-    return InputError("the run folder cannot be written", where=str(folder), found=why, fix="Set output.folder.")
+    problem = "the run folder cannot be written"
+    return InputError(problem, where=str(folder), found=why, fix="Set output.folder.")

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from ase import Atoms
 
 from mlip_refine.config import Config, Phase
 from mlip_refine.data import build_phase, load_structure, read_frames
+from mlip_refine.data.structures import Prototype
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
@@ -38,7 +40,7 @@ def crystal(config: Config, name: str) -> Atoms:
     if phase.file is not None:
         return load_structure(config.resolve(phase.file), phase.supercell, phase.format)
     a, c = phase.lattice
-    return build_phase(str(phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
+    return build_phase(cast("Prototype", phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
 
 
 def state_points(
@@ -73,7 +75,9 @@ def state_points(
     return points
 
 
-def md_settings(config: Config, *, friction: float | None = None, interval: float | None = None) -> MDSettings:
+def md_settings(
+    config: Config, *, friction: float | None = None, interval: float | None = None
+) -> MDSettings:
     """Integrator settings; a workflow may have its own friction (1/ps) and frame interval (fs)."""
     section = config.sampling
     guards = section.guards

@@ -1,8 +1,9 @@
 """The verdict: both potentials sampled afresh, each in its own cell at the wanted pressure.
 
 ΔG_after = ΔG_before + [G_θ - G_θ0] of phase II - [G_θ - G_θ0] of phase I, each change by BAR between fresh
-ensembles. The two cells of a phase differ, so configurations are carried from one to the other affinely, with the
-Jacobian N ln(V1/V0) in the work (targeted free-energy perturbation, Jarzynski 2002): exact for any pair of cells.
+ensembles. The two cells of a phase differ, so configurations are carried from one to the other affinely, with
+the Jacobian N ln(V1/V0) in the work (targeted free-energy perturbation, Jarzynski 2002): exact for any pair
+of cells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,12 @@ from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA, KB, MEV, Measured
 from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sample
-from mlip_refine.statistics import FreeEnergyEstimate, bar_estimate, require_estimate, statistical_inefficiency
+from mlip_refine.statistics import (
+    FreeEnergyEstimate,
+    bar_estimate,
+    require_estimate,
+    statistical_inefficiency,
+)
 from mlip_refine.training.resampling import stage_seed
 from mlip_refine.workflows.cells import equilibrate_cells
 from mlip_refine.workflows.free_energy import cell_interval, cell_length
@@ -96,7 +102,8 @@ def phase_changes(
     section = config.evaluation
     fresh = {s: replace(p, replicas=section.replicas, ensemble="nvt") for s, p in points.items()}
     seed = config.seed + section.seed_offset
-    sampling_copy = {name: p.frozen_copy(config.sampling.dtype) for name, p in (("before", before), ("after", after))}
+    named = {"before": before, "after": after}
+    sampling_copy = {name: p.frozen_copy(config.sampling.dtype) for name, p in named.items()}
     moved = equilibrate_cells(
         sampling_copy["after"],
         list(fresh.values()),
@@ -149,7 +156,7 @@ def _change(before: Potential, after: Potential, run0: Trajectory, run1: Traject
 
 
 def _require(estimate: FreeEnergyEstimate, name: str) -> None:
-    require_estimate(estimate, f"the change of the free energy of {name} from the initial to the refined potential")
+    require_estimate(estimate, f"G(refined) - G(initial) of {name}")
 
 
 def _energies(potential: Potential, run: Trajectory) -> Tensor:
@@ -172,7 +179,9 @@ def _enthalpy(energy: Tensor, point: StatePoint) -> Measured:
 
 
 def transitions(
-    losses: Sequence[FreeEnergyDifference], changes: Mapping[EnsembleSource, PhaseChange], n_atoms: Mapping[str, int]
+    losses: Sequence[FreeEnergyDifference],
+    changes: Mapping[EnsembleSource, PhaseChange],
+    n_atoms: Mapping[str, int],
 ) -> list[Transition]:
     """ΔG of every loss before and after, on the initial value as anchor."""
     return [_transition(loss, changes, n_atoms[loss.phase_from.name]) for loss in losses]
@@ -208,7 +217,9 @@ def _transition(
     )
 
 
-def transition_temperature(temperature: float, delta_g: Measured, delta_h: Measured) -> tuple[Measured | None, str]:
+def transition_temperature(
+    temperature: float, delta_g: Measured, delta_h: Measured
+) -> tuple[Measured | None, str]:
     """Where ΔG vanishes: T* = T + ΔG/ΔS with ΔS = (ΔH - ΔG)/T (Gibbs and Helmholtz).
 
     Args:
@@ -220,11 +231,12 @@ def transition_temperature(temperature: float, delta_g: Measured, delta_h: Measu
         T* in K with its error, and an empty note; or `None` and the reason why it is refused.
     """
     entropy = (delta_h - delta_g).scaled(1 / temperature, "meV/atom/K")
-    if abs(entropy.value) < MIN_ENTROPY_SIGNAL * entropy.se:
-        return None, f"no transition temperature: ΔS = {entropy} is not known to {MIN_ENTROPY_SIGNAL:g} σ"
+    refusal = "no transition temperature: "
+    if abs(entropy.value) <= MIN_ENTROPY_SIGNAL * entropy.se:
+        return None, f"{refusal}ΔS = {entropy} is not known to {MIN_ENTROPY_SIGNAL:g} σ"
     shift = delta_g.value / entropy.value
     if abs(shift) > MAX_EXTRAPOLATION * temperature:
-        return None, f"no transition temperature: it lies {shift:+.0f} K away, too far to extrapolate ΔG linearly"
+        return None, f"{refusal}it lies {shift:+.0f} K away, too far to extrapolate ΔG linearly"
     # ∂T*/∂ΔG = ΔH/(T ΔS²) and ∂T*/∂ΔH = -ΔG/(T ΔS²), ΔG and ΔH independent.
     scale = temperature * entropy.value**2
     se = ((delta_h.value / scale * delta_g.se) ** 2 + (delta_g.value / scale * delta_h.se) ** 2) ** 0.5

@@ -1,0 +1,122 @@
+"""Losses by name: built in, from other packages, and refused."""
+
+import sys
+from importlib.metadata import EntryPoint
+from textwrap import dedent
+
+import pytest
+
+from mlip_refine.config import Section, load_config
+from mlip_refine.errors import InputError
+from mlip_refine.losses import BatchLoss, LossResult, Replay, build_losses, registry
+
+
+class TemperatureDrop(BatchLoss):
+    """A loss of another package."""
+
+    class Options(Section):
+        """Its options."""
+
+        depth: float = 1.0
+
+    def __init__(self, name: str, weight: float, options: Options) -> None:
+        super().__init__(name, weight)
+        self.depth = options.depth
+
+    def evaluate(self, outputs, labels) -> LossResult:
+        return LossResult(outputs["energy"].sum())
+
+
+class NoOptions(BatchLoss):
+    """A loss that forgot its options."""
+
+    def evaluate(self, outputs, labels) -> LossResult:
+        return LossResult(outputs["energy"].sum())
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that another package registers losses, all in this module unless it says otherwise."""
+
+    def install(**targets: str) -> None:
+        points = [EntryPoint(name, value, "mlip_refine.losses") for name, value in targets.items()]
+        module = sys.modules[registry.__module__]  # its name in the package is that of the function
+        monkeypatch.setattr(module, "entry_points", lambda group: points)
+
+    monkeypatch.setattr("collections.TemperatureDrop", TemperatureDrop, raising=False)
+    monkeypatch.setattr("collections.NoOptions", NoOptions, raising=False)
+    return install
+
+
+def _losses(tmp_path, text: str) -> list:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\npotential: {model: m}\nlosses:\n" + dedent(text))
+    return build_losses(load_config(path).losses)
+
+
+def test_built_in_losses_with_their_options(tmp_path):
+    losses = _losses(
+        tmp_path,
+        """\
+        - type: replay
+          weight: 2
+          forces_weight: 7
+        - {type: replay, name: again}
+        """,
+    )
+    assert [(loss.name, loss.weight) for loss in losses] == [("replay", 2.0), ("again", 1.0)]
+    assert isinstance(losses[0], Replay)
+    assert losses[0].weights["forces"] == 7.0
+
+
+def test_an_unknown_type_names_line_and_nearest(tmp_path):
+    with pytest.raises(InputError) as caught:
+        _losses(tmp_path, "- type: replay\n- type: free_energy_diference\n")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run.yaml'}:5: unknown loss 'free_energy_diference'")
+    assert "one of free_energy_difference, replay" in message
+    assert message.endswith("Did you mean 'free_energy_difference'?")
+
+
+def test_an_unknown_option_names_line_and_nearest(tmp_path):
+    with pytest.raises(InputError) as caught:
+        _losses(tmp_path, "- type: replay\n  force_weight: 3\n")
+    assert str(caught.value).startswith(f"{tmp_path / 'run.yaml'}:5: ")
+    assert "Did you mean 'forces_weight'?" in str(caught.value)
+
+
+def test_two_losses_of_one_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="both 'replay'"):
+        _losses(tmp_path, "- type: replay\n- type: replay\n")
+
+
+def test_a_loss_of_another_package(tmp_path, installed):
+    installed(temperature_drop="collections:TemperatureDrop")
+    assert registry()["temperature_drop"] is TemperatureDrop
+    (loss,) = _losses(tmp_path, "- {type: temperature_drop, depth: 4.5}\n")
+    assert isinstance(loss, TemperatureDrop)
+    assert loss.depth == 4.5
+    with pytest.raises(InputError, match="Did you mean 'depth'"):
+        _losses(tmp_path, "- {type: temperature_drop, dept: 4.5}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("gone", "no_such_package_at_all:Loss", "loss 'gone' cannot be imported; found No module named"),
+        ("missing", "collections:NoSuchLoss", "loss 'missing' cannot be imported"),
+        ("no_loss", "collections:OrderedDict", "'no_loss' is not a loss class with Options"),
+        ("function", "textwrap:dedent", "'function' is not a loss class with Options"),
+        ("bare", "collections:NoOptions", "'bare' is not a loss class with Options"),
+        ("replay", "collections:TemperatureDrop", "two losses are called 'replay'"),
+    ],
+)
+def test_broken_registrations_are_refused(installed, name, target, message):
+    installed(**{name: target})
+    with pytest.raises(InputError, match=message) as caught:
+        registry()
+    assert str(caught.value).startswith(target)
+
+
+def test_built_in_names():
+    assert sorted(registry()) == ["free_energy_difference", "replay"]

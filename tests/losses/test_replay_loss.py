@@ -1,0 +1,111 @@
+"""The replay loss is MACE's stress loss, and every weight has an effect."""
+
+import pytest
+import torch
+from mace.modules.loss import WeightedEnergyForcesStressLoss
+from mace.tools.torch_geometric import Batch, Data
+
+from mlip_refine.errors import InputError
+from mlip_refine.losses.replay import Replay, ReplayOptions
+
+SIZES = (2, 3, 1)
+F64 = torch.float64
+
+
+def _random(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    real = {"generator": generator, "dtype": F64}
+    shapes = {"energy": (3,), "forces": (sum(SIZES), 3), "stress": (3, 3, 3)}
+    return {name: torch.randn(*shape, **real) for name, shape in shapes.items()}
+
+
+def _labels(has_stress: tuple[float, ...] = (1, 1, 1)) -> dict[str, torch.Tensor]:
+    extra = {"n_atoms": torch.tensor(SIZES, dtype=F64), "has_stress": torch.tensor(has_stress, dtype=F64)}
+    return _random(1) | extra
+
+
+def _replay(**weights: float) -> Replay:
+    options = {f"{name}_weight": float(weight) for name, weight in weights.items()}
+    return Replay("replay", 1.0, ReplayOptions(**options))
+
+
+def _mace_batch(labels: dict[str, torch.Tensor]) -> Batch:
+    graphs, start = [], 0
+    for i, n in enumerate(SIZES):
+        one = torch.ones((), dtype=F64)
+        graphs.append(
+            Data(
+                num_nodes=n,
+                weight=one,
+                **{f"{name}_weight": one for name in ("energy", "forces", "stress")},
+                energy=labels["energy"][i],
+                forces=labels["forces"][start : start + n],
+                stress=labels["stress"][i : i + 1],
+            )
+        )
+        start += n
+    return Batch.from_data_list(graphs)
+
+
+def test_equals_the_loss_of_mace():
+    outputs, labels = _random(0), _labels()
+    mace_loss = WeightedEnergyForcesStressLoss(energy_weight=3.0, forces_weight=70.0, stress_weight=20.0)
+    theirs = mace_loss(ref=_mace_batch(labels), pred=outputs)
+    result = _replay(energy=3, forces=70, stress=20).evaluate(outputs, labels)
+    assert float(result.value) == pytest.approx(float(theirs), rel=1e-12)
+    assert sum(result.components.values()) == pytest.approx(float(theirs), rel=1e-12)
+    assert list(result.components) == ["replay.energy", "replay.forces", "replay.stress"]
+
+
+def test_by_hand():
+    outputs, labels = _random(0), _labels()
+    value = 0.0
+    for i, n in enumerate(SIZES):
+        value += 3.0 / 3 * float((outputs["energy"][i] - labels["energy"][i]) / n) ** 2
+        value += 20.0 / 27 * float(((outputs["stress"][i] - labels["stress"][i]) ** 2).sum())
+    value += 70.0 / 18 * float(((outputs["forces"] - labels["forces"]) ** 2).sum())
+    assert float(_replay(energy=3, forces=70, stress=20).evaluate(outputs, labels).value) == pytest.approx(
+        value
+    )
+
+
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_every_weight_changes_its_gradient_and_no_other(name):
+    def gradients(**weights: float) -> dict[str, torch.Tensor]:
+        outputs = {k: v.requires_grad_() for k, v in _random(0).items()}
+        _replay(**weights).evaluate(outputs, _labels()).value.backward()
+        return {k: v.grad for k, v in outputs.items()}
+
+    base = {"energy": 1.0, "forces": 2.0, "stress": 3.0}
+    before, after = gradients(**base), gradients(**(base | {name: 10 * base[name]}))
+    for other, gradient in before.items():
+        assert float(gradient.abs().max()) > 0
+        factor = 10.0 if other == name else 1.0
+        assert torch.allclose(after[other], factor * gradient, rtol=1e-13)
+
+
+def test_frames_without_a_stress_do_not_count():
+    outputs, labels = _random(0), _labels(has_stress=(1, 0, 1))
+    squares = (outputs["stress"] - labels["stress"]).square().mean((1, 2))
+    loss = _replay(energy=0, forces=0, stress=2)
+    assert float(loss.evaluate(outputs, labels).value) == pytest.approx(float(squares[0] + squares[2]))
+    assert float(loss.evaluate(outputs, _labels(has_stress=(0, 0, 0))).value) == 0.0
+
+
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_one_quantity_alone_asks_for_nothing_else(name):
+    loss = _replay(**({"energy": 0, "forces": 0, "stress": 0} | {name: 1}))
+    assert loss.probes == {name}
+    result = loss.evaluate({name: _random(0)[name]}, _labels())
+    assert list(result.components) == [f"replay.{name}"]
+    assert float(result.value) > 0
+
+
+def test_all_weights_zero_is_refused():
+    with pytest.raises(InputError, match="all weights of loss 'replay' are zero"):
+        _replay(energy=0, forces=0, stress=0)
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        _replay(forces=-1)
