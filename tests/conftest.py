@@ -121,7 +121,7 @@ class HarmonicCrystals(Analytic):
 
 
 def bond_springs(atoms: Atoms, springs: dict[float, float]) -> Tensor:
-    """Force constants `[3N, 3N]`, eV/Å², of springs along bonds: the stiffness k of bonds up to each length."""
+    """Force constants `[3N, 3N]`, eV/Å², of springs along bonds; `springs`: stiffness by largest length."""
     n, lengths = len(atoms), sorted(springs)
     blocks = np.zeros((n, n, 3, 3))
     for i, j, d, vector in zip(*neighbor_list("ijdD", atoms, max(lengths)), strict=True):

@@ -161,14 +161,14 @@ class MolecularDynamics:
     def _step(self) -> None:
         self.state = INTEGRATORS[self._kind][1](self.state, self.forcefield, **self._arguments)
         self.step += 1
-        displaced = self._guard.add(self.state.positions, self.state.row_vector_cell)
+        displaced = self._guard.add(self.state.positions, self.forcefield.cell)
         if displaced is not None or self.step % self.settings.guards.check_interval == 0:
             self._check(displaced)
 
     def _check(self, displaced: Tensor | None) -> None:
         guards = self.settings.guards
         hot = self.state.calc_kT() / self._kt
-        verdicts = [(self.forcefield.failed, "its energy, forces or positions became non-finite")]
+        verdicts = [(self.forcefield.failed, "its energy, forces, positions or cell became non-finite")]
         verdicts.append((hot > guards.max_temperature_ratio, "it overheated"))
         if displaced is not None:
             left = displaced > guards.max_displacement * self._bond

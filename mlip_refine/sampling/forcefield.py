@@ -6,15 +6,20 @@ from typing import Any
 
 import torch
 import torch_sim as ts
+from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError
 from torch import Tensor
 from torch_sim.models.interface import ModelInterface
-from torch_sim.neighbors import torchsim_nl
+from torch_sim.neighbors import torch_nl_linked_cell, torchsim_nl
 
 from mlip_refine.potential import Graphs, Potential
 from mlip_refine.sampling.harmonic import HarmonicReference
 from mlip_refine.sampling.state_points import Hamiltonian
 
 SKIN = 0.8
+
+# A cell whose stretch since the first call has a larger norm than this, or a smaller volume ratio than its
+# inverse cube, has blown up or collapsed.
+MAX_STRETCH = 4.0
 
 
 @dataclass
@@ -38,12 +43,13 @@ class ForceField(ModelInterface):
     """Energies, forces and stresses of every system under its own Hamiltonian.
 
     Non-finite results never reach the integrator: the system's forces become zero and `failed` marks it, so
-    the other systems of the batch go on undisturbed.
+    the other systems of the batch go on undisturbed. So do cells that blow up or collapse.
 
     Attributes:
         model_energy: Unscaled model energies of the last call `[n_systems]`, eV.
         bias_energy: Unscaled bias energies of the last call `[n_systems]`, eV.
         stress: Unscaled model stress of the last call that asked for it `[n_systems, 3, 3]`, eV/Å³.
+        cell: Cells of the last call, rows `[n_systems, 3, 3]`, Å, always finite.
         failed: Systems that have been non-finite since the last `clear` `[n_systems]`.
     """
 
@@ -68,7 +74,9 @@ class ForceField(ModelInterface):
         self.bias_energy = torch.zeros_like(self.model_energy)
         self.stress = torch.zeros(len(hamiltonians), 3, 3, **real)
         self.failed = torch.zeros(len(hamiltonians), dtype=torch.bool, device=self._device)
+        self.cell = torch.zeros_like(self.stress)
         self._list: _NeighbourList | None = None
+        self._first: tuple[Tensor, Tensor] | None = None
 
     @property
     def compute_stress(self) -> bool:
@@ -85,8 +93,7 @@ class ForceField(ModelInterface):
 
     def forward(self, state: ts.SimState, **_: object) -> dict[str, Tensor]:
         """Energy `[n_systems]`, forces `[n_atoms, 3]` and, if asked for, stress `[n_systems, 3, 3]`."""
-        finite = torch.isfinite(state.positions).all(-1, keepdim=True)
-        positions = torch.where(finite, state.positions, torch.zeros_like(state.positions))
+        bad, positions, self.cell = self._readable(state)
         graphs = self._graphs(state, positions)
         probes = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
         output = self.potential.evaluate_chunked(graphs, probes)
@@ -96,9 +103,10 @@ class ForceField(ModelInterface):
         self.bias_energy = torch.zeros_like(self.model_energy)
         for bias in self.biases:
             self._add_bias(bias, positions, energy, forces)
-        result = {"energy": energy, "forces": self._guard(energy, forces, finite, state.system_idx)}
+        result = {"energy": energy, "forces": self._guard(energy, forces, bad, state.system_idx)}
         if self._compute_stress:
-            self.stress = torch.nan_to_num(output["stress"].detach())
+            stress = torch.nan_to_num(output["stress"].detach())
+            self.stress = torch.where(self.failed[:, None, None], torch.zeros_like(stress), stress)
             result["stress"] = self.stress * self.scale[:, None, None]
         return result
 
@@ -109,15 +117,32 @@ class ForceField(ModelInterface):
         energy[bias.systems] += bias.scale * u
         forces[bias.atoms] += (bias.scale[:, None, None] * f).view(-1, 3)
 
-    def _guard(self, energy: Tensor, forces: Tensor, finite: Tensor, system_idx: Tensor) -> Tensor:
-        bad_atoms = ~(finite.squeeze(-1) & torch.isfinite(forces).all(-1))
-        bad = torch.zeros_like(self.failed).index_put_((system_idx,), bad_atoms, accumulate=True)
+    def _readable(self, state: ts.SimState) -> tuple[Tensor, Tensor, Tensor]:
+        """Which systems have lost their positions or cell; positions and cells with theirs as first seen.
+
+        A neighbour list of one such system would be endless, and end the whole batch.
+        """
+        cell = state.row_vector_cell.contiguous()
+        if self._first is None:
+            self._first = state.positions.clone(), cell.clone()
+        first_positions, first_cell = self._first
+        bad = self._any_atom(~torch.isfinite(state.positions).all(-1), state.system_idx)
+        stretch = torch.linalg.solve(first_cell, cell)
+        whole = torch.linalg.matrix_norm(stretch) < MAX_STRETCH
+        bad = bad | ~(whole & (torch.linalg.det(stretch) > MAX_STRETCH**-3))
+        positions = torch.where(bad[state.system_idx, None], first_positions, state.positions)
+        return bad, positions, torch.where(bad[:, None, None], first_cell, cell)
+
+    def _any_atom(self, atoms: Tensor, system_idx: Tensor) -> Tensor:
+        return torch.zeros_like(self.failed).index_put_((system_idx,), atoms, accumulate=True)
+
+    def _guard(self, energy: Tensor, forces: Tensor, bad: Tensor, system_idx: Tensor) -> Tensor:
+        bad = bad | self._any_atom(~torch.isfinite(forces).all(-1), system_idx)
         self.failed = self.failed | bad | ~torch.isfinite(energy)
         return torch.where(self.failed[system_idx, None], torch.zeros_like(forces), forces)
 
     def _graphs(self, state: ts.SimState, positions: Tensor) -> Graphs:
-        cell = state.row_vector_cell.contiguous()
-        neighbours = self._list
+        cell, neighbours = self.cell, self._list
         if neighbours is None or not self._still_valid(neighbours, positions, cell, state.system_idx):
             neighbours = self._list = self._find(state, positions, cell)
         sender, receiver = neighbours.edge_index
@@ -161,12 +186,23 @@ class ForceField(ModelInterface):
         wraps = fractional.floor()
         wrapped = torch.bmm((fractional - wraps).unsqueeze(1), cell[state.system_idx]).squeeze(1)
         reach = self.potential.graphs.cutoff + SKIN
-        pairs, _, shifts = torchsim_nl(wrapped, cell, state.pbc, reach, state.system_idx)
+        pairs, shifts = _find_pairs(wrapped, cell, state.pbc, reach, state.system_idx)
         # Sorted by receiver, so that sums over neighbours read memory in order.
         order = torch.argsort(pairs[1], stable=True)
         sender, receiver = pairs[0, order], pairs[1, order]
         unit_shifts = shifts[order].to(self._dtype) - wraps[receiver] + wraps[sender]
         return _NeighbourList(positions.clone(), cell.clone(), torch.stack([sender, receiver]), unit_shifts)
+
+
+def _find_pairs(
+    positions: Tensor, cell: Tensor, pbc: Tensor, reach: float, system_idx: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Pairs `[2, n]` and shifts `[n, 3]`; the fast search gives up on more than about 0.2 atoms per Å³."""
+    try:
+        pairs, _, shifts = torchsim_nl(positions, cell, pbc, reach, system_idx)
+    except NeighborOverflowError:
+        pairs, _, shifts = torch_nl_linked_cell(positions, cell, pbc, reach, system_idx)
+    return pairs, shifts
 
 
 def _group_biases(hamiltonians: list[Hamiltonian], sizes: list[int], real: dict[str, Any]) -> list[_Bias]:

@@ -119,7 +119,7 @@ def test_fit_einstein_gives_every_species_its_spring() -> None:
     found = torch.diagonal(fitted.force_constants)[::3]
     assert len(found.unique()) == 2
     sigma = math.sqrt(2 / (3 * 16 * 2000))
-    # The centre of mass takes about a share m/M of every atom's variance; it is left out of the displacements.
+    # The displacements leave the centre of mass out, and with it a share of every atom's variance.
     covariance = torch.linalg.pinv(reference.projected)
     exact = 3 / torch.diagonal(covariance).view(-1, 3).sum(1)
     assert ((found / exact - 1).abs() < 3 * sigma).all()
