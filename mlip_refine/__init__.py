@@ -1,1 +1,69 @@
-"""mlip_refine: correct pretrained MACE potentials, and keep what they know."""
+"""mlip_refine: correct pretrained MACE potentials with free energies, and keep what they know.
+
+The Python door, in the words of the command line:
+
+    from mlip_refine import ase_calculator, finetune, load_config
+
+    result = finetune(load_config("configs/quickstart.yaml"))
+    calculator = ase_calculator(result.model)
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlip_refine.config import Config as Config
+    from mlip_refine.config import config_from_dict as config_from_dict
+    from mlip_refine.config import load_config as load_config
+    from mlip_refine.potential import Potential as Potential
+    from mlip_refine.potential.ase import ase_calculator as ase_calculator
+    from mlip_refine.workflows.finetune import FinetuneResult as FinetuneResult
+    from mlip_refine.workflows.finetune import finetune as finetune
+    from mlip_refine.workflows.finetune import free_energies as free_energies
+    from mlip_refine.workflows.setup import load_potential as load_potential
+
+    __version__: str
+
+_HOMES = {
+    "Config": "mlip_refine.config",
+    "FinetuneResult": "mlip_refine.workflows.finetune",
+    "Potential": "mlip_refine.potential",
+    "ase_calculator": "mlip_refine.potential.ase",
+    "config_from_dict": "mlip_refine.config",
+    "finetune": "mlip_refine.workflows.finetune",
+    "free_energies": "mlip_refine.workflows.finetune",
+    "load_config": "mlip_refine.config",
+    "load_potential": "mlip_refine.workflows.setup",
+}
+
+__all__ = [
+    "Config",
+    "FinetuneResult",
+    "Potential",
+    "__version__",
+    "ase_calculator",
+    "config_from_dict",
+    "finetune",
+    "free_energies",
+    "load_config",
+    "load_potential",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the API on first use (PEP 562)."""
+    if name == "__version__":
+        value = import_module("importlib.metadata").version("mlip-refine")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Every name of the API, imported or not."""
+    return sorted({*globals(), *__all__})

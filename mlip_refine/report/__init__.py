@@ -1,0 +1,17 @@
+"""What a run says: a line per update, a table at the end, and figures, from result files alone."""
+
+from mlip_refine.report.figures import write_figures
+from mlip_refine.report.run_files import Summary, TransitionRecord, Update, read_log, read_summary
+from mlip_refine.report.steps import StepPrinter
+from mlip_refine.report.summary import print_summary
+
+__all__ = [
+    "StepPrinter",
+    "Summary",
+    "TransitionRecord",
+    "Update",
+    "print_summary",
+    "read_log",
+    "read_summary",
+    "write_figures",
+]
