@@ -1,6 +1,7 @@
 """Checkpoints of a training run: plain tensors and numbers, written atomically, read without pickle code."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,20 @@ def read_latest(folder: Path) -> dict[str, Any] | None:
     paths = _written(folder)
     if not paths:
         return None
+    if not zipfile.is_zipfile(paths[-1]):
+        raise _unreadable(paths[-1], "it is not a whole zip archive")
     try:
         content: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        problem = f"the checkpoint cannot be read ({str(error).partition('\n')[0] or type(error).__name__})"
-        fix = "Delete it: the run then resumes from the checkpoint before."
-        raise InputError(problem, where=str(paths[-1]), fix=fix) from error
+    except (RuntimeError, OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise _unreadable(paths[-1], str(error).partition("\n")[0] or type(error).__name__) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError("this is not a checkpoint of a run", where=str(paths[-1]), expected=FORMAT)
     return content
+
+
+def _unreadable(path: Path, why: str) -> InputError:
+    fix = "Delete it: the run then resumes from the checkpoint before."
+    return InputError(f"the checkpoint cannot be read ({why})", where=str(path), fix=fix)
 
 
 def _written(folder: Path) -> list[Path]:

@@ -1,0 +1,88 @@
+"""Labelled frames as batches, and held-out errors."""
+
+import numpy as np
+import pytest
+import torch
+
+from mlip_refine.data import Frame
+from mlip_refine.losses.replay import Replay, ReplayOptions
+from mlip_refine.potential import model
+from mlip_refine.quantities import GPA
+from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors, labels
+
+ENERGY_OFF, FORCES_OFF, STRESS_OFF = 0.032, 0.05, 0.002
+
+
+@pytest.fixture
+def frames(titanium, hcp, bcc):
+    """Frames whose labels are off by known amounts; the last has no stress."""
+    made, rng = [], np.random.default_rng(0)
+    for i, atoms in enumerate((hcp, bcc, hcp[:8])):
+        crystal = atoms.copy()
+        if len(crystal) == 8:
+            crystal.set_cell(crystal.cell.array * [[0.5], [1], [1]])
+        crystal.rattle(0.05, seed=i)
+        graphs = titanium.graphs.collate([titanium.graphs.from_atoms(crystal)])
+        out = titanium.evaluate(graphs, ("energy", "forces", "stress"))
+        out = {name: value.detach().numpy() for name, value in out.items()}
+        frame = Frame(
+            numbers=crystal.numbers,
+            positions=crystal.positions,
+            cell=np.array(crystal.cell),
+            pbc=(True, True, True),
+            energy=float(out["energy"][0]) + ENERGY_OFF * len(crystal),
+            # Of random sign: a constant one has no gradient, because forces add up to nothing.
+            forces=out["forces"] + FORCES_OFF * rng.choice([-1, 1], out["forces"].shape),
+            stress=None if i == 2 else out["stress"][0] + STRESS_OFF,
+        )
+        made.append(LabelledFrame.from_frame(titanium, frame))
+    return made
+
+
+@pytest.mark.parametrize("chunk_atoms", [1, 900])
+def test_held_out_errors_are_those_put_in(titanium, frames, monkeypatch, chunk_atoms):
+    monkeypatch.setitem(model.CHUNK_ATOMS, "cpu", chunk_atoms)
+    errors = held_out_errors(titanium, frames)
+    assert errors.energy_mae_mev_per_atom == pytest.approx(1e3 * ENERGY_OFF, rel=1e-9)
+    assert errors.forces_mae_mev_per_A == pytest.approx(1e3 * FORCES_OFF, rel=1e-9)
+    assert errors.stress_mae_gpa == pytest.approx(STRESS_OFF / GPA, rel=1e-9)
+    assert errors.n_frames == 3
+
+
+def test_no_stress_labels_no_stress_error(titanium, frames):
+    assert held_out_errors(titanium, frames[2:]).stress_mae_gpa is None
+
+
+def test_labels_line_up_with_the_outputs(titanium, frames):
+    """The loss is exactly that of the offsets, stress over the two frames that have one."""
+    outputs = titanium.evaluate(
+        titanium.graphs.collate([f.structure for f in frames]),
+        ("energy", "forces", "stress"),
+        create_graph=True,
+    )
+    loss = Replay("replay", 1.0, ReplayOptions(energy_weight=2.0, forces_weight=3.0, stress_weight=5.0))
+    result = loss.evaluate(outputs, labels(frames, titanium.device, titanium.dtype))
+    assert result.components["replay.energy"] == pytest.approx(2 * ENERGY_OFF**2, rel=1e-9)
+    assert result.components["replay.forces"] == pytest.approx(3 * FORCES_OFF**2, rel=1e-9)
+    assert result.components["replay.stress"] == pytest.approx(5 * STRESS_OFF**2, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_each_weight_reaches_the_parameters(titanium, frames, name):
+    """No weight is silently off: each quantity alone gives a gradient of its own."""
+
+    def gradient(**weights: float) -> torch.Tensor:
+        options = {"energy_weight": 1.0, "forces_weight": 1.0, "stress_weight": 1.0} | weights
+        loss = Replay("replay", 1.0, ReplayOptions(**options))
+        outputs = titanium.evaluate(
+            titanium.graphs.collate([f.structure for f in frames]), loss.probes, create_graph=True
+        )
+        value = loss.evaluate(outputs, labels(frames, titanium.device, titanium.dtype)).value
+        parameters = list(titanium.trainable_parameters().values())
+        found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.flatten() for g in found])
+
+    base, heavier, off = (gradient(**{f"{name}_weight": w}) for w in (1.0, 3.0, 0.0))
+    part = base - off
+    assert float(part.norm()) > 1e-6 * float(base.norm())
+    assert torch.allclose(heavier - base, 2 * part, rtol=1e-6, atol=1e-9 * float(base.norm()))
