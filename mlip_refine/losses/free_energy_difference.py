@@ -89,7 +89,8 @@ class FreeEnergyDifference(EnsembleLoss):
             *(e.se / f.beta * per_atom for e, f in ((change_one, one), (change_two, two))),
         )
         measured = Measured(float(delta_g.detach()), se, "meV/atom")
-        diagnostics = {"delta_g": measured}
+        state = Measured(self.options.temperature, 0.0, "K")
+        diagnostics = {"delta_g": measured, "temperature": state}
         entropy = _entropy(one, two, measured, self.options.temperature, per_atom)
         if entropy is not None:
             diagnostics["delta_s"] = entropy
