@@ -148,7 +148,11 @@ class MolecularDynamics:
                 tick(self.step)
 
     def record(self, n_frames: int, tick: Ticker | None = None) -> dict[str, Trajectory]:
-        """Take `n_frames` intervals and return the frame at the end of each, by point name."""
+        """Take `n_frames` intervals and return the frame at the end of each, by point name.
+
+        A run that goes on from a `snapshot` of the last record gives the same bits as one that never stopped.
+        """
+        self.forcefield.forget_neighbours()
         recorder, interval = _Recorder(), self.settings.steps(self.settings.interval)
         for _ in range(n_frames):
             self.advance(interval - 1, tick)
@@ -214,7 +218,7 @@ class MolecularDynamics:
                 **{name: value[systems].contiguous() for name, value in per_system.items()},
                 kept=torch.tensor([i not in self.stopped for i in range(systems.start, systems.stop)]),
                 verdicts=tuple(
-                    v for i, v in sorted(self.stopped.items()) if systems.start <= i < systems.stop
+                    v for i, v in sorted(self.stopped.items()) if v and systems.start <= i < systems.stop
                 ),
             )
             system, atom = systems.stop, atom + n * point.replicas
@@ -247,8 +251,8 @@ class MolecularDynamics:
                 setattr(self.state, name, value.to(getattr(self.state, name)))
         self.state.rng.set_state(saved["generator"])
         self.step = int(saved["step"])
-        reason = "stopped before the run was resumed"
-        self.stopped = {int(i): reason for i in saved["stopped"].nonzero().flatten()}
+        # What happened to them is told by the segment in which it did.
+        self.stopped = {int(i): "" for i in saved["stopped"].nonzero().flatten()}
 
 
 def _common_kind(points: Sequence[StatePoint]) -> tuple[str, str]:

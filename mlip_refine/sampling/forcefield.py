@@ -91,6 +91,10 @@ class ForceField(ModelInterface):
         """Forget failures, after the failed systems have been set back."""
         self.failed = torch.zeros_like(self.failed)
 
+    def forget_neighbours(self) -> None:
+        """Find the neighbours anew at the next call: their order, and so the last bits, start afresh."""
+        self._list = None
+
     def forward(self, state: ts.SimState, **_: object) -> dict[str, Tensor]:
         """Energy `[n_systems]`, forces `[n_atoms, 3]` and, if asked for, stress `[n_systems, 3, 3]`."""
         bad, positions, self.cell = self._readable(state)

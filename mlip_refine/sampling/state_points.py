@@ -111,7 +111,7 @@ class Trajectory:
         joined: dict[str, Any] = {
             name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in names
         }
-        verdicts = self.verdicts + later.verdicts
+        verdicts = tuple(dict.fromkeys(self.verdicts + later.verdicts))
         return replace(self, **joined, kept=self.kept & later.kept, verdicts=verdicts)
 
     def total_stress(self) -> Tensor:
