@@ -48,14 +48,16 @@ def finetune(
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Correct a potential and measure what changed."""
-    # Imported here, so that the other commands and --help do not wait for mace.
+    settings = _config(config, overrides, trust_pickle=trust_pickle)
+    # Imported here, so that the other commands and a refused config do not wait for mace.
     from mlip_refine.report import StepPrinter, print_summary, write_figures  # noqa: PLC0415
     from mlip_refine.workflows.finetune import finetune as run  # noqa: PLC0415
     from mlip_refine.workflows.run_folder import LAYOUT  # noqa: PLC0415
 
-    settings = _config(config, overrides, trust_pickle=trust_pickle)
-    out.print(LAYOUT.format(folder=settings.run_folder, name=settings.name))
-    result = run(settings, resume=resume, report=StepPrinter(out))
+    def show_layout(folder: Path) -> None:
+        out.print(LAYOUT.format(folder=folder, name=settings.name), soft_wrap=True)
+
+    result = run(settings, resume=resume, report=StepPrinter(out), opened=show_layout)
     if settings.output.figures:
         write_figures(result.folder)
     print_summary(out, result.folder)
@@ -70,9 +72,9 @@ def free_energy(
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Compute the free-energy differences of the phases, without changing the potential."""
+    settings = _config(config, overrides, trust_pickle=trust_pickle)
     from mlip_refine.workflows.finetune import free_energies  # noqa: PLC0415
 
-    settings = _config(config, overrides, trust_pickle=trust_pickle)
     for name, result in free_energies(settings, resume=resume).items():
         out.print(
             f"{name}: G({result.to.phase}) - G({result.from_.phase}) = {result.delta_g} at "

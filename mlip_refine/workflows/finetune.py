@@ -87,7 +87,11 @@ class Prepared:
 
 
 def finetune(
-    config: Config, *, resume: bool = False, report: Callable[[StepReport], None] = lambda _: None
+    config: Config,
+    *,
+    resume: bool = False,
+    report: Callable[[StepReport], None] = lambda _: None,
+    opened: Callable[[Path], None] = lambda _: None,
 ) -> FinetuneResult:
     """Correct a potential and measure what changed.
 
@@ -95,6 +99,7 @@ def finetune(
         config: What to do.
         resume: Go on with a run that was interrupted.
         report: Called after every update.
+        opened: Called with the run folder, once the input has been checked.
 
     Returns:
         The refined potential, its files and the summary.
@@ -106,6 +111,7 @@ def finetune(
     """
     started = time.monotonic()
     run = prepare(config, resume=resume)
+    opened(run.folder)
     initial = run.potential.frozen_copy()
     errors_before = _errors(run, initial)
     points = _anchor(run)

@@ -1,0 +1,135 @@
+"""The command line: what it prints, and how it ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mlip_refine import cli
+from mlip_refine.config import Config
+from mlip_refine.errors import InputError, StatisticsError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: exit code, standard output and standard error."""
+
+    def call(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mlip-refine", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def test_schema_is_a_json_schema_of_everything(run):
+    code, printed, _ = run("schema")
+    schema = json.loads(printed)
+    assert code == 0
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert "free_energy_difference" in printed
+    assert "forces_weight" in printed
+
+
+def test_losses_lists_every_loss_with_its_options(run):
+    code, printed, _ = run("losses")
+    assert code == 0
+    text = " ".join(printed.split())
+    assert "free_energy_difference: ((ΔG_θ - target)/σ)² with" in text
+    assert "from: Phase I of ΔG = G_II - G_I. (required)" in text
+    assert "uncertainty: " in text
+    assert "meV/atom. (default 0.3)" in text
+    assert "replay: energy_weight ⟨(ΔE/N)²⟩" in text
+    assert "forces_weight: On the squared error of force components, Å²/eV². (default 100.0)" in text
+
+
+def test_help_names_the_commands(run):
+    code, printed, _ = run("--help")
+    assert code == 0
+    for command in ("finetune", "free-energy", "schema", "losses"):
+        assert command in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [("finetun", "x.yaml"), ("finetune",), ("finetune", "x.yaml", "--resum")]
+)
+def test_wrong_usage_ends_with_two(run, arguments):
+    code, _, message = run(*arguments)
+    assert code == 2
+    assert message
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("wrong [thing]", where="a.yaml:3"), 2, "mlip-refine: a.yaml:3: wrong [thing]\n"),
+        (StatisticsError("too few", needed="more"), 1, "mlip-refine: too few; needed: more\n"),
+    ],
+)
+def test_an_error_on_purpose_is_one_line(run, monkeypatch, error, code, message):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    assert run("finetune", "a.yaml") == (code, "", message)
+
+
+def test_a_long_message_is_not_wrapped(run, monkeypatch):
+    def fail(*_: object) -> None:
+        raise InputError("word " * 100)
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    _, _, message = run("finetune", "a.yaml")
+    assert message.count("\n") == 1
+
+
+def test_an_interruption_says_how_to_go_on(run, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_config", interrupt)
+    code, _, message = run("finetune", "a.yaml")
+    assert code == 130
+    assert message == "mlip-refine: interrupted; go on with --resume\n"
+
+
+def test_overrides_and_trust_reach_the_config(run, monkeypatch):
+    seen = {}
+
+    def load(path, overrides):
+        seen.update(path=str(path), overrides=overrides)
+        raise InputError("stop")
+
+    monkeypatch.setattr(cli, "load_config", load)
+    run("finetune", "a.yaml", "training.steps=5", "--trust-pickle", "seed=4")
+    assert seen == {
+        "path": "a.yaml",
+        "overrides": ["training.steps=5", "seed=4", "potential.trust_pickle=true"],
+    }
+    run("free-energy", "b.yaml")
+    assert seen == {"path": "b.yaml", "overrides": []}
+
+
+def test_the_installed_command(tmp_path):
+    """In a process of its own: refused with exit code 2, nothing on standard output."""
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\npotential: {model: titanium-compact}\nsampling: {replicas: 0}\n")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "mlip_refine", "finetune", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"mlip-refine: {path}:3: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_but_the_schema_is_printed():
+    command = [sys.executable, "-W", "ignore", "-m", "mlip_refine", "schema"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["properties"]

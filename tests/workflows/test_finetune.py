@@ -1,0 +1,236 @@
+"""The whole way from config to refined checkpoint, on sixteen atoms."""
+
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from mace.calculators import MACECalculator
+from rich.console import Console
+
+from mlip_refine import cli
+from mlip_refine.config import dump_config
+from mlip_refine.errors import InputError
+from mlip_refine.potential import Potential
+from mlip_refine.sampling.engine import MolecularDynamics
+from mlip_refine.workflows.finetune import FinetuneResult, finetune, free_energies, prepare
+
+TRANSITION_KEYS = (
+    *("name", "from", "to", "n_atoms", "temperature_K", "pressure_GPa"),
+    *("delta_g_before_mev_per_atom", "delta_g_before_mev_per_atom_se"),
+    *("delta_g_after_mev_per_atom", "delta_g_after_mev_per_atom_se"),
+    *("transition_temperature_before_K", "transition_temperature_before_K_se"),
+    *("transition_temperature_after_K", "transition_temperature_after_K_se"),
+)
+REPLAY_KEYS = ("energy_mae_mev_per_atom", "forces_mae_mev_per_A", "stress_mae_gpa")
+
+
+@pytest.fixture(autouse=True)
+def _default_dtype():
+    default = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(default)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_in) -> FinetuneResult:
+    return finetune(tiny_in(tmp_path_factory.mktemp("finished")))
+
+
+def _log(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_run_folder_is_complete(finished):
+    names = {p.name for p in finished.folder.iterdir()}
+    assert names == {
+        *("config.yaml", "log.jsonl", "checkpoints", "frames", "summary.json"),
+        *("tiny.model", "tiny.safetensors", "tiny.json"),
+    }
+    assert finished.model == finished.folder / "tiny.model"
+    assert finished.safetensors == finished.folder / "tiny.safetensors"
+
+
+def test_summary_says_all_that_was_promised(finished):
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    assert summary == finished.summary
+    assert summary["model_hash"] == finished.potential.hash != summary["initial_model_hash"]
+    assert (summary["seed"], summary["steps"]) == (3, 4)
+    assert summary["wall_time_s"] > 0
+    assert [t["name"] for t in summary["transitions"]] == ["low"]
+    for transition in summary["transitions"]:
+        assert set(TRANSITION_KEYS) <= set(transition)
+        for key in TRANSITION_KEYS[6:10]:
+            assert math.isfinite(transition[key])
+        for when in ("before", "after"):
+            value = transition[f"transition_temperature_{when}_K"]
+            assert value is None or value > 0
+            noted = any(note.startswith(f"{when}: no transition") for note in transition["notes"])
+            assert (value is None) == noted
+    low = summary["transitions"][0]
+    assert (low["from"], low["to"], low["n_atoms"]) == ("hcp", "bcc", 16)
+    assert (low["temperature_K"], low["pressure_GPa"]) == (1150.0, 0.0)
+    assert (low["delta_g_before_mev_per_atom"], low["delta_g_before_mev_per_atom_se"]) == (-1.5, 0.2)
+    assert low["delta_g_after_mev_per_atom_se"] > 0.2
+    for when in ("before", "after"):
+        for key in REPLAY_KEYS:
+            assert summary["replay"][when][key] > 0
+
+
+def test_log_has_a_line_per_update(finished):
+    lines = _log(finished.folder)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {"low", "replay.energy", "replay.forces", "replay.stress"} < set(lines[0]["losses"])
+    assert lines[0]["diagnostics"]["low"]["delta_g"]["value"] == pytest.approx(-1.5)
+    assert all(line["gradient_norm"] > 0 for line in lines)
+    assert any(line["resampled"] for line in lines)
+
+
+def test_total_is_the_weighted_sum(finished):
+    for line in _log(finished.folder):
+        parts = line["losses"]
+        replay = sum(value for name, value in parts.items() if name.startswith("replay."))
+        assert parts["total"] == pytest.approx(parts["low"] + 0.1 * replay)
+
+
+def test_saved_model_is_the_one_in_memory(finished):
+    """Energies and forces through plain MACE, to 1e-10 in float64."""
+    calculator = MACECalculator(model_paths=str(finished.model), device="cpu", default_dtype="float64")
+    again = Potential.load(str(finished.safetensors), default_dtype="float64")
+    for crystal in (
+        bulk("Ti", "hcp", a=2.95, c=4.7).repeat(2),
+        bulk("Ti", "bcc", a=3.3, cubic=True).repeat(2),
+    ):
+        crystal.rattle(0.1, seed=1)
+        ours = {}
+        for name, potential in (("memory", finished.potential), ("safetensors", again)):
+            graphs = potential.graphs.collate([potential.graphs.from_atoms(crystal)])
+            out = potential.evaluate(graphs, ("energy", "forces"))
+            ours[name] = out["energy"].item(), out["forces"].detach().numpy()
+        crystal.calc = calculator
+        for energy, forces in ours.values():
+            assert abs(crystal.get_potential_energy() - energy) < 1e-10
+            assert np.abs(crystal.get_forces() - forces).max() < 1e-10
+
+
+def test_every_tensor_was_trained(finished):
+    start = Potential.load("titanium-compact", default_dtype="float64").parameters()
+    end = finished.potential.parameters()
+    unchanged = [name for name, value in start.items() if value.any() and torch.equal(value, end[name])]
+    assert unchanged == []
+
+
+def _stop_after(monkeypatch, steps: int) -> None:
+    """Interrupt molecular dynamics after some steps, as Ctrl-C would."""
+    step, left = MolecularDynamics._step, iter(range(steps))
+
+    def limited(dynamics: MolecularDynamics) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        step(dynamics)
+
+    monkeypatch.setattr(MolecularDynamics, "_step", limited)
+
+
+def _interrupted(config, monkeypatch, *, md_steps: int | None = None, step: int | None = None) -> None:
+    def report(seen) -> None:
+        if seen.step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if md_steps is not None:
+            _stop_after(patch, md_steps)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, resume=True, report=report)
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_place(finished, tiny, tmp_path, monkeypatch):
+    """Killed in the first sampling, after an update, sampling anew, and in the verdict: the same bits."""
+    config = tiny()
+    _interrupted(config, monkeypatch, md_steps=17)
+    _interrupted(config, monkeypatch, step=0)
+    assert [line["step"] for line in _log(config.run_folder)] == [0]
+    redrawn = next(line["step"] for line in _log(finished.folder) if line["resampled"])
+    _interrupted(config, monkeypatch, md_steps=12)
+    assert len(_log(config.run_folder)) == redrawn
+    _interrupted(config, monkeypatch, step=2)
+    assert [line["step"] for line in _log(config.run_folder)] == [0, 1, 2]
+    first = (config.run_folder / "log.jsonl").read_text().splitlines()[:2]
+    with (config.run_folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "los')
+    _interrupted(config, monkeypatch, md_steps=100)
+    assert (config.run_folder / "log.jsonl").read_text().splitlines()[:2] == first
+    result = finetune(config, resume=True)
+    assert (result.folder / "log.jsonl").read_text() == (finished.folder / "log.jsonl").read_text()
+    wanted = finished.potential.parameters()
+    for name, value in result.potential.parameters().items():
+        assert torch.equal(value, wanted[name]), name
+    for summary in (result.summary, finished.summary):
+        summary.pop("wall_time_s")
+    assert result.summary == finished.summary
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, monkeypatch):
+    """Through the command line, which prints the table and draws the figures this time."""
+    before = (
+        (finished.folder / "log.jsonl").read_text(),
+        json.loads((finished.folder / "summary.json").read_text()),
+    )
+    printed = io.StringIO()
+    monkeypatch.setattr(cli, "out", Console(file=printed, width=120, highlight=False))
+    config = str(finished.folder / "config.yaml")
+    monkeypatch.setattr(sys, "argv", ["mlip-refine", "finetune", config, "output.figures=true", "--resume"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code in (0, None)
+    after = json.loads((finished.folder / "summary.json").read_text())
+    assert (finished.folder / "log.jsonl").read_text() == before[0]
+    for summary in (after, before[1]):
+        summary.pop("wall_time_s")
+    assert after == before[1]
+    assert "summary.json" in printed.getvalue()
+    assert "-1.50(20)" in printed.getvalue()
+    assert sorted(p.name for p in finished.folder.glob("*.png"))
+
+
+def test_frames_are_not_kept_where_not_wanted(tiny):
+    losses = [{"type": "replay", "forces_weight": 10.0}]
+    result = finetune(tiny(losses=losses, output={"keep_frames": False}, training={"steps": 2}))
+    assert not (result.folder / "frames").exists()
+    assert result.summary["transitions"] == []
+    assert result.summary["replay"]["after"]["n_frames"] == 5
+
+
+def test_replay_alone_lowers_its_error(tiny):
+    losses = [{"type": "replay", "energy_weight": 100.0, "forces_weight": 1.0}]
+    result = finetune(tiny(losses=losses, training={"steps": 25, "learning_rate": 5e-3}))
+    before, after = (result.summary["replay"][when] for when in ("before", "after"))
+    assert after["energy_mae_mev_per_atom"] < 0.8 * before["energy_mae_mev_per_atom"]
+
+
+def test_replay_frames_are_needed_for_a_replay_loss(tiny):
+    with pytest.raises(InputError, match="the config has no section replay"):
+        prepare(tiny(replay=None), resume=False)
+
+
+def test_no_losses_is_nothing_to_do(tiny):
+    config = tiny(losses=[])
+    with pytest.raises(InputError, match="there is nothing to do"):
+        finetune(config)
+    assert not config.run_folder.exists()
+
+
+def test_free_energies_keep_the_lines_of_the_config(tiny, tmp_path):
+    path = tmp_path / "run.yaml"
+    text = dump_config(tiny()).replace("from: hcp", "from: hpc", 1)
+    path.write_text(text)
+    from mlip_refine.config import load_config
+
+    with pytest.raises(InputError, match="names the phase 'hpc'") as caught:
+        free_energies(load_config(path))
+    assert str(caught.value).startswith(f"{path}:")
+    assert "Did you mean 'hcp'?" in str(caught.value)
