@@ -63,7 +63,7 @@ def _config(folder: Path, seed: int) -> Config:
 
 @pytest.mark.slow
 def test_frenkel_ladd_agrees_with_bar(tmp_path):
-    """G_θ - G_θ0 of both phases from two Frenkel-Ladd calculations and from BAR, within 3σ of 0.4 meV/atom."""
+    """G_θ - G_θ0 of both phases: two Frenkel-Ladd calculations and BAR agree within 3σ of 0.4 meV/atom."""
     config = _config(tmp_path, seed=3)
     before = load_potential(config)
     after = load_potential(config)
