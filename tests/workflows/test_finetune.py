@@ -13,11 +13,18 @@ from mace.calculators import MACECalculator
 from rich.console import Console
 
 from mlip_refine import cli
-from mlip_refine.config import dump_config
+from mlip_refine.config import dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling.engine import MolecularDynamics
-from mlip_refine.workflows.finetune import FinetuneResult, finetune, free_energies, prepare
+from mlip_refine.workflows.finetune import (
+    FinetuneResult,
+    _anchor,
+    _trainer,
+    finetune,
+    free_energies,
+    prepare,
+)
 
 TRANSITION_KEYS = (
     *("name", "from", "to", "n_atoms", "temperature_K", "pressure_GPa"),
@@ -228,9 +235,24 @@ def test_free_energies_keep_the_lines_of_the_config(tiny, tmp_path):
     path = tmp_path / "run.yaml"
     text = dump_config(tiny()).replace("from: hcp", "from: hpc", 1)
     path.write_text(text)
-    from mlip_refine.config import load_config
 
     with pytest.raises(InputError, match="names the phase 'hpc'") as caught:
         free_energies(load_config(path))
     assert str(caught.value).startswith(f"{path}:")
     assert "Did you mean 'hcp'?" in str(caught.value)
+
+
+def test_training_stops_where_the_targets_are_met(tiny):
+    """Twice in a row inside the tolerance: one update, and a checkpoint that knows that it is done."""
+    (transition,) = (loss for loss in tiny().losses if loss.type == "free_energy_difference")
+    losses = [dict(transition) | {"target": -1.5}]
+    config = tiny(losses=losses, training={"patience": 2, "learning_rate": 1e-9, "steps": 9})
+    for _ in range(2):
+        run = prepare(config, resume=True)
+        trainer = _trainer(run, _anchor(run), lambda _: None)
+        trainer.resume()
+        trainer.run()
+        assert (trainer.step, trainer.converged) == (2, True)
+    lines = _log(config.run_folder)
+    assert lines[0]["gradient_norm"] is not None
+    assert lines[1]["gradient_norm"] is None
