@@ -271,8 +271,8 @@ def test_no_such_config(project):
     assert project.refusal().startswith("~/run.yaml: ")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(project):
+def test_no_gpu(project, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no CUDA device is available" in project.refusal("device=cuda")
 
 
