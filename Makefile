@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/mlip-refine finetune configs/quickstart.yaml
+	$(BIN)/mlip-refine finetune configs/quickstart.yaml --resume
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"

@@ -50,7 +50,7 @@ def finetune(
     """Correct a potential and measure what changed."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
     # Imported here, so that the other commands and a refused config do not wait for mace.
-    from mlip_refine.report import StepPrinter, print_summary, write_figures  # noqa: PLC0415
+    from mlip_refine.report import StepPrinter, print_summary  # noqa: PLC0415
     from mlip_refine.workflows.finetune import finetune as run  # noqa: PLC0415
     from mlip_refine.workflows.run_folder import LAYOUT  # noqa: PLC0415
 
@@ -58,8 +58,6 @@ def finetune(
         out.print(LAYOUT.format(folder=folder, name=settings.name), soft_wrap=True)
 
     result = run(settings, resume=resume, report=StepPrinter(out), opened=show_layout)
-    if settings.output.figures:
-        write_figures(result.folder)
     print_summary(out, result.folder)
 
 

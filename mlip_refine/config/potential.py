@@ -15,7 +15,8 @@ class Potential(Section):
         description="Embedded name (titanium-compact), path of a checkpoint, or name of a foundation model.",
     )
     head: str | None = Field(
-        None, description="Head of a multi-head model; null takes the only or the last one."
+        None,
+        description="Head of a multi-head model; null: the only one, the one called default, or the first.",
     )
     default_dtype: Literal["float32", "float64"] = Field("float64", description="Precision of the model.")
     trust_pickle: bool = Field(

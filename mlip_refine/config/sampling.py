@@ -51,7 +51,7 @@ class Sampling(Section):
         1500.0, description="Length of each run towards the cell of a phase at the wanted pressure, fs."
     )
     cell_iterations: Count = Field(4, description="Runs, each followed by a Newton step of the cell.")
-    barostat_time: Time = Field(200.0, description="Relaxation time of the cell in NPT, fs.")
+    barostat_time: Time = Field(500.0, description="Relaxation time of the cell in NPT, fs.")
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="Precision of the dynamics; energies that enter weights are recomputed."
     )

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -134,10 +135,18 @@ def _document(module: torch.nn.Module, metadata: Mapping[str, object]) -> dict[s
     }
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write(temporary)
+        # safetensors writes for the owner alone; results are shared like any other file.
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(

@@ -34,7 +34,13 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("no CUDA device is available", found=f"device: {device}", expected="auto or cpu")
-    return torch.device(device)
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(
+            "there is no such CUDA device", found=f"device: {device}", expected=f"one of {count}"
+        )
+    return found
 
 
 class Potential:

@@ -3,7 +3,7 @@
 from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
 from mlip_refine.sampling.guards import GuardSettings
 from mlip_refine.sampling.harmonic import HarmonicReference, einstein, fit_einstein, fit_harmonic
-from mlip_refine.sampling.sampler import Length, last_frames, mean_cell, sample
+from mlip_refine.sampling.sampler import Length, last_frames, sample
 from mlip_refine.sampling.state_points import Hamiltonian, StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore
 
@@ -21,6 +21,5 @@ __all__ = [
     "fit_einstein",
     "fit_harmonic",
     "last_frames",
-    "mean_cell",
     "sample",
 ]

@@ -153,6 +153,7 @@ class MolecularDynamics:
         A run that goes on from a `snapshot` of the last record gives the same bits as one that never stopped.
         """
         self.forcefield.forget_neighbours()
+        self._guard.reset()
         recorder, interval = _Recorder(), self.settings.steps(self.settings.interval)
         for _ in range(n_frames):
             self.advance(interval - 1, tick)
@@ -160,6 +161,7 @@ class MolecularDynamics:
             self.advance(1, tick)
             self._take(recorder)
             self.forcefield.compute_stress = self._kind[0] == "npt"
+        self._check(None)
         return self._trajectories(recorder)
 
     def _step(self) -> None:

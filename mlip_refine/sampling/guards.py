@@ -47,8 +47,11 @@ class PhaseGuard:
         total = masses.new_zeros(n_systems).index_add_(0, system_idx, masses)
         self.weights = masses / total[system_idx]
         self.counts = torch.bincount(system_idx).to(masses.dtype)
-        self.sum = torch.zeros_like(scaled_sites)
-        self.steps = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self.sum, self.steps = torch.zeros_like(self.sites), 0
 
     def add(self, positions: Tensor, row_cell: Tensor) -> Tensor | None:
         """Add a step; at the end of a window return the displacements `[n_systems]`, Å, else `None`."""
@@ -58,7 +61,7 @@ class PhaseGuard:
         if self.steps < self.window:
             return None
         delta = self.sum / self.steps - self.sites
-        self.sum, self.steps = torch.zeros_like(self.sum), 0
+        self.reset()
         return self._rms(torch.bmm(delta.unsqueeze(1), row_cell[self.system_idx]).squeeze(1))
 
     def _rms(self, delta: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import groupby
 
-import torch
 from torch import Tensor
 
 from mlip_refine.errors import SamplingError
 from mlip_refine.potential import Potential
-from mlip_refine.progress import progress
+from mlip_refine.progress import console, progress
 from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore
@@ -118,7 +117,8 @@ def _run(
     store: FrameStore | None,
     key: str,
 ) -> list[dict[str, Trajectory]]:
-    settings, fresh = dynamics.settings, []
+    settings = dynamics.settings
+    fresh: list[dict[str, Trajectory]] = []
     total = settings.steps(length.equilibration) + length.frames * settings.steps(settings.interval)
     with progress(f"sampling {stage}", total) as tick:
         if snapshot is None:
@@ -127,6 +127,9 @@ def _run(
             dynamics.restore(snapshot)
         for i, n_frames in enumerate(length.segments()[len(done) :], start=len(done)):
             part = dynamics.record(n_frames, tick)
+            known = {v for before in [*done, *fresh] for t in before.values() for v in t.verdicts}
+            for verdict in (v for t in part.values() for v in t.verdicts if v not in known):
+                console.print(f"{stage}: {verdict}", markup=False, soft_wrap=True)
             if store:
                 store.write(stage, i, part, dynamics.snapshot(), key)
             fresh.append(part)
@@ -161,20 +164,3 @@ def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tenso
     """Positions and cells of the last frames of the good replicas, to start the next sampling from."""
     good = {name: t.good() for name, t in trajectories.items()}
     return {name: (t.positions[:, -1], t.cells[:, -1]) for name, t in good.items()}
-
-
-def mean_cell(trajectory: Trajectory) -> Tensor:
-    """The mean NPT cell `[3, 3]` with the shape that the crystal's symmetry allows.
-
-    The mean deformation of the ideal cell is averaged over the directions that the ideal cell makes
-    equivalent: all three for an isotropic barostat, x and y for a hexagonal or tetragonal cell with a free
-    axis along z.
-    """
-    good = trajectory.good()
-    home = torch.from_numpy(trajectory.point.atoms.cell.array.copy())
-    stretch = torch.diagonal(torch.linalg.solve(home, good.cells.mean((0, 1)))).clone()
-    if trajectory.point.cell_freedom == "isotropic":
-        stretch[:] = stretch.mean()
-    elif trajectory.point.atoms.cell.get_bravais_lattice().name in ("HEX", "TET"):
-        stretch[:2] = stretch[:2].mean()
-    return home * stretch

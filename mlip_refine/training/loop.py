@@ -1,6 +1,7 @@
 """The training loop: probe, resample where needed, match, replay, update, checkpoint."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, Loss, LossResult
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
@@ -70,6 +72,7 @@ class Trainer:
         replay: Batches of labelled frames, if there are batch losses.
         folder: Run folder: `log.jsonl` and `checkpoints/`.
         report: Called after every update.
+        earlier: Wall time of the sessions before a resume, s.
     """
 
     potential: Potential
@@ -83,10 +86,13 @@ class Trainer:
     step: int = 0
     inside: int = 0
     converged: bool = False
+    earlier: float = 0.0
+    resumed: bool = False
     ensembles: dict[EnsembleSource, Ensemble] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Sort the losses and make the optimiser."""
+        self._started = time.monotonic()
         self.optimiser = Optimiser(self.potential, self.settings)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
@@ -94,14 +100,19 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
-        if not self.ensembles and self.sources:
-            self.ensembles = self.sampler.draw(self.potential, self.sources, "initial")
+        if not self.resumed:
+            if self.sources:
+                self.ensembles = self.sampler.draw(self.potential, self.sources, "initial")
             self._checkpoint()
-        while self.step < self.settings.steps and not self.converged:
+        while not self._finished:
             self._update()
-            if self.step % self.settings.checkpoint_every == 0 or self.converged:
+            if self.step % self.settings.checkpoint_every == 0 or self._finished:
                 self._checkpoint()
         self.potential.set_parameters(self.optimiser.averaged())
+
+    @property
+    def _finished(self) -> bool:
+        return self.converged or self.step >= self.settings.steps
 
     def _update(self) -> None:
         resampled, energies = self._follow()
@@ -119,6 +130,7 @@ class Trainer:
     def _follow(self) -> tuple[list[EnsembleSource], dict[EnsembleSource, Tensor]]:
         """Energies of the current model on all frames, after sampling anew where too few still count."""
         energies = probe_energies(self.potential, self.ensembles)
+        self._require_finite(energies)
         stale = {s: e for s, e in self.ensembles.items() if needs_redraw(e, energies[s], self.threshold)}
         if stale:
             fresh = self.sampler.redraw(self.potential, stale, f"step-{self.step:04d}")
@@ -127,7 +139,24 @@ class Trainer:
             energies |= {s: e.energy for s, e in fresh.items()}
         return list(stale), energies
 
+    def _require_finite(self, energies: Mapping[EnsembleSource, Tensor]) -> None:
+        for source, energy in energies.items():
+            if not bool(energy.isfinite().all()):
+                raise MlipRefineError(
+                    f"update {self.step}: energies of {source.name} became non-finite; lower "
+                    "training.learning_rate and start again under another name"
+                )
+
     def _inside(self, results: Mapping[str, LossResult]) -> bool:
+        """Whether the current parameters meet every target, and so does their running mean, which is kept."""
+        if not self._close(results):
+            return False
+        with self.potential.holding(self.optimiser.averaged()):
+            energies = probe_energies(self.potential, self.ensembles)
+        averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles, energies)
+        return self._close(averaged)
+
+    def _close(self, results: Mapping[str, LossResult]) -> bool:
         deviations = [r.deviation for r in results.values() if r.deviation is not None]
         close = [abs(d.value) <= min(self.settings.tolerance, d.se) for d in deviations]
         return bool(close) and all(close)
@@ -179,6 +208,7 @@ class Trainer:
             "ensembles": saved_ensembles(self.ensembles),
             "inside": self.inside,
             "converged": self.converged,
+            "wall_time_s": self.earlier + time.monotonic() - self._started,
         }
         write_checkpoint(self.folder / "checkpoints", self.step, content)
 
@@ -188,6 +218,7 @@ class Trainer:
         The log is cut back to what the checkpoint knows.
         """
         content = read_latest(self.folder / "checkpoints")
+        _cut_log(self.folder / "log.jsonl", content["step"] if content else 0)
         if content is None:
             return False
         self.ensembles = self.sampler.restore(self.potential, content["ensembles"])
@@ -196,7 +227,7 @@ class Trainer:
         if self.replay and content["replay"]:
             self.replay.load_state_dict(content["replay"])
         self.step, self.inside, self.converged = content["step"], content["inside"], content["converged"]
-        _cut_log(self.folder / "log.jsonl", self.step)
+        self.earlier, self.resumed = content["wall_time_s"], True
         return True
 
 

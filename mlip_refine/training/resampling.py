@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlip_refine.losses import EnsembleSource
@@ -132,5 +131,4 @@ def _chained(potential: Potential, old: Ensemble, fresh: Ensemble) -> Ensemble:
 
 def needs_redraw(ensemble: Ensemble, energy: Tensor, threshold: float) -> bool:
     """Whether too few of the frames still count under the current model."""
-    n_eff = ensemble.n_eff(energy)
-    return not (torch.isfinite(energy).all() and n_eff >= threshold * len(ensemble.structures))
+    return ensemble.n_eff(energy) < threshold * len(ensemble.structures)

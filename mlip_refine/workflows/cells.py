@@ -12,12 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlip_refine.errors import SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, last_frames, sample
 
 STATIC_STRAIN = 0.005
 MAX_STRAIN = 0.02
+
+# The last Newton step may still lower the free energy by at most this, eV/atom; what remains is far less.
+MAX_LAST_GAIN = 5e-4
 
 
 def equilibrate_cells(
@@ -45,6 +49,9 @@ def equilibrate_cells(
 
     Returns:
         The points, by name, in their new cells.
+
+    Raises:
+        SamplingError: If a cell was still far from its pressure before the last step.
     """
     current = {p.name: replace(p, ensemble="nvt") for p in points}
     free = [name for name, p in current.items() if p.cell_freedom != "fixed"]
@@ -55,9 +62,12 @@ def equilibrate_cells(
         runs = sample(
             potential, moving, settings, length, seed=seed + i, stage=f"{stage}-{i}", store=store, start=start
         )
-        for name, run in runs.items():
-            current[name] = current[name].with_cell(_newton_cell(run, tangents[name]))
+        steps = {name: _newton_step(run, tangents[name]) for name, run in runs.items()}
+        for name, strain in steps.items():
+            current[name] = current[name].with_cell(_strained(current[name], strain))
         start = _carried(runs, current)
+    for name in free if iterations else []:
+        _require_converged(name, runs[name], steps[name], iterations)
     return current
 
 
@@ -70,12 +80,29 @@ def strain_groups(point: StatePoint) -> list[list[int]]:
     return [[0], [1], [2]]
 
 
-def _newton_cell(run: Trajectory, tangent: Tensor) -> np.ndarray:
-    """One Newton step from the mean stress of a run."""
-    groups = strain_groups(run.point)
-    excess = _grouped(run.good().total_stress(), groups) + run.point.pressure * GPA
-    strain = -torch.linalg.solve(tangent, excess).clamp(-MAX_STRAIN, MAX_STRAIN)
-    return _strained(np.array(run.point.atoms.cell), strain, groups)
+def _newton_step(run: Trajectory, tangent: Tensor) -> Tensor:
+    """Strain of every group that one Newton step from the mean stress of a run takes."""
+    full: Tensor = torch.linalg.solve(tangent, -_excess(run))
+    return full.clamp(-MAX_STRAIN, MAX_STRAIN)
+
+
+def _excess(run: Trajectory) -> Tensor:
+    """Mean stress of every group beyond the wanted one, eV/Å³."""
+    return _grouped(run.good().total_stress(), strain_groups(run.point)) + run.point.pressure * GPA
+
+
+def _require_converged(name: str, run: Trajectory, strain: Tensor, iterations: int) -> None:
+    """Refuse a cell that was still far from the wanted pressure before its last step.
+
+    A step of strain ε against the excess stress σ lowers the free energy by ½ V ε σ.
+    """
+    axes = torch.tensor([len(group) for group in strain_groups(run.point)])
+    gain = -0.5 * run.point.atoms.cell.volume * float((axes * strain * _excess(run)).sum())
+    if gain > MAX_LAST_GAIN * run.n_atoms or bool((strain.abs() >= MAX_STRAIN).any()):
+        raise SamplingError(
+            f"the cell of {name} has not settled: iteration {iterations} still strained it by "
+            f"{float(strain.abs().max()):.3f}; give better lattice constants, or raise cell_iterations"
+        )
 
 
 def _static_tangent(potential: Potential, point: StatePoint) -> Tensor:
@@ -93,7 +120,7 @@ def _static_tangent(potential: Potential, point: StatePoint) -> Tensor:
 def _static_stress(
     potential: Potential, point: StatePoint, strain: Tensor, groups: list[list[int]]
 ) -> Tensor:
-    strained = point.with_cell(_strained(np.array(point.atoms.cell), strain, groups))
+    strained = point.with_cell(_strained(point, strain))
     graphs = potential.graphs.collate([potential.graphs.from_atoms(strained.atoms)])
     return _grouped(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), groups)
 
@@ -103,11 +130,12 @@ def _grouped(stress: Tensor, groups: list[list[int]]) -> Tensor:
     return torch.stack([diagonal[axes].mean() for axes in groups])
 
 
-def _strained(cell: np.ndarray, strain: Tensor, groups: list[list[int]]) -> np.ndarray:
+def _strained(point: StatePoint, strain: Tensor) -> np.ndarray:
+    """The cell of a point with its groups strained."""
     stretch = np.ones(3)
-    for axes, value in zip(groups, strain.tolist(), strict=True):
+    for axes, value in zip(strain_groups(point), strain.tolist(), strict=True):
         stretch[axes] += value
-    return cell * stretch
+    return np.array(point.atoms.cell) * stretch
 
 
 def _carried(

@@ -22,6 +22,7 @@ from mlip_refine.losses import (
 )
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
+from mlip_refine.report import write_figures
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.training.loop import StepReport, Trainer
 from mlip_refine.training.replay_batches import HeldOutErrors, LabelledFrame, held_out_errors
@@ -32,6 +33,7 @@ from mlip_refine.workflows.free_energy import (
     in_result_cells,
     read_initial,
     require_equal_sizes,
+    require_error,
 )
 from mlip_refine.workflows.run_folder import open_run_folder
 from mlip_refine.workflows.setup import (
@@ -124,8 +126,10 @@ def finetune(
     found = transitions(run.matched, changes, n_atoms)
     errors_after = _errors(run, run.potential)
     summary = _summary(run, initial, trainer, found, changes, errors_before, errors_after)
-    summary["wall_time_s"] = time.monotonic() - started
+    summary["wall_time_s"] = trainer.earlier + time.monotonic() - started
     write_json(run.folder / "summary.json", summary)
+    if config.output.figures:
+        write_figures(run.folder)
     if not config.output.keep_frames:
         shutil.rmtree(run.store.folder, ignore_errors=True)
     return FinetuneResult(run.folder, model, safetensors, summary, run.potential, tuple(found))
@@ -161,6 +165,9 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     if not losses:
         raise InputError("there is nothing to do: the config has no losses", where=config.where("losses"))
     potential = load_potential(config)
+    if not potential.trainable_parameters():
+        where = config.where("potential", "freeze") or config.where("potential")
+        raise InputError("every parameter is frozen: there is nothing to train", where=where)
     sources = sorted({s for loss in losses if isinstance(loss, EnsembleLoss) for s in loss.sources})
     points = state_points(config, sources, potential, config.sampling.replicas)
     replay = load_replay(config, potential)
@@ -201,6 +208,8 @@ def initial_free_energies(run: Prepared) -> dict[str, FreeEnergyResult]:
         for name, result in computed.items():
             result.write(run.folder / f"initial-{name}.json")
         results |= computed
+    for name, result in results.items():
+        require_error(name, result.delta_g_se, run.config.free_energy.max_error)
     return results
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mlip_refine.config import Config, dump_config, load_config
 from mlip_refine.errors import InputError
@@ -38,6 +39,7 @@ def open_run_folder(config: Config, *, resume: bool) -> Path:
                 fix="Give the run another name, go on with --resume, or remove the folder.",
             )
         _require_same(config, folder)
+        write_text(folder / "config.yaml", dump_config(config))
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         problem = "the run folder exists and is not a run"
@@ -52,10 +54,23 @@ def open_run_folder(config: Config, *, resume: bool) -> Path:
     return folder
 
 
+# What may differ when a run goes on: where to look and write, and when to stop.
+RESUMABLE = (
+    "base",
+    "output",
+    "free_energy.max_error",
+    "training.steps",
+    "training.tolerance",
+    "training.patience",
+    "training.checkpoint_every",
+)
+
+
 def _require_same(config: Config, folder: Path) -> None:
     """Resuming under another config would mix two runs."""
-    old, new = load_config(folder / "config.yaml").model_dump(), config.model_dump()
-    changed = [key for key in new if key not in ("base", "output") and old.get(key) != new[key]]
+    old, new = (_flat(c.model_dump()) for c in (load_config(folder / "config.yaml"), config))
+    differs = {key for key in old | new if old.get(key) != new.get(key)}
+    changed = sorted(key for key in differs if not key.startswith(RESUMABLE))
     if changed:
         raise InputError(
             "the run folder belongs to another config",
@@ -63,6 +78,14 @@ def _require_same(config: Config, folder: Path) -> None:
             found=f"differences in {', '.join(changed)}",
             fix="Give the run another name, or resume with the config that it was started with.",
         )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _unwritable(folder: Path, why: str) -> InputError:

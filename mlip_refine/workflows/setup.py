@@ -61,15 +61,15 @@ def state_points(
                 expected=f"one of {', '.join(config.phases) or '(none)'}",
                 fix=f"Did you mean {word!r}?" if word else None,
             )
-        atoms = crystal(config, source.phase)
+        atoms, freedom = crystal(config, source.phase), config.phases[source.phase].cell_freedom
         potential.graphs.species(atoms.numbers)
         points[source] = StatePoint(
             name=source.name,
             atoms=atoms,
             temperature=source.temperature,
             pressure=source.pressure,
-            ensemble=config.sampling.ensemble,
-            cell_freedom=config.phases[source.phase].cell_freedom,
+            ensemble="nvt" if freedom == "fixed" else config.sampling.ensemble,
+            cell_freedom=freedom,
             replicas=replicas,
         )
     return points

@@ -21,7 +21,6 @@ from mlip_refine.sampling import (
     StatePoint,
     Trajectory,
     last_frames,
-    mean_cell,
     sample,
 )
 
@@ -262,22 +261,6 @@ def _cells(point: StatePoint, stretches: list[list[float]]) -> Trajectory:
     n, zero = len(stretches), torch.zeros(1, len(stretches), dtype=torch.float64)
     positions = torch.from_numpy(point.atoms.positions.copy()).expand(1, n, -1, 3)
     return Trajectory(point, positions, cells, zero, zero, torch.zeros_like(cells), torch.tensor([True]))
-
-
-@pytest.mark.parametrize(
-    ("prototype", "freedom", "wanted"),
-    [
-        ("hcp", "anisotropic", [1.02, 1.02, 0.98]),
-        ("hcp", "isotropic", [1.02 - 0.04 / 3] * 3),
-        ("fcc", "isotropic", [1.02 - 0.04 / 3] * 3),
-    ],
-)
-def test_mean_cell_has_the_symmetry_of_the_crystal(prototype: str, freedom: Any, wanted: list[float]) -> None:
-    atoms = bulk("Ti", "hcp", a=2.93, c=4.65) if prototype == "hcp" else bulk("Al", "fcc", a=4.0, cubic=True)
-    point = StatePoint("p", atoms, 300.0, ensemble="npt", cell_freedom=freedom)
-    run = _cells(point, [[1.03, 1.01, 0.97], [1.02, 1.02, 0.99]])
-    home = torch.from_numpy(atoms.cell.array.copy())
-    torch.testing.assert_close(mean_cell(run), home * torch.tensor(wanted, dtype=torch.float64))
 
 
 def test_total_stress_of_a_gas_is_minus_its_pressure() -> None:

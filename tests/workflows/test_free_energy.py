@@ -169,7 +169,7 @@ def test_swapped_phases_are_refused(setting: SimpleNamespace, tmp_path: Path) ->
         (b'{"format": ', "cannot be read"),
         (b"[1, 2]", "not a free-energy file"),
         (b'{"delta_g": 1.0}', "not a free-energy file"),
-        (json.dumps({"format": FORMAT}).encode(), "lacks or has foreign keys"),
+        (json.dumps({"format": FORMAT}).encode(), "lacks a key or has a wrong value"),
     ],
 )
 def test_foreign_files_are_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
