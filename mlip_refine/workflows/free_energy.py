@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mlip_refine.config import Config
 from mlip_refine.errors import InputError, StatisticsError
@@ -24,6 +24,10 @@ FORMAT = "mlip_refine free energies 1"
 CONVENTION = "G = F + PV of the whole cell, centre of mass in V/N (Freitas, Asta and de Koning 2016)"
 
 
+# A result file with keys that these classes do not have is not one of theirs.
+_STRICT = ConfigDict(extra="forbid")
+
+
 @dataclass(frozen=True)
 class PhaseFreeEnergy:
     """Absolute free energy of one phase in its cell.
@@ -36,6 +40,8 @@ class PhaseFreeEnergy:
         gibbs_mev_per_atom: G = F + PV, with `gibbs_se` its standard error.
         overlap: Smallest overlap between neighbouring windows.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     phase: str
     numbers: list[int]
@@ -63,6 +69,8 @@ class FreeEnergyResult:
         settings: How it was computed.
         convention: What is counted.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     model_hash: str
     head: str

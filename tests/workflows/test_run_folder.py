@@ -82,9 +82,12 @@ def test_resuming_the_same_config_changes_nothing(tmp_path):
     ("changes", "section"),
     [
         ({"seed": 4}, "seed"),
-        ({"sampling": {"interval": 120.0, "timestep": 2.0}}, "sampling"),
+        ({"sampling": {"interval": 120.0, "timestep": 2.0}}, "sampling.timestep"),
         ({"losses": [{"type": "replay", "weight": 3.0}]}, "losses"),
-        ({"potential": {"model": "m", "default_dtype": "float32"}, "seed": 1}, "seed, potential"),
+        (
+            {"potential": {"model": "m", "default_dtype": "float32"}, "seed": 1},
+            "potential.default_dtype, seed",
+        ),
     ],
 )
 def test_resuming_another_config_names_the_difference(tmp_path, changes, section):
@@ -93,6 +96,13 @@ def test_resuming_another_config_names_the_difference(tmp_path, changes, section
         open_run_folder(_config(tmp_path, **changes), resume=True)
     assert str(caught.value).startswith(str(folder / "config.yaml"))
     assert f"differences in {section}." in str(caught.value)
+
+
+def test_a_run_may_go_on_for_longer(tmp_path):
+    folder = open_run_folder(_config(tmp_path), resume=False)
+    longer = _config(tmp_path, training={"steps": 99, "tolerance": 0.1})
+    assert open_run_folder(longer, resume=True) == folder
+    assert load_config(folder / "config.yaml").training.steps == 99
 
 
 def test_figures_may_be_switched_when_resuming(tmp_path):
