@@ -19,7 +19,7 @@ class Guards(Section):
         gt=0,
         allow_inf_nan=False,
         description="Root-mean-square distance of time-averaged positions from the lattice sites, over the "
-        "nearest-neighbour distance, beyond which a system has left its phase.",
+        "nearest-neighbour distance, beyond which a system has left its lattice sites.",
     )
     check_interval: Count = Field(20, description="Steps between two checks.")
 

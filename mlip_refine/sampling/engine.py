@@ -178,7 +178,7 @@ class MolecularDynamics:
         verdicts.append((hot > guards.max_temperature_ratio, "it overheated"))
         if displaced is not None:
             left = displaced > guards.max_displacement * self._bond
-            verdicts.append((left, "it left its phase (averaged positions far from the lattice sites)"))
+            verdicts.append((left, "it left its lattice sites: another phase, or a slip to equivalent sites"))
         for flags, reason in verdicts:
             for i in flags.nonzero().flatten().tolist():
                 self._stop(i, reason)

@@ -36,7 +36,7 @@ FAULTS = {
     "positions": (_lose_positions, "became non-finite"),
     "momentum": (_lose_one_momentum, "became non-finite"),
     "hot": (_heat, "it overheated"),
-    "displaced": (_displace, "it left its phase"),
+    "displaced": (_displace, "it left its lattice sites"),
 }
 
 
