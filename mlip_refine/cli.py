@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +101,9 @@ def losses() -> None:
 
 def main() -> None:
     """Run the command line; errors on purpose end it with one message and their exit code."""
+    # Deprecations inside torch, e3nn and mace are no news to who runs a command.
+    for category in (FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(torch|e3nn|mace|ast)(\.|$)")
     try:
         app()
     except MlipRefineError as error:

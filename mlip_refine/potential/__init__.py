@@ -1,7 +1,12 @@
 """MACE potentials: safe loading, energies, forces and stresses differentiable in the parameters, saving."""
 
-# Before e3nn: 0.4.4 loads its constants in a way that torch >= 2.6 allows only once mace is imported.
-import mace  # noqa: F401  # isort: skip
+import contextlib
+import io
+
+# Before e3nn: 0.4.4 loads its constants in a way that torch >= 2.6 allows only once mace is imported. What
+# mace prints about accelerators that are not installed does not belong in the output of a command.
+with contextlib.redirect_stdout(io.StringIO()):
+    import mace.modules  # noqa: F401
 
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
 from mlip_refine.potential.model import Potential, resolve_device
