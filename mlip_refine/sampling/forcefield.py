@@ -35,6 +35,8 @@ class _NeighbourList:
     cell: Tensor
     edge_index: Tensor
     unit_shifts: Tensor
+    node_attrs: Tensor
+    ptr: Tensor
 
 
 @dataclass(frozen=True)
@@ -160,14 +162,12 @@ class ForceField(ModelInterface):
         shifts = torch.bmm(neighbours.unit_shifts.unsqueeze(1), cell[state.system_idx[sender]]).squeeze(1)
         vectors = positions[receiver] - positions[sender] + shifts
         inside = vectors.square().sum(-1) < self.potential.graphs.cutoff**2
-        counts = torch.bincount(state.system_idx)
-        species = self._species(state)
         return Graphs(
             positions=positions,
             cell=cell,
-            node_attrs=species,
+            node_attrs=neighbours.node_attrs,
             batch=state.system_idx,
-            ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            ptr=neighbours.ptr,
             edge_index=neighbours.edge_index[:, inside],
             unit_shifts=neighbours.unit_shifts[inside],
         )
@@ -202,7 +202,15 @@ class ForceField(ModelInterface):
         order = torch.argsort(pairs[1], stable=True)
         sender, receiver = pairs[0, order], pairs[1, order]
         unit_shifts = shifts[order].to(self._dtype) - wraps[receiver] + wraps[sender]
-        return _NeighbourList(positions.clone(), cell.clone(), torch.stack([sender, receiver]), unit_shifts)
+        counts = torch.bincount(state.system_idx)
+        return _NeighbourList(
+            positions=positions.clone(),
+            cell=cell.clone(),
+            edge_index=torch.stack([sender, receiver]),
+            unit_shifts=unit_shifts,
+            node_attrs=self._species(state),
+            ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        )
 
 
 def _find_pairs(
