@@ -4,11 +4,12 @@ from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
 from mlip_refine.sampling.guards import GuardSettings
 from mlip_refine.sampling.harmonic import HarmonicReference, einstein, fit_einstein, fit_harmonic
 from mlip_refine.sampling.sampler import Length, last_frames, sample
-from mlip_refine.sampling.state_points import Hamiltonian, StatePoint, Trajectory
+from mlip_refine.sampling.state_points import GoodFrames, Hamiltonian, StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore
 
 __all__ = [
     "FrameStore",
+    "GoodFrames",
     "GuardSettings",
     "Hamiltonian",
     "HarmonicReference",

@@ -218,7 +218,9 @@ class MolecularDynamics:
                 point=point,
                 positions=block.view(len(block), point.replicas, n, 3).transpose(0, 1).contiguous(),
                 **{name: value[systems].contiguous() for name, value in per_system.items()},
-                kept=torch.tensor([i not in self.stopped for i in range(systems.start, systems.stop)]),
+                kept=torch.tensor(
+                    [[i not in self.stopped] * len(block) for i in range(systems.start, systems.stop)]
+                ),
                 verdicts=tuple(
                     v for i, v in sorted(self.stopped.items()) if v and systems.start <= i < systems.stop
                 ),

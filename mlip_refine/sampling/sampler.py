@@ -61,7 +61,7 @@ def sample(
         start: Positions and cells to start from by point name; else the ideal crystals.
 
     Returns:
-        A trajectory per point, all replicas; `Trajectory.good` drops those that were stopped.
+        A trajectory per point, all replicas; `Trajectory.good` drops what has a verdict against it.
 
     Raises:
         SamplingError: If every replica of a point was stopped.
@@ -161,6 +161,5 @@ def _key(
 
 
 def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Positions and cells of the last frames of the good replicas, to start the next sampling from."""
-    good = {name: t.good() for name, t in trajectories.items()}
-    return {name: (t.positions[:, -1], t.cells[:, -1]) for name, t in good.items()}
+    """Positions and cells of the last good frames of all replicas, to start the next sampling from."""
+    return {name: t.last() for name, t in trajectories.items()}

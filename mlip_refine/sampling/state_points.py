@@ -10,9 +10,13 @@ from torch import Tensor
 
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling.harmonic import HarmonicReference
+from mlip_refine.statistics import statistical_inefficiency
 
 Ensemble = Literal["nvt", "npt"]
 CellFreedom = Literal["isotropic", "anisotropic", "fixed"]
+
+# What a trajectory holds of every frame.
+SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Trajectory:
         model_energy: Unscaled model energy `[replicas, n_frames]`, eV.
         bias_energy: Unscaled bias energy `[replicas, n_frames]`, eV.
         stress: Model stress `[replicas, n_frames, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
-        kept: Replicas that ran to the end without a verdict against them `[replicas]`.
-        verdicts: Why replicas were stopped, one line each.
+        kept: Frames without a verdict against them `[replicas, n_frames]`.
+        verdicts: What happened to systems, one line each.
     """
 
     point: StatePoint
@@ -97,27 +101,75 @@ class Trajectory:
         """Atoms per cell."""
         return self.positions.shape[2]
 
-    def good(self) -> Self:
-        """Only the replicas that were kept."""
-        if bool(self.kept.all()):
-            return self
-        names = ("positions", "cells", "model_energy", "bias_energy", "stress", "kept")
-        kept: dict[str, Any] = {name: getattr(self, name)[self.kept] for name in names}
-        return replace(self, **kept)
+    def good(self) -> "GoodFrames":
+        """The frames that were kept, replica after replica."""
+        return GoodFrames(
+            point=self.point,
+            kept=self.kept,
+            **{name: getattr(self, name)[self.kept] for name in SERIES},
+        )
+
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Positions `[n, n_atoms, 3]` and cells `[n, 3, 3]` of the last kept frame of each replica, Å.
+
+        Replicas without a kept frame are left out.
+        """
+        n_frames = self.kept.shape[1]
+        order = torch.arange(1, n_frames + 1) * self.kept
+        last, alive = order.argmax(dim=1), self.kept.any(dim=1)
+        replicas = torch.arange(len(last))[alive]
+        return self.positions[replicas, last[alive]], self.cells[replicas, last[alive]]
 
     def extend(self, later: Self) -> Self:
         """This trajectory followed by a later segment of the same replicas."""
-        names = ("positions", "cells", "model_energy", "bias_energy", "stress")
         joined: dict[str, Any] = {
-            name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in names
+            name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in (*SERIES, "kept")
         }
         verdicts = tuple(dict.fromkeys(self.verdicts + later.verdicts))
-        return replace(self, **joined, kept=self.kept & later.kept, verdicts=verdicts)
+        return replace(self, **joined, verdicts=verdicts)
+
+
+@dataclass(frozen=True)
+class GoodFrames:
+    """Frames that count, of all replicas of a state point, replica after replica.
+
+    Attributes:
+        point: What was sampled.
+        positions: `[n, n_atoms, 3]`, Å, unwrapped, float64.
+        cells: Rows `[n, 3, 3]`, Å.
+        model_energy: Unscaled model energy `[n]`, eV.
+        bias_energy: Unscaled bias energy `[n]`, eV.
+        stress: Model stress `[n, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
+        kept: Where in time they lie `[replicas, n_frames]`, n of them true.
+    """
+
+    point: StatePoint
+    positions: Tensor
+    cells: Tensor
+    model_energy: Tensor
+    bias_energy: Tensor
+    stress: Tensor
+    kept: Tensor
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.model_energy)
+
+    @property
+    def n_atoms(self) -> int:
+        """Atoms per cell."""
+        return self.positions.shape[1]
+
+    def inefficiency(self, values: Tensor) -> float:
+        """Statistical inefficiency of values of these frames `[n]`; frames that are left out are gaps."""
+        grid = torch.zeros(self.kept.shape, dtype=torch.float64)
+        grid[self.kept] = values.detach().double()
+        return statistical_inefficiency(grid, self.kept)
 
     def total_stress(self) -> Tensor:
         """Mean stress with its kinetic part, -NkT/V `[3, 3]`, eV/Å³."""
         volume = torch.linalg.det(self.cells).abs()
         kinetic = self.n_atoms * KB * self.point.temperature / volume
         eye = torch.eye(3, dtype=self.stress.dtype)
-        total: Tensor = (self.stress - kinetic[..., None, None] * eye).mean((0, 1))
+        total: Tensor = (self.stress - kinetic[..., None, None] * eye).mean(0)
         return total

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from mlip_refine.errors import InputError
-from mlip_refine.sampling.state_points import StatePoint, Trajectory
+from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 
-FORMAT = "mlip_refine frames 1"
-_SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
+FORMAT = "mlip_refine frames 2"
 
 
 class FrameStore:
@@ -95,7 +94,7 @@ class FrameStore:
 
 
 def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
-    for name in _SERIES:
+    for name in SERIES:
         group.create_dataset(name, data=getattr(trajectory, name).numpy(), compression="lzf")
     group.create_dataset("kept", data=trajectory.kept.numpy())
     group.attrs["verdicts"] = json.dumps(trajectory.verdicts)
@@ -103,7 +102,7 @@ def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
 
 
 def _read_trajectory(group: h5py.Group, point: StatePoint) -> Trajectory:
-    series = {name: torch.from_numpy(np.asarray(group[name])) for name in _SERIES}
+    series = {name: torch.from_numpy(np.asarray(group[name])) for name in SERIES}
     verdicts = tuple(json.loads(group.attrs["verdicts"]))
     return Trajectory(
         point=point, **series, kept=torch.from_numpy(np.asarray(group["kept"])), verdicts=verdicts

@@ -26,7 +26,7 @@ class Equilibration(NamedTuple):
     n_eff: float
 
 
-def statistical_inefficiency(series: Samples) -> float:
+def statistical_inefficiency(series: Samples, kept: Tensor | None = None) -> float:
     """Return how many consecutive samples count as one independent sample.
 
     ``g = 1 + 2 sum_t (1 - t/n) C(t)``, summed until the normalised autocorrelation first drops to zero or
@@ -36,6 +36,7 @@ def statistical_inefficiency(series: Samples) -> float:
     Args:
         series: One value for each sample ``[n]``, or of several replicas ``[n_replicas, n]``, evenly
             spaced in time.
+        kept: Which samples count, of the same shape; the others are gaps in time. All by default.
 
     Returns:
         g, at least 1; exactly 1 for a series that never changes, whose mean has no error.
@@ -43,7 +44,12 @@ def statistical_inefficiency(series: Samples) -> float:
     Raises:
         StatisticsError: No samples, or a value that is not finite.
     """
-    return _inefficiency(_replicas(series))
+    if kept is None:
+        return _inefficiency(_replicas(series))
+    if not bool(kept.any()):
+        raise StatisticsError("no sample of the series is kept", needed="at least one")
+    replicas = _replicas(torch.where(kept, torch.as_tensor(series, dtype=torch.float64), 0.0))
+    return _inefficiency(replicas, kept.reshape(replicas.shape))
 
 
 def effective_samples(series: Samples) -> float:
@@ -100,13 +106,17 @@ def _replicas(series: Samples) -> Tensor:
     return samples.reshape(-1, samples.shape[-1])
 
 
-def _inefficiency(replicas: Tensor) -> float:
+def _inefficiency(replicas: Tensor, kept: Tensor | None = None) -> float:
     n = replicas.shape[1]
-    deviations = replicas - replicas.mean()
-    variance = float((deviations**2).mean())
+    mask = torch.ones_like(replicas) if kept is None else kept.to(replicas)
+    mean = (replicas * mask).sum() / mask.sum()
+    deviations = (replicas - mean) * mask
+    variance = float((deviations**2).sum() / mask.sum())
     if n < 3 or variance <= (torch.finfo(replicas.dtype).eps * float(replicas.abs().max())) ** 2:
         return 1.0
-    correlation = _autocovariance(deviations) / variance
+    pairs = _pair_sums(mask).round()
+    observed = pairs > 0
+    correlation = torch.where(observed, _pair_sums(deviations) / pairs.clamp(min=1.0), 0.0) / variance
     lags = torch.arange(1, n - 1, dtype=replicas.dtype, device=replicas.device)
     terms = correlation[1 : n - 1] * (1.0 - lags / n)
     return max(1.0, 1.0 + 2.0 * float(terms[: _first_crossing(correlation[1 : n - 1])].sum()))
@@ -120,10 +130,9 @@ def _first_crossing(correlation: Tensor) -> int:
     return int(found[0]) if len(found) else len(correlation)
 
 
-def _autocovariance(deviations: Tensor) -> Tensor:
-    """Autocovariance at every lag, averaged over replicas: [n_replicas, n] to [n]."""
-    n = deviations.shape[1]
-    spectrum = torch.fft.rfft(deviations, n=2 * n)
+def _pair_sums(values: Tensor) -> Tensor:
+    """Sum over replicas of x_t x_(t + lag) for every lag: [n_replicas, n] to [n]."""
+    n = values.shape[1]
+    spectrum = torch.fft.rfft(values, n=2 * n)
     sums: Tensor = torch.fft.irfft(spectrum.abs() ** 2, n=2 * n)[:, :n]
-    pairs = torch.arange(n, 0, -1, dtype=deviations.dtype, device=deviations.device)
-    return sums.mean(dim=0) / pairs
+    return sums.sum(dim=0)

@@ -17,7 +17,6 @@ from mlip_refine.statistics import (
     log_weights,
     require_effective,
     require_estimate,
-    statistical_inefficiency,
 )
 
 
@@ -33,8 +32,9 @@ class Ensemble:
         inefficiency: Statistical inefficiency of the energies, in frames.
         shift: Free energy of the reference minus that of the initial model, eV, whole cell.
         stage: Where the frames lie in the store.
+        ends: Positions `[replicas, n_atoms, 3]` and cells of the last good frame of every replica, Å.
         reference: Parameters of the reference model, by name.
-        verdicts: Replicas that were stopped, one line each.
+        verdicts: What happened to systems, one line each.
     """
 
     point: StatePoint
@@ -44,25 +44,25 @@ class Ensemble:
     inefficiency: float
     shift: Measured
     stage: str
+    ends: tuple[Tensor, Tensor]
     reference: Mapping[str, Tensor]
     verdicts: tuple[str, ...] = ()
 
     @classmethod
     def from_trajectory(cls, potential: Potential, trajectory: Trajectory, stage: str) -> Self:
-        """Prepare the good replicas of a trajectory that `potential` drew."""
+        """Prepare the good frames of a trajectory that `potential` drew."""
         good = trajectory.good()
-        positions, cells = good.positions.flatten(0, 1), good.cells.flatten(0, 1)
-        structures = potential.graphs.frames(positions, cells, good.point.atoms.numbers)
+        structures = potential.graphs.frames(good.positions, good.cells, good.point.atoms.numbers)
         energy = potential.energies(structures)
-        per_replica = energy.view(good.positions.shape[:2])
         return cls(
             point=good.point,
             structures=structures,
             energy=energy,
-            pv=good.point.pressure * GPA * torch.linalg.det(cells).abs(),
-            inefficiency=statistical_inefficiency(per_replica),
+            pv=good.point.pressure * GPA * torch.linalg.det(good.cells).abs(),
+            inefficiency=good.inefficiency(energy),
             shift=Measured(0.0, 0.0, "eV"),
             stage=stage,
+            ends=trajectory.last(),
             reference=potential.parameters(),
             verdicts=trajectory.verdicts,
         )
@@ -76,12 +76,6 @@ class Ensemble:
     def independent(self) -> float:
         """Number of independent frames."""
         return len(self.structures) / self.inefficiency
-
-    def last(self) -> tuple[Tensor, Tensor]:
-        """Positions `[replicas, n_atoms, 3]` and cells of the last frame of every kept replica, Å."""
-        kept = self.point.replicas - len(self.verdicts)
-        ends = self.structures[len(self.structures) // kept - 1 :: len(self.structures) // kept]
-        return torch.stack([s.positions for s in ends]), torch.stack([s.cell for s in ends])
 
     def enthalpy(self) -> Measured:
         """Mean U + PV of the reference, eV, whole cell; at fixed cell, P is the wanted pressure."""

@@ -69,7 +69,7 @@ class EnsembleSampler:
         self, potential: Potential, old: Mapping[EnsembleSource, Ensemble], stage: str
     ) -> dict[EnsembleSource, Ensemble]:
         """Sample sources anew from their last frames, and chain the free energies by BAR."""
-        start = {self.points[s].name: e.last() for s, e in old.items()}
+        start = {self.points[s].name: e.ends for s, e in old.items()}
         fresh = self.draw(potential, list(old), stage, start)
         return {s: _chained(potential, old[s], fresh[s]) for s in old}
 

@@ -12,6 +12,7 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import KB, Measured
 from mlip_refine.sampling import (
     FrameStore,
+    GoodFrames,
     Hamiltonian,
     HarmonicReference,
     Length,
@@ -23,7 +24,7 @@ from mlip_refine.sampling import (
     last_frames,
     sample,
 )
-from mlip_refine.statistics import MbarResult, mbar, require_overlap, statistical_inefficiency
+from mlip_refine.statistics import MbarResult, mbar, require_overlap
 
 FITS = {"einstein": fit_einstein, "harmonic": fit_harmonic}
 
@@ -111,8 +112,7 @@ def absolute_free_energies(
 
 
 def _fit(run: Trajectory, kind: str) -> HarmonicReference:
-    positions = run.good().positions
-    return FITS[kind](run.point.atoms, positions.flatten(0, 1), run.point.temperature)
+    return FITS[kind](run.point.atoms, run.good().positions, run.point.temperature)
 
 
 def _windows(point: StatePoint, reference: HarmonicReference, n: int) -> list[StatePoint]:
@@ -127,14 +127,14 @@ def _name(point: StatePoint, window: int) -> str:
     return f"{point.name}~{window:02d}"
 
 
-def _of(runs: Mapping[str, Trajectory], point: StatePoint, n: int) -> list[Trajectory]:
+def _of(runs: Mapping[str, Trajectory], point: StatePoint, n: int) -> list[GoodFrames]:
     return [runs[_name(point, i)].good() for i in range(n)]
 
 
 def _estimate(
-    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory]
+    point: StatePoint, reference: HarmonicReference, runs: Sequence[GoodFrames]
 ) -> AbsoluteFreeEnergy:
-    inefficiency = [statistical_inefficiency(run.bias_energy - run.model_energy) for run in runs]
+    inefficiency = [run.inefficiency(run.bias_energy - run.model_energy) for run in runs]
     result = ladder_mbar(runs, inefficiency)
     overlap = min(float(result.overlap[i, i + 1]) for i in range(len(runs) - 1))
     require_overlap(overlap, f"the Frenkel-Ladd path of {point.name}")
@@ -145,10 +145,10 @@ def _estimate(
     return AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency))
 
 
-def ladder_mbar(runs: Sequence[Trajectory], inefficiency: Sequence[float]) -> MbarResult:
+def ladder_mbar(runs: Sequence[GoodFrames], inefficiency: Sequence[float]) -> MbarResult:
     """MBAR over windows that mix a model and a bias, frames of all replicas pooled."""
-    model = torch.cat([run.model_energy.flatten() for run in runs])
-    bias = torch.cat([run.bias_energy.flatten() for run in runs])
+    model = torch.cat([run.model_energy for run in runs])
+    bias = torch.cat([run.bias_energy for run in runs])
     mixed = [(run.point.beta, run.point.hamiltonian) for run in runs]
     reduced = torch.stack([beta * (h.scale * model + h.bias_scale * bias) for beta, h in mixed])
-    return mbar(reduced, [run.model_energy.numel() for run in runs], inefficiency)
+    return mbar(reduced, [len(run) for run in runs], inefficiency)

@@ -73,7 +73,7 @@ def _drawn(wells: Wells, seed: int, n_frames: int = 500, replicas: int = 4) -> E
         model_energy=zeros,
         bias_energy=zeros,
         stress=zeros[..., None, None].expand(replicas, n_frames, 3, 3),
-        kept=torch.ones(replicas, dtype=torch.bool),
+        kept=torch.ones(replicas, n_frames, dtype=torch.bool),
     )
     return Ensemble.from_trajectory(wells, trajectory, f"seed-{seed}")
 
@@ -100,12 +100,12 @@ def test_stopped_replicas_do_not_count():
         model_energy=zeros,
         bias_energy=zeros,
         stress=zeros[..., None, None].expand(4, 10, 3, 3),
-        kept=kept,
+        kept=kept[:, None].expand(4, 10),
         verdicts=("wells, replica 1, step 7: stopped",),
     )
     ensemble = Ensemble.from_trajectory(Wells(2.0), trajectory, "stage")
     assert len(ensemble.structures) == 30
-    last, cells = ensemble.last()
+    last, cells = ensemble.ends
     assert torch.equal(last, positions[kept][:, -1])
     assert cells.shape == (3, 3, 3)
     assert ensemble.verdicts == trajectory.verdicts

@@ -35,7 +35,7 @@ def _trajectory(point: StatePoint) -> Trajectory:
         model_energy=series,
         bias_energy=series,
         stress=series[..., None, None].expand(2, 3, 3, 3).contiguous(),
-        kept=torch.ones(2, dtype=torch.bool),
+        kept=torch.ones(2, 3, dtype=torch.bool),
     )
 
 
