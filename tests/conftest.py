@@ -76,7 +76,8 @@ class LennardJones(Analytic):
         """Energy and its derivative at distances."""
         u, du = self._bare(r)
         edge, slope = self._bare(torch.tensor(self.graphs.cutoff, dtype=r.dtype))
-        return u - edge - (r - self.graphs.cutoff) * slope, du - slope
+        inside = r < self.graphs.cutoff
+        return inside * (u - edge - (r - self.graphs.cutoff) * slope), inside * (du - slope)
 
     def _bare(self, r: Tensor) -> tuple[Tensor, Tensor]:
         six = (self.sigma / r) ** 6
@@ -172,6 +173,6 @@ def open_guards() -> Callable[..., Any]:
     def settings(**options: Any) -> Any:
         from mlip_refine.sampling import GuardSettings, MDSettings
 
-        return MDSettings(guards=GuardSettings(1e6, 1e6, 1000), **options)
+        return MDSettings(guards=GuardSettings(1e6, 1e6), **options)
 
     return settings

@@ -4,12 +4,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlip_refine.config.section import Count, Section
+from mlip_refine.config.section import Count, CountOrZero, Section
 from mlip_refine.config.units import Rate, Time, TimeOrZero, problem
 
 
 class Guards(Section):
-    """When a running system is stopped and reported."""
+    """When a running system is set back to its last good state, reported, and in the end given up."""
 
     max_temperature_ratio: float = Field(
         3.0, gt=1, allow_inf_nan=False, description="Highest kinetic temperature over the set one, no unit."
@@ -19,9 +19,11 @@ class Guards(Section):
         gt=0,
         allow_inf_nan=False,
         description="Root-mean-square distance of time-averaged positions from the lattice sites, over the "
-        "nearest-neighbour distance, beyond which a system has left its lattice sites.",
+        "nearest-neighbour distance, beyond which its structure is looked at (without ovito: it is lost).",
     )
-    check_interval: Count = Field(20, description="Steps between two checks.")
+    restarts: CountOrZero = Field(
+        3, description="Restarts from the last good state before a system is given up."
+    )
 
 
 class Sampling(Section):
@@ -30,8 +32,18 @@ class Sampling(Section):
     ensemble: Literal["nvt", "npt"] = Field(
         "nvt", description="Cell fixed at its equilibrium, or free at the pressure."
     )
-    timestep: Time = Field(2.0, description="Integration step, fs.")
-    friction: Rate = Field(5.0, description="Friction of the Langevin thermostat, 1/ps.")
+    thermostat: Literal["langevin", "nose_hoover"] = Field(
+        "langevin", description="Of nvt: Langevin noise, or a Nosé-Hoover chain. npt is Langevin."
+    )
+    timestep: Time | None = Field(
+        None,
+        description="Integration step, fs; null: a thirtieth of the phase's fastest vibration, at most 5.",
+    )
+    friction: Rate | None = Field(
+        None,
+        description="Friction of the Langevin thermostat, 1/ps; null: a tenth of the "
+        "angular frequency of the phase's fastest vibration.",
+    )
     replicas: Count = Field(4, description="Independent copies of every system.")
     equilibration: TimeOrZero = Field(
         1000.0, description="Time that is thrown away before frames are stored, fs."
@@ -51,7 +63,10 @@ class Sampling(Section):
         1500.0, description="Length of each run towards the cell of a phase at the wanted pressure, fs."
     )
     cell_iterations: Count = Field(4, description="Runs, each followed by a Newton step of the cell.")
-    barostat_time: Time = Field(500.0, description="Relaxation time of the cell in NPT, fs.")
+    barostat_time: Time | None = Field(
+        None,
+        description="Period of volume oscillations in NPT, fs; null: four of the phase's fastest vibration.",
+    )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="Precision of the dynamics; energies that enter weights are recomputed."
     )
@@ -59,7 +74,7 @@ class Sampling(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.interval < self.timestep:
+        if self.timestep is not None and self.interval < self.timestep:
             raise problem(f"at least one timestep ({self.timestep:g} fs)", key="interval")
         if self.min_effective_frames > self.frames * self.replicas:
             most = self.frames * self.replicas

@@ -37,6 +37,9 @@ Words = Annotated[tuple[str, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 """A whole number of at least one."""
 
+CountOrZero = Annotated[int, Field(ge=0)]
+"""A whole number, or none."""
+
 _SAFE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -1,6 +1,8 @@
 """Sampling: state points in, trajectories out, through batched molecular dynamics."""
 
-from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
+from mlip_refine.sampling.controls import MDSettings
+from mlip_refine.sampling.defaults import suitable_timestep
+from mlip_refine.sampling.engine import MolecularDynamics
 from mlip_refine.sampling.guards import GuardSettings
 from mlip_refine.sampling.harmonic import HarmonicReference, einstein, fit_einstein, fit_harmonic
 from mlip_refine.sampling.sampler import Length, last_frames, sample
@@ -23,4 +25,5 @@ __all__ = [
     "fit_harmonic",
     "last_frames",
     "sample",
+    "suitable_timestep",
 ]

@@ -1,4 +1,4 @@
-"""Verdicts on running systems: non-finite, overheated, or no longer in the phase they started in."""
+"""Verdicts on running systems: overheated, or no longer in the phase they started in."""
 
 from dataclasses import dataclass
 
@@ -7,70 +7,119 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from torch import Tensor
 
-# Displacements are judged on positions averaged over at least this time, fs: thermal noise averages out.
+# Displacements and structures are judged on positions averaged over this time, fs: noise averages out.
 AVERAGING_TIME = 200.0
+
+# The average rolls on in so many parts, and is built from positions this far apart, fs.
+PARTS = 4
+STRIDE = 10.0
 
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """When a system is stopped.
+    """When a system is set back, and how often.
 
     Attributes:
-        max_temperature_ratio: Instantaneous over target temperature.
+        max_temperature_ratio: Kinetic over set temperature; small systems may exceed it as they fluctuate.
         max_displacement: Root-mean-square displacement of time-averaged positions from the lattice sites, as
-            a fraction of the nearest-neighbour distance.
-        check_interval: Steps between checks.
+            a fraction of the nearest-neighbour distance, beyond which the structure is looked at.
+        restarts: How often a system is restarted from its last good state before it is given up.
     """
 
     max_temperature_ratio: float = 3.0
     max_displacement: float = 0.2
-    check_interval: int = 20
+    restarts: int = 3
 
 
-class PhaseGuard:
-    """Averages positions over a window and compares them with the lattice sites.
+class RollingAverage:
+    """Positions of every atom averaged over the last `AVERAGING_TIME`, following the cells.
 
-    The mass-weighted drift of the whole crystal does not count; in NPT the sites follow the cell.
+    Attributes:
+        filled: Parts that every system has filled since it was last set back `[n_systems]`.
     """
 
-    def __init__(self, scaled_sites: Tensor, masses: Tensor, system_idx: Tensor, window: int) -> None:
-        """Start a window.
+    def __init__(self, system_idx: Tensor, n_systems: int, steps: int) -> None:
+        """Start empty.
 
         Args:
-            scaled_sites: Fractional coordinates of the lattice sites `[n_atoms, 3]`.
-            masses: `[n_atoms]`, amu.
             system_idx: System of every atom `[n_atoms]`.
-            window: Steps that are averaged.
+            n_systems: Number of systems.
+            steps: Steps in `AVERAGING_TIME`.
         """
-        self.sites, self.system_idx, self.window = scaled_sites, system_idx, window
-        n_systems = int(system_idx[-1]) + 1
-        total = masses.new_zeros(n_systems).index_add_(0, system_idx, masses)
-        self.weights = masses / total[system_idx]
-        self.counts = torch.bincount(system_idx).to(masses.dtype)
-        self.reset()
+        self._index = system_idx
+        self._stride = max(1, round(steps * STRIDE / AVERAGING_TIME))
+        self.part_steps = self._stride * max(1, round(steps / (PARTS * self._stride)))
+        self._samples = self.part_steps // self._stride
+        self.filled = torch.zeros(n_systems, dtype=torch.long)
+        self._step = 0
+        self._sums: list[Tensor] = []
+        self._sum: Tensor | None = None
 
     def reset(self) -> None:
-        """Start a new window."""
-        self.sum, self.steps = torch.zeros_like(self.sites), 0
+        """Forget everything."""
+        self._step, self._sums, self._sum = 0, [], None
+        self.filled.zero_()
 
-    def add(self, positions: Tensor, row_cell: Tensor) -> Tensor | None:
-        """Add a step; at the end of a window return the displacements `[n_systems]`, Å, else `None`."""
-        inverse = torch.linalg.inv(row_cell)[self.system_idx]
-        self.sum += torch.bmm(positions.unsqueeze(1), inverse).squeeze(1)
-        self.steps += 1
-        if self.steps < self.window:
-            return None
-        delta = self.sum / self.steps - self.sites
-        self.reset()
-        return self._rms(torch.bmm(delta.unsqueeze(1), row_cell[self.system_idx]).squeeze(1))
+    def forget(self, system: int) -> None:
+        """Let a system that was set back fill its parts anew."""
+        self.filled[system] = 0
 
-    def _rms(self, delta: Tensor) -> Tensor:
-        drift = delta.new_zeros(len(self.counts), 3).index_add_(
-            0, self.system_idx, self.weights[:, None] * delta
-        )
-        squares = (delta - drift[self.system_idx]).square().sum(-1)
-        mean = squares.new_zeros(len(self.counts)).index_add_(0, self.system_idx, squares) / self.counts
+    def add(self, positions: Tensor, row_cell: Tensor) -> bool:
+        """Look at a step; true when a part was completed."""
+        self._step += 1
+        if self._step % self._stride:
+            return False
+        inverse = torch.linalg.inv(row_cell)[self._index]
+        fractional = (positions[:, :, None] * inverse).sum(1)
+        self._sum = fractional if self._sum is None else self._sum + fractional
+        if self._step % self.part_steps:
+            return False
+        self._sums = [*self._sums[1 - PARTS :], self._sum / self._samples]
+        self._sum = None
+        self.filled += 1
+        return True
+
+    @property
+    def ready(self) -> Tensor:
+        """Systems whose average is full `[n_systems]`."""
+        return self.filled >= PARTS
+
+    def mean(self) -> Tensor:
+        """Averaged fractional positions `[n_atoms, 3]`."""
+        return torch.stack(self._sums).mean(0)
+
+    def parts(self) -> list[Tensor]:
+        """Fractional positions averaged over each part, the oldest first."""
+        return self._sums
+
+
+class Displacement:
+    """Root-mean-square displacement from lattice sites; the drift of the whole crystal does not count."""
+
+    def __init__(self, scaled_sites: Tensor, masses: Tensor, system_idx: Tensor) -> None:
+        """Keep the sites: fractional coordinates `[n_atoms, 3]`, so that they follow the cells."""
+        self.sites, self._index = scaled_sites, system_idx
+        self.counts = torch.bincount(system_idx).to(masses.dtype)
+        total = masses.new_zeros(len(self.counts)).index_add_(0, system_idx, masses)
+        self._weights = masses / total[system_idx]
+
+    def __call__(self, fractional: Tensor, row_cell: Tensor) -> Tensor:
+        """Displacements of fractional positions in cells (rows) `[n_systems]`, Å."""
+        delta = ((fractional - self.sites)[:, :, None] * row_cell[self._index]).sum(1)
+        drift = delta.new_zeros(len(self.counts), 3)
+        drift.index_add_(0, self._index, self._weights[:, None] * delta)
+        squares = (delta - drift[self._index]).square().sum(-1)
+        mean = squares.new_zeros(len(self.counts)).index_add_(0, self._index, squares) / self.counts
         return mean.sqrt()
+
+
+def hottest(settings: GuardSettings, dof: Tensor) -> Tensor:
+    """Highest kinetic over set temperature of systems with so many degrees of freedom `[n_systems]`.
+
+    Eight standard deviations of the canonical fluctuation, √(2/dof), are never a fault.
+    """
+    fluctuation = 1.0 + 8.0 * (2.0 / dof.clamp(min=1.0)).sqrt()
+    return fluctuation.clamp(min=settings.max_temperature_ratio)
 
 
 def nearest_neighbour_distance(atoms: Atoms) -> float:

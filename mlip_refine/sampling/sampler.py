@@ -3,16 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import reduce
-from itertools import groupby
 
 from torch import Tensor
 
 from mlip_refine.errors import SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.progress import console, progress
-from mlip_refine.sampling.engine import MDSettings, MolecularDynamics
+from mlip_refine.sampling.controls import MDSettings
+from mlip_refine.sampling.engine import MolecularDynamics
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore
 
@@ -45,7 +45,7 @@ def sample(
     store: FrameStore | None = None,
     start: Start | None = None,
 ) -> dict[str, Trajectory]:
-    """Sample all state points, batching those of one ensemble kind.
+    """Sample all state points in one batch.
 
     Segments found in the store with the same model, settings and seed are not sampled again, and an
     interrupted stage continues from its last segment.
@@ -66,32 +66,6 @@ def sample(
     Raises:
         SamplingError: If every replica of a point was stopped.
     """
-    result: dict[str, Trajectory] = {}
-    ordered = sorted(points, key=_kind)
-    for i, (kind, group) in enumerate(groupby(ordered, key=_kind)):
-        batch = list(group)
-        label = stage if i == 0 and len(batch) == len(ordered) else f"{stage}-{kind[0]}-{kind[1]}"
-        result |= _sample_batch(potential, batch, settings, length, seed + i, label, store, start)
-    for name, trajectory in result.items():
-        if not bool(trajectory.kept.any()):
-            raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
-    return {p.name: result[p.name] for p in points}
-
-
-def _kind(point: StatePoint) -> tuple[str, str]:
-    return point.ensemble, point.cell_freedom if point.ensemble == "npt" else ""
-
-
-def _sample_batch(
-    potential: Potential,
-    points: list[StatePoint],
-    settings: MDSettings,
-    length: Length,
-    seed: int,
-    stage: str,
-    store: FrameStore | None,
-    start: Start | None,
-) -> dict[str, Trajectory]:
     key = _key(potential, points, settings, length, seed, start)
     named = {p.name: p for p in points}
     parts: list[dict[str, Trajectory]] = []
@@ -103,9 +77,14 @@ def _sample_batch(
         parts.append(found[0])
         snapshot = found[1]
     if len(parts) < len(length.segments()):
-        dynamics = MolecularDynamics(potential, points, settings, seed, start)
+        dump = store.dump if store else None
+        dynamics = MolecularDynamics(potential, points, settings, seed, start, dump)
         parts += _run(dynamics, length, parts, snapshot, stage, store, key)
-    return {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
+    result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
+    for name, trajectory in result.items():
+        if not bool(trajectory.kept.any()):
+            raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
+    return result
 
 
 def _run(
@@ -117,12 +96,12 @@ def _run(
     store: FrameStore | None,
     key: str,
 ) -> list[dict[str, Trajectory]]:
-    settings = dynamics.settings
     fresh: list[dict[str, Trajectory]] = []
-    total = settings.steps(length.equilibration) + length.frames * settings.steps(settings.interval)
+    equilibration = dynamics.steps(length.equilibration) if length.equilibration > 0 else 0
+    total = equilibration + length.frames * dynamics.steps(dynamics.settings.interval)
     with progress(f"sampling {stage}", total) as tick:
         if snapshot is None:
-            dynamics.advance(settings.steps(length.equilibration), tick)
+            dynamics.advance(equilibration, tick)
         else:
             dynamics.restore(snapshot)
         for i, n_frames in enumerate(length.segments()[len(done) :], start=len(done)):
@@ -147,7 +126,8 @@ def _key(
     """Identifies what was sampled: model, points, settings, seed and start."""
     digest = hashlib.sha256(potential.hash.encode())
     described = [
-        (p.name, p.temperature, p.pressure, p.ensemble, p.cell_freedom, p.replicas, p.hamiltonian.scale)
+        {f.name: getattr(p, f.name) for f in fields(p) if f.name not in ("atoms", "hamiltonian")}
+        | {"scale": p.hamiltonian.scale, "bias_scale": p.hamiltonian.bias_scale}
         for p in points
     ]
     digest.update(json.dumps([described, asdict(settings), asdict(length), seed]).encode())

@@ -12,8 +12,10 @@ from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling.harmonic import HarmonicReference
 from mlip_refine.statistics import statistical_inefficiency
 
-Ensemble = Literal["nvt", "npt"]
-CellFreedom = Literal["isotropic", "anisotropic", "fixed"]
+Ensemble = Literal["nvt", "npt", "nve", "nph"]
+Thermostat = Literal["langevin", "nose_hoover"]
+CellFreedom = Literal["isotropic", "anisotropic", "hexagonal", "triclinic", "fixed"]
+Identity = Literal["structure", "sites", "none"]
 
 # What a trajectory holds of every frame.
 SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
@@ -40,10 +42,18 @@ class StatePoint:
         atoms: The ideal crystal: sites, and the cell that NVT keeps and NPT starts from.
         temperature: K.
         pressure: GPa; in NVT only a label.
-        ensemble: `nvt` or `npt`.
-        cell_freedom: What NPT may change: the volume (`isotropic`) or three axes (`anisotropic`).
+        ensemble: `nvt`, `npt`, `nve` or `nph`; the last two start at the temperature and keep their energy
+            or enthalpy.
+        thermostat: Of `nvt`: Langevin, or a Nosé-Hoover chain. `npt` is Langevin.
+        cell_freedom: What `npt` and `nph` may change: the volume (`isotropic`), x with y and z (`hexagonal`),
+            three axes (`anisotropic`), or lengths and angles (`triclinic`).
         replicas: Independent copies.
         hamiltonian: What is simulated.
+        identity: What makes a system the phase that it is: its `structure` (the sites where the structure is
+            not recognised), the very `sites` of the ideal crystal, or `none` for liquids and gases.
+        timestep: fs; the settings' one if `None`.
+        friction: 1/ps; the settings' one if `None`.
+        barostat_time: Period of volume oscillations, fs; the settings' one if `None`.
     """
 
     name: str
@@ -54,11 +64,21 @@ class StatePoint:
     cell_freedom: CellFreedom = "isotropic"
     replicas: int = 1
     hamiltonian: Hamiltonian = field(default_factory=Hamiltonian)
+    thermostat: Thermostat = "langevin"
+    identity: Identity = "structure"
+    timestep: float | None = None
+    friction: float | None = None
+    barostat_time: float | None = None
 
     @property
     def beta(self) -> float:
         """1/kT, 1/eV."""
         return 1.0 / (KB * self.temperature)
+
+    @property
+    def freedom(self) -> CellFreedom:
+        """What the cell may do in this ensemble."""
+        return self.cell_freedom if self.ensemble in ("npt", "nph") else "fixed"
 
     @property
     def pv(self) -> float:

@@ -7,10 +7,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from ase.io import write
 from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
+from mlip_refine.sampling.watch import Failure
 
 FORMAT = "mlip_refine frames 2"
 
@@ -34,6 +36,15 @@ class FrameStore:
     def path(self, stage: str, segment: int) -> Path:
         """File of a segment."""
         return self.folder / f"{stage}.{segment:04d}.h5"
+
+    def dump(self, failure: Failure) -> None:
+        """Write the last frames of a system that failed, for inspection."""
+        folder = self.folder / "failed"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{failure.point}-{failure.replica}-step-{failure.step}.extxyz"
+        for atoms in failure.frames:
+            atoms.info["failure"] = failure.reason
+        write(folder / name, failure.frames, format="extxyz")
 
     def write(
         self,

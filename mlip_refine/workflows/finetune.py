@@ -43,6 +43,7 @@ from mlip_refine.workflows.setup import (
     md_settings,
     sampling_length,
     state_points,
+    with_timestep,
 )
 from mlip_refine.workflows.verdict import PhaseChange, Transition, phase_changes, transitions
 
@@ -170,6 +171,7 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
         raise InputError("every parameter is frozen: there is nothing to train", where=where)
     sources = sorted({s for loss in losses if isinstance(loss, EnsembleLoss) for s in loss.sources})
     points = state_points(config, sources, potential, config.sampling.replicas)
+    config, given = with_timestep(config, potential, points.values()), config
     replay = load_replay(config, potential)
     if replay is None and any(isinstance(loss, BatchLoss) for loss in losses):
         raise InputError(
@@ -180,7 +182,7 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
             require_equal_sizes(loss, points)
             if loss.options.initial != "compute":
                 read_initial(config.resolve(loss.options.initial), config, potential, loss, points)
-    folder = open_run_folder(config, resume=resume)
+    folder = open_run_folder(given, resume=resume)
     provenance = {"seed": config.seed, "packages": packages()}
     store = FrameStore(folder / "frames", provenance)
     return Prepared(config, folder, store, potential, losses, points, replay)

@@ -18,7 +18,7 @@ from mlip_refine.quantities import MEV, Measured
 from mlip_refine.sampling import FrameStore, Length, StatePoint
 from mlip_refine.workflows.cells import equilibrate_cells
 from mlip_refine.workflows.frenkel_ladd import AbsoluteFreeEnergy, LadderSettings, absolute_free_energies
-from mlip_refine.workflows.setup import md_settings, state_points
+from mlip_refine.workflows.setup import md_settings, state_points, timestep
 
 FORMAT = "mlip_refine free energies 1"
 CONVENTION = "G = F + PV of the whole cell, centre of mass in V/N (Freitas, Asta and de Koning 2016)"
@@ -182,7 +182,7 @@ def _cells(
 
 def cell_interval(config: Config) -> float:
     """Time between the frames whose stress finds a cell, fs."""
-    return max(config.sampling.timestep, min(40.0, config.sampling.cell_equilibration / 10))
+    return max(timestep(config), min(40.0, config.sampling.cell_equilibration / 10))
 
 
 def cell_length(config: Config) -> Length:
@@ -225,7 +225,7 @@ def _difference(
         delta_g_se=difference.se,
         from_=_phase(loss.options.from_, one),
         to=_phase(loss.options.to, two),
-        timestep_fs=config.sampling.timestep,
+        timestep_fs=timestep(config),
         settings=config.free_energy.model_dump() | {"seed": config.seed, "dtype": config.sampling.dtype},
     )
 
@@ -277,7 +277,7 @@ def read_initial(
         ("head", result.head, potential.head),
         ("temperature (K)", result.temperature_K, options.temperature),
         ("pressure (GPa)", result.pressure_GPa, options.pressure),
-        ("timestep (fs)", result.timestep_fs, config.sampling.timestep),
+        ("timestep (fs)", result.timestep_fs, timestep(config)),
         ("convention", result.convention, CONVENTION),
     ]
     for phase, source in ((result.from_, loss.phase_from), (result.to, loss.phase_to)):

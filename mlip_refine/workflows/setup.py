@@ -9,10 +9,10 @@ from ase import Atoms
 from mlip_refine.config import Config, Phase
 from mlip_refine.data import build_phase, load_structure, read_frames
 from mlip_refine.data.structures import Prototype
-from mlip_refine.errors import InputError, nearest
+from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
-from mlip_refine.sampling import GuardSettings, Length, MDSettings, StatePoint
+from mlip_refine.sampling import GuardSettings, Length, MDSettings, StatePoint, suitable_timestep
 from mlip_refine.training.replay_batches import LabelledFrame
 
 
@@ -71,8 +71,27 @@ def state_points(
             ensemble="nvt" if freedom == "fixed" else config.sampling.ensemble,
             cell_freedom=freedom,
             replicas=replicas,
+            thermostat=config.sampling.thermostat,
         )
     return points
+
+
+def with_timestep(config: Config, potential: Potential, points: Iterable[StatePoint]) -> Config:
+    """The config with a time step: its own, or the one that suits the stiffest of its crystals.
+
+    One step for all phases, so that what the step does to their free energies is the same.
+    """
+    if config.sampling.timestep is not None:
+        return config
+    step = suitable_timestep(potential, [p.atoms for p in points])
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"timestep": step})})
+
+
+def timestep(config: Config) -> float:
+    """Time step of a config that has one, fs (see `with_timestep`)."""
+    if config.sampling.timestep is None:
+        raise MlipRefineError("this config has no time step yet: give sampling.timestep")
+    return config.sampling.timestep
 
 
 def md_settings(
@@ -86,7 +105,7 @@ def md_settings(
         friction=section.friction if friction is None else friction,
         interval=section.interval if interval is None else interval,
         barostat_time=section.barostat_time,
-        guards=GuardSettings(guards.max_temperature_ratio, guards.max_displacement, guards.check_interval),
+        guards=GuardSettings(guards.max_temperature_ratio, guards.max_displacement, guards.restarts),
     )
 
 

@@ -12,7 +12,8 @@ from ase.build import bulk
 
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import Hamiltonian
-from mlip_refine.sampling.forcefield import SKIN, ForceField
+from mlip_refine.sampling.forcefield import ForceField
+from mlip_refine.sampling.neighbours import SKIN
 
 PROBES = ("energy", "forces", "stress")
 

@@ -1,0 +1,60 @@
+"""What a cell may do: the strains that are free, and the inertia of the cell.
+
+All ensembles with a moving cell are one: the rate of strain is projected onto the symmetric matrices that the
+freedom of the cell spans. A fixed cell is the projection onto nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mlip_refine.sampling.state_points import CellFreedom
+
+_DIAGONAL = {
+    "fixed": [],
+    "isotropic": [[1.0, 1.0, 1.0]],
+    "hexagonal": [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+    "anisotropic": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+}
+
+
+def strain_projection(freedom: CellFreedom) -> Tensor:
+    """Projection of 3 x 3 matrices, flattened, onto the strains that are free `[9, 9]`, float64.
+
+    It is orthogonal in the inner product tr(AᵀB), in which the kinetic energy of the cell is ½ W tr(g²).
+    """
+    basis = [torch.diag(torch.tensor(d, dtype=torch.float64)) for d in _DIAGONAL.get(freedom, [])]
+    if freedom == "triclinic":
+        basis = [_unit(i, j) for i in range(3) for j in range(i, 3)]
+    projection = torch.zeros(9, 9, dtype=torch.float64)
+    for matrix in basis:
+        flat = matrix.flatten() / matrix.norm()
+        projection += torch.outer(flat, flat)
+    return projection
+
+
+def _unit(i: int, j: int) -> Tensor:
+    matrix = torch.zeros(3, 3, dtype=torch.float64)
+    matrix[i, j] = matrix[j, i] = 1.0
+    return matrix
+
+
+def cell_mass(volume: Tensor, bulk_modulus: Tensor, n_atoms: Tensor, kt: Tensor, period: Tensor) -> Tensor:
+    """Inertia W of the rate of strain that gives volume oscillations the wanted period.
+
+    A volume strain e of all three axes costs ½ (9 K V) e² and moves with ½ (3 W) ė², so
+    W = 3 (period / 2π)² K V; an ideal gas adds its own K V = N kT.
+
+    Args:
+        volume: `[n_systems]`, Å³.
+        bulk_modulus: Of the static lattice `[n_systems]`, eV/Å³; negative ones count as zero.
+        n_atoms: `[n_systems]`.
+        kt: `[n_systems]`, eV.
+        period: `[n_systems]`, torch-sim time.
+
+    Returns:
+        `[n_systems]`, eV times squared torch-sim time.
+    """
+    stiffness = bulk_modulus.clamp(min=0.0) * volume + n_atoms * kt
+    return 3.0 * (period / (2.0 * math.pi)).square() * stiffness

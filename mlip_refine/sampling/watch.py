@@ -1,0 +1,254 @@
+"""Watching a running batch: faults are found, the system is set back, the others do not notice.
+
+Positions averaged over 0.2 ps decide about the phase; the rolling average is judged four times in that span,
+and so is the temperature. A system that passes keeps its state as the one to come back to. A system that
+fails goes back to the last state that passed at least a whole average before, with new momenta and a noise
+stream of its own, and all its frames since then are discarded. After a few restarts it is given up: it still
+runs, because a batch of constant shape keeps the others' arithmetic as it is, but its frames do not count.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mlip_refine.sampling.guards import (
+    AVERAGING_TIME,
+    PARTS,
+    Displacement,
+    GuardSettings,
+    RollingAverage,
+    hottest,
+    nearest_neighbour_distance,
+)
+from mlip_refine.sampling.integrators import Integrator
+from mlip_refine.sampling.noise import stream_key
+from mlip_refine.sampling.recorder import Recorder
+from mlip_refine.sampling.state_points import StatePoint
+
+
+class PhaseIdentity:
+    def departed(self, positions: np.ndarray, cell: np.ndarray) -> str | None: ...
+
+
+# A numerical fault is retried with the time step times this.
+SHORTER = 0.5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a system.
+
+    Attributes:
+        point: Name of the state point.
+        replica: Number of the replica.
+        step: When it was found.
+        reason: One line.
+        frames: For inspection: the last good state, averages over the last parts, and the state that failed.
+    """
+
+    point: str
+    replica: int
+    step: int
+    reason: str
+    frames: Sequence[Atoms]
+
+
+@dataclass
+class _Past:
+    """States that passed: the newest, and the one a whole average before it."""
+
+    newest: dict[str, Tensor]
+    newest_step: list[int]
+    safe: dict[str, Tensor]
+    safe_step: list[int]
+
+
+@dataclass
+class Watch:
+    """Guards a batch; `after_step` is called after every step.
+
+    Attributes:
+        systems: Point and replica of every system, points resolved.
+        integrator: Steps the batch.
+        settings: When to act.
+        seed: Of the batch.
+        on_failure: Told about every failure.
+        verdicts: Lines about each system.
+        restarts: How often each system was set back.
+    """
+
+    systems: Sequence[tuple[StatePoint, int]]
+    integrator: Integrator
+    settings: GuardSettings
+    seed: int
+    on_failure: Callable[[Failure], None] | None = None
+    verdicts: dict[int, list[str]] = field(default_factory=dict)
+    restarts: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Start watching at the present state."""
+        state = self.integrator.state
+        self.restarts = self.restarts or [0] * len(self.systems)
+        self._timestep = self.integrator.timestep.clone()
+        self._shortenings = [0] * len(self.systems)
+        shortest = min(float(p.timestep or 1.0) for p, _ in self.systems)
+        steps = max(PARTS, round(AVERAGING_TIME / shortest))
+        self._average = RollingAverage(state.system_idx, len(self.systems), steps)
+        sites = np.concatenate([p.atoms.get_scaled_positions(wrap=False) for p, _ in self.systems])
+        self._displacement = Displacement(
+            torch.as_tensor(sites).to(state.positions), state.masses, state.system_idx
+        )
+        bond = [
+            nearest_neighbour_distance(p.atoms) if p.identity != "none" else np.inf for p, _ in self.systems
+        ]
+        self._limit = self.settings.max_displacement * torch.tensor(bond)
+        self._judges: dict[int, PhaseIdentity] = {}
+        self._hottest = hottest(self.settings, self.integrator.dof)
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begin a segment: what happened before is forgotten, the present state is one to come back to."""
+        self._average.reset()
+        now, steps = self.integrator.state.snapshot(), [step] * len(self.systems)
+        self._past = _Past(now, list(steps), {k: v.clone() for k, v in now.items()}, list(steps))
+
+    @property
+    def given_up(self) -> list[int]:
+        """Systems that failed too often."""
+        return [i for i, n in enumerate(self.restarts) if n > self.settings.restarts]
+
+    def after_step(self, step: int, recorder: Recorder | None) -> None:
+        """Look at the batch after a step."""
+        forcefield = self.integrator.forcefield
+        if forcefield.alarm:
+            self._lost(forcefield.failed, step, recorder)
+            forcefield.clear()
+        if self._average.add(self.integrator.state.positions, forcefield.cell):
+            self._judge(step, recorder)
+
+    def finish(self, step: int, recorder: Recorder) -> None:
+        """Judge what the last steps of a segment did, before its frames are used."""
+        state = self.integrator.state
+        lost = ~torch.isfinite(state.energy)
+        for values in (state.positions, state.momenta, state.forces):
+            lost.index_put_((state.system_idx,), ~torch.isfinite(values).all(-1), accumulate=True)
+        self._lost(lost, step, recorder)
+
+    def _lost(self, systems: Tensor, step: int, recorder: Recorder | None) -> None:
+        for i in systems.nonzero().flatten().tolist():
+            self._set_back(i, step, "its positions or cell became non-finite", recorder, numerical=True)
+
+    def _judge(self, step: int, recorder: Recorder | None) -> None:
+        hot = self.integrator.temperature_ratio() > self._hottest
+        reasons = dict.fromkeys(hot.nonzero().flatten().tolist(), "it overheated")
+        if bool(self._average.ready.any()):
+            reasons = self._departures() | reasons
+        for i, reason in reasons.items():
+            self._set_back(i, step, reason, recorder, numerical=reason == "it overheated")
+        self._remember(step, set(reasons))
+
+    def _departures(self) -> dict[int, str]:
+        """Systems that are no longer their phase."""
+        cell, mean = self.integrator.forcefield.cell, self._average.mean()
+        moved = self._displacement(mean, cell).double().cpu() > self._limit
+        departed = {}
+        for i in (moved & self._average.ready).nonzero().flatten().tolist():
+            reason = self._departed(i, mean, cell)
+            if reason:
+                departed[i] = reason
+        return departed
+
+    def _departed(self, system: int, fractional: Tensor, cell: Tensor) -> str | None:
+        if system not in self._judges:
+            return "it left its lattice sites"
+        atoms = self.integrator.state.system_idx == system
+        here = (fractional[atoms] @ cell[system]).double().cpu().numpy()
+        return self._judges[system].departed(here, cell[system].double().cpu().numpy())
+
+    def _remember(self, step: int, failed: set[int]) -> None:
+        """Once in an average, move the states to come back to forward."""
+        for i in (self._average.filled % PARTS == 0).nonzero().flatten().tolist():
+            if i in failed:
+                continue
+            state, past = self.integrator.state, self._past
+            state.copy_system(i, past.newest, past.safe)
+            state.copy_system(i, state.dynamic(), past.newest)
+            past.safe_step[i], past.newest_step[i] = past.newest_step[i], step
+
+    def _set_back(
+        self, system: int, step: int, reason: str, recorder: Recorder | None, *, numerical: bool
+    ) -> None:
+        point, replica = self.systems[system]
+        known, since = system in self.given_up, self._past.safe_step[system]
+        if recorder:
+            recorder.discard(system, since)
+        if not known:
+            if self.on_failure:
+                self.on_failure(Failure(point.name, replica, step, reason, self._frames(system)))
+            self.restarts[system] += 1
+            self._tell(system, step, since, reason)
+        self._restart(system)
+        if numerical:
+            self._shortenings[system] += 1
+            self._shorten()
+
+    def _tell(self, system: int, step: int, since: int, reason: str) -> None:
+        point, replica = self.systems[system]
+        often = self.settings.restarts
+        what = f"set back to step {since} (restart {self.restarts[system]} of {often})"
+        if system in self.given_up:
+            what = "stopped" + (f" after {often} restarts" if often else "")
+        self.verdicts.setdefault(system, []).append(
+            f"{point.name}, replica {replica}, step {step}: {what}, {reason}"
+        )
+
+    def _restart(self, system: int) -> None:
+        """Back to the safe state with new momenta and new noise."""
+        point, replica = self.systems[system]
+        integrator, past = self.integrator, self._past
+        state = integrator.state
+        state.copy_system(system, past.safe, state.dynamic())
+        integrator.noise.restart(system, stream_key(self.seed, point.name, replica, self.restarts[system]))
+        integrator.draw_momenta([system])
+        self._average.forget(system)
+        state.copy_system(system, state.dynamic(), past.newest)
+        state.copy_system(system, state.dynamic(), past.safe)
+        past.newest_step[system] = past.safe_step[system]
+
+    def _shorten(self) -> None:
+        factors = [SHORTER**n for n in self._shortenings]
+        self.integrator.set_timestep(self._timestep * torch.tensor(factors).to(self._timestep))
+
+    def _frames(self, system: int) -> list[Atoms]:
+        point, _ = self.systems[system]
+        state = self.integrator.state
+        atoms = state.system_idx == system
+        cell = self.integrator.forcefield.cell[system]
+        parts = [part[atoms] @ cell for part in self._average.parts()]
+        places = [self._past.safe["positions"][atoms], *parts, state.positions[atoms]]
+        cells = [self._past.safe["cell"][system].T, *[cell] * len(parts), state.row_vector_cell[system]]
+        return [
+            Atoms(point.atoms.numbers, x.double().cpu().numpy(), cell=h.double().cpu().numpy(), pbc=True)
+            for x, h in zip(places, cells, strict=True)
+        ]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """How often systems were set back."""
+        return {
+            "restarts": torch.tensor(self.restarts),
+            "shortenings": torch.tensor(self._shortenings),
+        }
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from a snapshot; what was told before stays with the segment in which it happened."""
+        self.restarts = saved["restarts"].tolist()
+        self._shortenings = saved["shortenings"].tolist()
+        for i, (point, replica) in enumerate(self.systems):
+            if self.restarts[i]:
+                key = stream_key(self.seed, point.name, replica, self.restarts[i])
+                self.integrator.noise.restart(i, key)
+        self._shorten()
