@@ -17,24 +17,30 @@ except ImportError:  # torch-sim then takes another neighbour search, which cann
         """Stands for the error of the search that is not installed."""
 
 
-SKIN = 0.8
+# Å beyond the cutoff: a wider skin is searched less often and filtered at more cost.
+SKIN = 0.9
 
 # MKL's float64 products treat the last rows of a matrix differently unless there are a multiple of these.
 _ROWS = 4
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Pairs within cutoff and skin, and where they were found."""
+class _Pairs:
+    """All pairs within cutoff and skin, and where they were found.
+
+    The few translations that occur are held once: `shift` says which of them each pair has.
+    """
 
     positions: Tensor
     cell: Tensor
-    edge_index: Tensor
-    unit_shifts: Tensor
-    shifts: Tensor
-    edge_system: Tensor
     node_attrs: Tensor
     ptr: Tensor
+    edge_index: Tensor
+    unit_shifts: Tensor
+    edge_system: Tensor
+    shift: Tensor
+    translations: Tensor
+    translation_system: Tensor
 
 
 class SkinList:
@@ -52,13 +58,13 @@ class SkinList:
             rigid: Whether the cells never change.
         """
         self._builder, self._rigid = builder, rigid
-        self._found: _Found | None = None
-        table = torch.tensor(builder.atomic_numbers, device=builder.device)
-        self._elements = table
+        self._reach = builder.cutoff + SKIN
+        self._pairs: _Pairs | None = None
+        self._elements = torch.tensor(builder.atomic_numbers, device=builder.device)
 
     def forget(self) -> None:
         """Find the neighbours anew at the next call."""
-        self._found = None
+        self._pairs = None
 
     def holds(self, positions: Tensor, cell: Tensor, system_idx: Tensor) -> bool:
         """Whether no pair can have come inside the cutoff since the list was made; false for NaN.
@@ -66,19 +72,17 @@ class SkinList:
         A pair at least R = cutoff + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of
         the cell, d the largest displacement beside the affine one.
         """
-        found = self._found
-        if found is None:
+        pairs = self._pairs
+        if pairs is None:
             return False
         if self._rigid:
-            moved = (positions - found.positions).square().sum(-1).max()
+            moved = (positions - pairs.positions).square().sum(-1).max()
             return bool(moved < (SKIN / 2) ** 2)
-        reach = self._builder.cutoff + SKIN
-        deformation = torch.linalg.solve(found.cell, cell)
-        affine = (found.positions[:, :, None] * deformation[system_idx]).sum(1)
-        moved = (positions - affine).square().sum(-1).max().sqrt()
+        deformation = torch.linalg.solve(pairs.cell, cell)
+        moved = (positions - _apply(pairs.positions, deformation[system_idx])).square().sum(-1).max().sqrt()
         eye = torch.eye(3, device=cell.device, dtype=cell.dtype)
         strain = torch.linalg.matrix_norm(deformation - eye).max()
-        return bool((1 - strain) * reach - 2 * moved > self._builder.cutoff)
+        return bool((1 - strain) * self._reach - 2 * moved > self._builder.cutoff)
 
     def find(self, state: ts.SimState, positions: Tensor, cell: Tensor) -> None:
         """Make the list at finite positions `[n_atoms, 3]` and cells (rows) `[n_systems, 3, 3]`."""
@@ -86,43 +90,52 @@ class SkinList:
         fractional = _apply(positions, torch.linalg.inv(cell)[index])
         wraps = fractional.floor()
         wrapped = _apply(fractional - wraps, cell[index])
-        pairs, shifts = _find_pairs(wrapped, cell, state.pbc, self._builder.cutoff + SKIN, index)
-        unit_shifts = shifts - wraps[pairs[1]] + wraps[pairs[0]]
-        order = _canonical_order(pairs, unit_shifts, len(index))
-        pairs, unit_shifts = pairs[:, order].contiguous(), unit_shifts[order].to(positions)
-        edge_system = index[pairs[0]]
+        edges, shifts = _find_pairs(wrapped, cell, state.pbc, self._reach, index)
+        unit_shifts = (shifts - wraps[edges[1]] + wraps[edges[0]]).round().long()
+        order = torch.argsort(_code(edges[1] * len(index) + edges[0], unit_shifts))
+        edges, unit_shifts = edges[:, order].contiguous(), unit_shifts[order]
+        edge_system = index[edges[0]]
+        _, shift = torch.unique(_code(edge_system, unit_shifts), return_inverse=True)
+        # Any pair of a translation can tell which it is.
+        example = torch.empty(
+            int(shift.max()) + 1 if len(shift) else 0, dtype=torch.long, device=shift.device
+        )
+        example[shift] = torch.arange(len(shift), device=shift.device)
         counts = torch.bincount(index)
-        self._found = _Found(
+        self._pairs = _Pairs(
             positions=positions.clone(),
             cell=cell.clone(),
-            edge_index=pairs,
-            unit_shifts=unit_shifts,
-            shifts=_apply(unit_shifts, cell[edge_system]),
-            edge_system=edge_system,
             node_attrs=(state.atomic_numbers[:, None] == self._elements).to(positions),
             ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            edge_index=edges,
+            unit_shifts=unit_shifts.to(positions),
+            edge_system=edge_system,
+            shift=shift,
+            translations=unit_shifts[example].to(positions),
+            translation_system=edge_system[example],
         )
 
     def graphs(self, positions: Tensor, cell: Tensor, system_idx: Tensor) -> Graphs:
         """The exact graphs of now: the pairs of the list that are within the cutoff."""
-        found = self._found
-        if found is None:
+        pairs = self._pairs
+        if pairs is None:
             raise RuntimeError("find the neighbours before asking for graphs")
-        shifts = found.shifts if self._rigid else _apply(found.unit_shifts, cell[found.edge_system])
-        sender, receiver = found.edge_index
-        vectors = positions.index_select(0, receiver) - positions.index_select(0, sender) + shifts
+        sender, receiver = pairs.edge_index
+        translations = _apply(pairs.translations, cell[pairs.translation_system])
+        vectors = positions.index_select(0, receiver) - positions.index_select(0, sender)
+        vectors += translations.index_select(0, pairs.shift)
         inside = vectors.square().sum(-1) < self._builder.cutoff**2
         if positions.dtype == torch.float64 and positions.device.type == "cpu":
-            inside = _whole_rows(inside, found.edge_system, len(cell))
+            inside = _whole_rows(inside, pairs.edge_system, len(cell))
         kept = inside.nonzero().squeeze(1)
         return Graphs(
             positions=positions,
             cell=cell,
-            node_attrs=found.node_attrs,
+            node_attrs=pairs.node_attrs,
             batch=system_idx,
-            ptr=found.ptr,
-            edge_index=found.edge_index.index_select(1, kept),
-            unit_shifts=found.unit_shifts.index_select(0, kept),
+            ptr=pairs.ptr,
+            edge_index=pairs.edge_index.index_select(1, kept),
+            unit_shifts=pairs.unit_shifts.index_select(0, kept),
         )
 
 
@@ -131,14 +144,14 @@ def _apply(vectors: Tensor, matrices: Tensor) -> Tensor:
     return (vectors[:, :, None] * matrices).sum(1)
 
 
-def _canonical_order(pairs: Tensor, unit_shifts: Tensor, n_atoms: int) -> Tensor:
-    shifts = unit_shifts.round().long()
-    lowest = shifts.amin(0)
-    width = (shifts.amax(0) - lowest + 1).tolist()
-    key = pairs[1] * n_atoms + pairs[0]
-    for axis in range(3):
-        key = key * width[axis] + (shifts[:, axis] - lowest[axis])
-    return torch.argsort(key)
+def _code(first: Tensor, unit_shifts: Tensor) -> Tensor:
+    """One number for a number and a translation; it sorts by the first, then by the translation."""
+    if not len(unit_shifts):
+        return first
+    lowest = unit_shifts.amin(0)
+    for axis, width in enumerate((unit_shifts.amax(0) - lowest + 1).tolist()):
+        first = first * width + (unit_shifts[:, axis] - lowest[axis])
+    return first
 
 
 def _whole_rows(inside: Tensor, edge_system: Tensor, n_systems: int) -> Tensor:
