@@ -82,7 +82,9 @@ class NoiseStreams:
         self._cells[:, system] = numbers[:, n:]
 
     def _numbers(self, system: int, block: int, shape: tuple[int, ...]) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=[self.keys[system], block]))
+        # Plain lists of numbers above 2^63 become floats, and keys lose their last bits.
+        key = np.array([self.keys[system], block], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
         kind = np.float32 if self._dtype == torch.float32 else np.float64
         return generator.standard_normal(shape, dtype=kind)
 
