@@ -81,7 +81,12 @@ def test_the_schema_holds_the_losses():
 
 
 def test_quantities_accept_numbers_and_texts_in_the_schema():
-    timestep = config_schema()["$defs"]["Sampling"]["properties"]["timestep"]
-    assert [option["type"] for option in timestep["anyOf"]] == ["number", "string"]
-    assert timestep["anyOf"][0]["exclusiveMinimum"] == 0
-    assert timestep["default"] == 2.0
+    properties = config_schema()["$defs"]["Sampling"]["properties"]
+    interval, timestep = properties["interval"], properties["timestep"]
+    assert [option["type"] for option in interval["anyOf"]] == ["number", "string"]
+    assert interval["anyOf"][0]["exclusiveMinimum"] == 0
+    assert interval["default"] == 100.0
+    number_or_text, automatic = timestep["anyOf"]
+    assert number_or_text["anyOf"] == interval["anyOf"]
+    assert automatic == {"type": "null"}
+    assert timestep["default"] is None

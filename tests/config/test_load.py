@@ -79,9 +79,9 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
         ),
         ("sampling:\n  timestep: -2 fs\n", "found '-2 fs', expected a time above 0 fs"),
         ("sampling: 3\n", "run.yaml:4: sampling cannot be used; found 3, expected a section"),
-        ("sampling:\n  guards:\n    check_interval: no\n", "run.yaml:6: sampling.guards.check_interval"),
+        ("sampling:\n  guards:\n    restarts: no\n", "run.yaml:6: sampling.guards.restarts"),
         (
-            "sampling:\n  interval: 1 fs\n",
+            "sampling:\n  interval: 1 fs\n  timestep: 2 fs\n",
             "run.yaml:5: sampling.interval cannot be used; found '1 fs', expected at least",
         ),
         (

@@ -51,10 +51,10 @@ def test_losses_by_number_or_name(path, address):
 
 def test_sections_that_the_file_lacks_or_leaves_empty(path):
     config = load_config(
-        path, ["training.steps=5", "sampling.guards.check_interval=7", "replay={train: a, valid: b}"]
+        path, ["training.steps=5", "sampling.guards.restarts=0", "replay={train: a, valid: b}"]
     )
     assert config.training.steps == 5
-    assert config.sampling.guards.check_interval == 7
+    assert config.sampling.guards.restarts == 0
     assert config.replay is not None
     assert config.replay.train == ("a",)
 

@@ -11,9 +11,12 @@ def minimal(**sections):
 
 def test_defaults_need_only_a_name_and_a_model():
     config = Config.model_validate(minimal())
-    assert config.sampling.timestep == 2.0
+    assert config.sampling.timestep is None
     assert config.sampling.interval == 100.0
-    assert config.sampling.friction == 5.0
+    assert config.sampling.friction is None
+    assert config.sampling.barostat_time is None
+    assert config.sampling.thermostat == "langevin"
+    assert config.sampling.guards.restarts == 3
     assert config.free_energy.production == 20000.0
     assert config.training.tolerance == 0.3
     assert config.replay is None
@@ -48,6 +51,8 @@ def test_sections_cannot_be_changed():
         ("name", ""),
         ("sampling", {"replicas": 0}),
         ("sampling", {"ensemble": "NVT"}),
+        ("sampling", {"thermostat": "andersen"}),
+        ("sampling", {"guards": {"restarts": -1}}),
         ("sampling", {"frames": 2.5}),
         ("sampling", {"n_eff_threshold": 1.5}),
         ("sampling", {"timestep": "10 fs", "interval": "5 fs"}),
@@ -154,4 +159,4 @@ def test_every_key_knows_its_sections():
     index = keys_by_section(Config)
     assert index["batch_size"] == ["replay"]
     assert index["replicas"] == ["sampling", "free_energy", "evaluation"]
-    assert index["check_interval"] == ["sampling.guards"]
+    assert index["restarts"] == ["sampling.guards"]
