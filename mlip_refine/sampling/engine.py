@@ -97,7 +97,6 @@ class MolecularDynamics:
         """
         self.forcefield.forget_neighbours()
         self._watch.start(self.step)
-        self._watch.verdicts = {}
         recorder, interval = Recorder(len(self.state.energy)), self.steps(self.settings.interval)
         for _ in range(n_frames):
             for left in reversed(range(interval)):
@@ -107,7 +106,8 @@ class MolecularDynamics:
                     tick(self.step)
             recorder.take(self.step, self.state, self.forcefield, self._watch.given_up)
         self._watch.finish(self.step, recorder)
-        return recorder.trajectories(self.points, self._verdicts())
+        lines, self._watch.verdicts = self._verdicts(), {}
+        return recorder.trajectories(self.points, lines)
 
     def _step(self, recorder: Recorder | None) -> None:
         self.integrator.step(self.step)
