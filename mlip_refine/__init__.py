@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlip_refine.config import load_config as load_config
     from mlip_refine.potential import Potential as Potential
     from mlip_refine.potential.ase import ase_calculator as ase_calculator
+    from mlip_refine.workflows.bench import bench as bench
     from mlip_refine.workflows.finetune import FinetuneResult as FinetuneResult
     from mlip_refine.workflows.finetune import finetune as finetune
     from mlip_refine.workflows.finetune import free_energies as free_energies
@@ -31,6 +32,7 @@ _HOMES = {
     "FinetuneResult": "mlip_refine.workflows.finetune",
     "Potential": "mlip_refine.potential",
     "ase_calculator": "mlip_refine.potential.ase",
+    "bench": "mlip_refine.workflows.bench",
     "config_from_dict": "mlip_refine.config",
     "finetune": "mlip_refine.workflows.finetune",
     "free_energies": "mlip_refine.workflows.finetune",
@@ -44,6 +46,7 @@ __all__ = [
     "Potential",
     "__version__",
     "ase_calculator",
+    "bench",
     "config_from_dict",
     "finetune",
     "free_energies",

@@ -30,6 +30,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as training.steps=5.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of the run folder, if any.")]
+BenchConfig = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="Time what this config samples, not titanium.")
+]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a model file that may run code: only files you trust.")
 ]
@@ -80,6 +83,49 @@ def free_energy(
             f"{result.temperature_K:g} K, {result.pressure_GPa:g} GPa, N = {result.n_atoms}"
         )
     out.print(f"written to {settings.run_folder}")
+
+
+@app.command()
+def bench(  # noqa: PLR0913 - the options of a command
+    config: BenchConfig = None,
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Embedded name, path or foundation model [titanium-compact].")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64 [float32].")] = None,
+    sizes: Annotated[str, typer.Option(help="Systems x atoms of each [4x54,8x128].")] = "",
+    accelerate: Annotated[str, typer.Option(help="Of none, compile and cueq, such as none,cueq.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Half a minute, larger errors.")] = False,
+    medium: Annotated[bool, typer.Option("--medium", help="On a CPU too: a large model.")] = False,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Time the engine and the streamed gradient on this machine, beside the bare model and ASE."""
+    settings = None if config is None else _config(config, None, trust_pickle=trust_pickle)
+    from mlip_refine.files import write_json  # noqa: PLC0415
+    from mlip_refine.report import print_bench  # noqa: PLC0415
+    from mlip_refine.workflows.bench import bench as run  # noqa: PLC0415
+
+    result = run(
+        settings,
+        model=model,
+        device=device,
+        dtype=dtype,
+        sizes=_words(sizes),
+        accelerate=_words(accelerate),
+        quick=quick,
+        medium=medium,
+        trust_pickle=trust_pickle,
+    )
+    print_bench(out, result)
+    if json_file is not None:
+        write_json(json_file, result.as_json())
+        out.print(f"written to {json_file}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a run says: a line per update, a table at the end, and figures, from result files alone."""
 
+from mlip_refine.report.bench import print_bench
 from mlip_refine.report.figures import write_figures
 from mlip_refine.report.run_files import Summary, TransitionRecord, Update, read_log, read_summary
 from mlip_refine.report.steps import StepPrinter
@@ -10,6 +11,7 @@ __all__ = [
     "Summary",
     "TransitionRecord",
     "Update",
+    "print_bench",
     "print_summary",
     "read_log",
     "read_summary",

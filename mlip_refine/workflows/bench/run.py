@@ -1,0 +1,166 @@
+"""What the engine and the streamed gradient cost on this machine, each beside its floor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlip_refine.config import Config
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.potential import Potential
+from mlip_refine.progress import progress
+from mlip_refine.report.bench_records import BenchResult, Comparison, Topic
+from mlip_refine.workflows.bench.against_ase import engine_against_ase
+from mlip_refine.workflows.bench.engine import engine_against_model
+from mlip_refine.workflows.bench.gradient import streamed_against_floor
+from mlip_refine.workflows.bench.jobs import Job
+from mlip_refine.workflows.bench.machine import this_machine
+from mlip_refine.workflows.bench.memory import memory_of_frames
+from mlip_refine.workflows.bench.scaling import medium_subject, scaling_jobs
+from mlip_refine.workflows.bench.subject import FULL, QUICK, Effort, Subject
+from mlip_refine.workflows.bench.workloads import Workload, configured, parse_size, repeated, titanium
+from mlip_refine.workflows.setup import load_potential
+
+DEFAULT_MODEL = "titanium-compact"
+ACCELERATIONS = ("none", "compile", "cueq")
+
+
+def bench(
+    config: Config | None = None,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    sizes: Sequence[str] = (),
+    accelerate: Sequence[str] = (),
+    quick: bool = False,
+    medium: bool = False,
+    trust_pickle: bool = False,
+) -> BenchResult:
+    """Time the engine and the streamed gradient on this machine, each beside its floor.
+
+    Args:
+        config: Its potential, device, state points, replicas and integrator are timed, in the precision of
+            its dynamics. `None` times hot titanium, half hcp and half bcc, to which the next four belong.
+        model: Name or path, as `Potential.load` takes it; `None` takes `titanium-compact`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; `None` is `auto`.
+        dtype: `float32` or `float64`; `None` is `float32`.
+        sizes: Systems x atoms of each, such as `4x54`: the batches of the engine.
+        accelerate: Ways to accelerate the potential, a table row each: `none`, `compile`, `cueq`. Empty takes
+            `none` on the CPU and all of them on a GPU.
+        quick: Measure less in half a minute, with larger errors.
+        medium: Time a MACE of the size of foundation models on the CPU too; on a GPU that is always done.
+        trust_pickle: Load a model file that may run code.
+
+    Returns:
+        Rows of numbers; a row that runs out of memory or asks for what is not installed says so.
+
+    Raises:
+        InputError: For a potential, device, size or config that cannot be used.
+    """
+    effort = QUICK if quick else FULL
+    if sizes:
+        effort = replace(effort, sizes=tuple(parse_size(size) for size in sizes))
+    _check_modes(accelerate)
+    if config is not None:
+        _refuse_beside_config(model=model, device=device, dtype=dtype, sizes=sizes)
+        potential, name = _of_config(config), config.potential.model
+    else:
+        name = model or DEFAULT_MODEL
+        potential = Potential.load(
+            name, default_dtype=dtype or "float32", device=device or "auto", trust_pickle=trust_pickle
+        )
+    every = ACCELERATIONS if potential.device.type == "cuda" else ACCELERATIONS[:1]
+    modes = tuple(accelerate) or every
+    with TemporaryDirectory(prefix="mlip-refine-bench-") as folder:
+        subject = Subject(Path(name).name, potential, potential.save(Path(folder), "potential")[0])
+        jobs = planned(subject, config, modes, effort, medium=medium)
+        rows = list(_measured(jobs))
+    return BenchResult(this_machine(potential.device, subject.dtype), rows)
+
+
+def _refuse_beside_config(**options: object) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise InputError(
+            "a config says by itself what is timed",
+            found=f"a config and {', '.join(given)}",
+            fix="Leave out either the config or the options.",
+        )
+
+
+def _of_config(config: Config) -> Potential:
+    """The potential of a config in the precision of its dynamics."""
+    section = config.potential.model_copy(update={"default_dtype": config.sampling.dtype})
+    return load_potential(config.model_copy(update={"potential": section}))
+
+
+def _check_modes(wanted: Sequence[str]) -> None:
+    for mode in wanted:
+        if mode not in ACCELERATIONS:
+            word = nearest(mode, ACCELERATIONS)
+            raise InputError(
+                "no such acceleration",
+                found=mode,
+                expected=f"any of {', '.join(ACCELERATIONS)}",
+                fix=f"Did you mean {word!r}?" if word else None,
+            )
+
+
+def planned(
+    subject: Subject, config: Config | None, modes: Sequence[str], effort: Effort, *, medium: bool
+) -> list[Job]:
+    """The rows that will be measured, in order.
+
+    Batches grow on a GPU, where they pay, with the potential at hand and with a large one; on the CPU only
+    with the large one and if it is asked for.
+    """
+    batches, cells = _workloads(config, subject.potential, effort)
+    gpu = subject.potential.device.type == "cuda"
+    growing = [subject] if gpu and config is None else []
+    if gpu or medium:
+        growing.append(medium_subject(subject.potential.device, subject.dtype, subject.file.parent))
+    return [
+        *_engine_jobs(subject, batches, modes, effort),
+        *_other_jobs(subject, cells.under("nvt"), effort),
+        *scaling_jobs(growing, modes, effort),
+    ]
+
+
+def _workloads(
+    config: Config | None, potential: Potential, effort: Effort
+) -> tuple[list[Workload], Workload]:
+    """Batches for the engine, and the systems that ASE runs one by one."""
+    if config is None:
+        return [titanium(*size) for size in effort.sizes], titanium(*effort.cells)
+    workload = configured(config, potential)
+    return [workload], repeated(workload, effort.cells[0])
+
+
+def _engine_jobs(
+    subject: Subject, batches: Sequence[Workload], modes: Sequence[str], effort: Effort
+) -> Iterator[Job]:
+    for mode in modes:
+        for workload in batches:
+            for batch in (workload.under("nvt"), workload.under("npt")):
+                run = partial(engine_against_model, subject, batch, effort, mode)
+                yield Job(Topic.ENGINE, subject.name, batch.label, run, mode)
+
+
+def _other_jobs(subject: Subject, cells: Workload, effort: Effort) -> Iterator[Job]:
+    frames, (few, many), n_atoms = effort.frames, effort.memory_frames, len(cells.points[0].atoms)
+    rows = {
+        Topic.ASE: (cells.label, engine_against_ase),
+        Topic.GRADIENT: (f"{frames} frames of {n_atoms} atoms", streamed_against_floor),
+        Topic.MEMORY: (f"{many} and {few} frames of {n_atoms} atoms", memory_of_frames),
+    }
+    for topic, (workload, run) in rows.items():
+        yield Job(topic, subject.name, workload, partial(run, subject, cells, effort))
+
+
+def _measured(jobs: Sequence[Job]) -> Iterator[Comparison]:
+    with progress("bench", len(jobs)) as tick:
+        for i, job in enumerate(jobs, start=1):
+            yield job.result()
+            tick(i)

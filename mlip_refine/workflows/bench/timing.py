@@ -1,0 +1,134 @@
+"""Timing two things against each other on a machine that does other things as well.
+
+Both run in turn in short blocks, so that a slow spell of the machine meets both of them; what counts is the
+ratio within a pair of blocks, and its median over the pairs.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlip_refine.report.bench_records import Outcome, Reading
+from mlip_refine.statistics import block_bootstrap
+
+RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two.
+
+    Attributes:
+        run: Runs one block.
+        work: What one block gets done, such as atoms times steps.
+    """
+
+    run: Callable[[], object]
+    work: float
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Speeds of both sides, pair by pair.
+
+    Attributes:
+        ours: Work per second of every block `[n_pairs]`, float64.
+        reference: Of the other side `[n_pairs]`.
+        unit: Of the speeds.
+    """
+
+    ours: Tensor
+    reference: Tensor
+    unit: str
+
+    @property
+    def our_speed(self) -> Reading:
+        """Median of our speeds."""
+        return median(self.ours, self.unit)
+
+    @property
+    def reference_speed(self) -> Reading:
+        """Median of the reference's speeds."""
+        return median(self.reference, self.unit)
+
+    @property
+    def time_ratio(self) -> Reading:
+        """Our time over the reference's for the same work."""
+        return median(self.reference / self.ours, "")
+
+    @property
+    def speed_ratio(self) -> Reading:
+        """Our speed over the reference's."""
+        return median(self.ours / self.reference, "")
+
+    def outcome(self, ratio: Reading, details: Mapping[str, float]) -> Outcome:
+        """A row of the table with one of the ratios."""
+        return Outcome(self.our_speed, self.reference_speed, ratio, details)
+
+
+def median(values: Sequence[float] | Tensor, unit: str) -> Reading:
+    """Median of readings `[n]` with its bootstrap error."""
+    series = torch.as_tensor(values, dtype=torch.float64)
+    if len(series) < 2:
+        return Reading(float(series[0]), None, unit)
+    error = block_bootstrap(lambda s: s[0].quantile(0.5), [series], RESAMPLES, inefficiencies=[1.0])
+    return Reading(float(series.quantile(0.5)), error, unit)
+
+
+def compare(
+    ours: Side,
+    reference: Side,
+    rounds: int,
+    device: torch.device,
+    unit: str,
+    prepare: Callable[[], object] = lambda: None,
+) -> Pairs:
+    """Time both sides in turn, after one block of each that does not count.
+
+    Args:
+        ours: What is measured.
+        reference: What it is measured against.
+        rounds: Pairs of blocks; which side goes first changes from pair to pair.
+        device: Where the work is done.
+        unit: Of work per second.
+        prepare: Called before every pair, outside the timing.
+    """
+    sides, speeds = (ours, reference), torch.empty(rounds, 2, dtype=torch.float64)
+    for side in sides:
+        prepare()
+        side.run()
+    for i in range(rounds):
+        prepare()
+        for k in (0, 1) if i % 2 == 0 else (1, 0):
+            speeds[i, k] = sides[k].work / seconds(sides[k].run, device)
+    return Pairs(speeds[:, 0], speeds[:, 1], unit)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, until the device has finished."""
+    _synchronise(device)
+    start = time.perf_counter()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def repeat(run: Callable[[], object], times: int) -> None:
+    """Run something so often."""
+    for _ in range(times):
+        run()
+
+
+def repetitions(run: Callable[[], object], device: torch.device, target: float, least: int) -> int:
+    """How often something runs in about `target` seconds, at least `least` times."""
+    run()
+    return max(least, math.ceil(target / max(seconds(run, device), 1e-6)))
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

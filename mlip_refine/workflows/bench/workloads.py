@@ -1,0 +1,114 @@
+"""What a bench runs: titanium crystals of the wanted sizes, or the phases of a config."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ase import Atoms
+
+from mlip_refine.config import Config
+from mlip_refine.data import build_phase
+from mlip_refine.errors import InputError
+from mlip_refine.losses import EnsembleLoss, build_losses
+from mlip_refine.potential import Potential
+from mlip_refine.sampling import MDSettings, StatePoint
+from mlip_refine.sampling.state_points import Ensemble
+from mlip_refine.workflows.setup import md_settings, state_points
+
+TEMPERATURE = 1155.0
+"""Of titanium crystals, K: the hcp-bcc transition."""
+
+# The same work in every block: no system is stopped, whatever it does. The guards still look.
+_NEVER = 1e6
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Systems that step together.
+
+    Attributes:
+        label: Such as `4 x 54`.
+        points: Their state points.
+        settings: How they are integrated.
+    """
+
+    label: str
+    points: tuple[StatePoint, ...]
+    settings: MDSettings
+
+    @property
+    def n_atoms(self) -> int:
+        """Atoms of all systems."""
+        return sum(p.replicas * len(p.atoms) for p in self.points)
+
+    @property
+    def crystals(self) -> list[Atoms]:
+        """The crystal of every system, in the engine's order."""
+        return [p.atoms for p in self.points for _ in range(p.replicas)]
+
+    def under(self, ensemble: Ensemble) -> "Workload":
+        """The same systems in NVT or isotropic NPT."""
+        points = tuple(replace(p, ensemble=ensemble, cell_freedom="isotropic") for p in self.points)
+        return replace(self, label=f"{self.label}, {ensemble.upper()}", points=points)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Read systems and atoms per system from `4x54`.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*[x×]\s*(\d+)\s*", size)
+    if match is None or "0" in match.groups():
+        raise InputError("not a size", found=repr(size), expected="systems x atoms per system, such as 4x54")
+    return int(match[1]), int(match[2])
+
+
+def titanium(n_systems: int, n_atoms: int, temperature: float = TEMPERATURE) -> Workload:
+    """Crystals of hot titanium: half of the systems hcp, half bcc.
+
+    Raises:
+        InputError: For a number of atoms that the crystals cannot have.
+    """
+    crystals = {
+        "hcp": build_phase("hcp", "Ti", n_atoms, 2.93, 4.65),
+        "bcc": build_phase("bcc", "Ti", n_atoms, 3.25),
+    }
+    replicas = {"hcp": n_systems - n_systems // 2, "bcc": n_systems // 2}
+    points = [StatePoint(n, crystals[n], temperature, replicas=r) for n, r in replicas.items() if r]
+    return Workload(f"{n_systems} x {n_atoms}", tuple(points), _unguarded(MDSettings()))
+
+
+def configured(config: Config, potential: Potential) -> Workload:
+    """The state points that the losses of a config sample, with its replicas and its integrator.
+
+    Raises:
+        InputError: If the losses sample nothing, or for a phase or element that is not there.
+    """
+    losses: Iterable[object] = build_losses(config.losses)
+    sources = sorted({s for loss in losses if isinstance(loss, EnsembleLoss) for s in loss.sources})
+    if not sources:
+        raise InputError(
+            "no loss of the config samples an ensemble, so there is nothing to time",
+            where=config.where("losses"),
+            fix="Leave the config out to time titanium crystals.",
+        )
+    points = tuple(state_points(config, sources, potential, config.sampling.replicas).values())
+    n_atoms = sum(p.replicas * len(p.atoms) for p in points)
+    label = f"{sum(p.replicas for p in points)} systems, {n_atoms} atoms"
+    return Workload(label, points, _unguarded(md_settings(config)))
+
+
+def repeated(workload: Workload, n_systems: int) -> Workload:
+    """As many systems of a workload's points as wanted, one point after the other."""
+    points, n_points = workload.points, len(workload.points)
+    counts = [len(range(i, n_systems, n_points)) for i in range(n_points)]
+    chosen = [replace(p, replicas=n) for p, n in zip(points, counts, strict=True) if n]
+    sizes = sorted({len(p.atoms) for p in chosen})
+    label = f"{n_systems} x {' and '.join(map(str, sizes))}"
+    return replace(workload, label=label, points=tuple(chosen))
+
+
+def _unguarded(settings: MDSettings) -> MDSettings:
+    guards = replace(settings.guards, max_temperature_ratio=_NEVER, max_displacement=_NEVER)
+    return replace(settings, guards=guards)

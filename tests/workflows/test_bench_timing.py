@@ -1,0 +1,79 @@
+"""Two things timed against each other: on a clock of our own the ratio is exact."""
+
+import pytest
+import torch
+
+from mlip_refine.workflows.bench import timing
+from mlip_refine.workflows.bench.timing import Side, compare, median, repetitions
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that only the work moves, and the order in which the work was done."""
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, name: str, seconds: float):
+        def run() -> None:
+            self.log.append(name)
+            self.now += seconds
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    own = Clock()
+    monkeypatch.setattr(timing, "time", own)
+    return own
+
+
+def test_ratios_are_those_of_time_per_work(clock):
+    pairs = compare(Side(clock.work("a", 3.0), 30.0), Side(clock.work("b", 1.0), 5.0), 4, CPU, "steps/s")
+    assert (pairs.our_speed.value, pairs.our_speed.unit) == (10.0, "steps/s")
+    assert pairs.reference_speed.value == 5.0
+    assert pairs.time_ratio.value == 0.5
+    assert pairs.speed_ratio.value == 2.0
+    assert pairs.time_ratio.se == 0.0
+
+
+def test_the_first_of_a_pair_changes_and_preparation_is_not_timed(clock):
+    compare_log = clock.log
+    prepare = clock.work("p", 100.0)
+    pairs = compare(Side(clock.work("a", 1.0), 1.0), Side(clock.work("b", 1.0), 1.0), 3, CPU, "", prepare)
+    warm_up, timed = compare_log[:4], compare_log[4:]
+    assert warm_up == ["p", "a", "p", "b"]
+    assert timed == ["p", "a", "b", "p", "b", "a", "p", "a", "b"]
+    assert pairs.our_speed.value == 1.0
+
+
+def test_a_slow_spell_moves_neither_the_median_nor_a_pair(clock):
+    """A pair of blocks ten times slower keeps its ratio; a single slow block is an outlier."""
+    slow = iter([1, 1, 1, 1, 1, 100, 10, 10] + [1] * 100)
+
+    def run() -> None:
+        clock.now += next(slow)
+
+    pairs = compare(Side(run, 1.0), Side(run, 1.0), 9, CPU, "")
+    assert pairs.time_ratio.value == 1.0
+    assert sorted((pairs.reference / pairs.ours).tolist()) == [1.0] * 8 + [100.0]
+
+
+def test_the_error_of_a_median_is_that_of_normal_numbers():
+    """sqrt(π/2n) sigma for many normal numbers, to 35 %."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = median(values, "s")
+    expected = (torch.pi / 2 / 400) ** 0.5
+    assert abs(found.value) < 4 * expected
+    assert found.se == pytest.approx(expected, rel=0.35)
+    assert median([2.0], "s").se is None
+
+
+def test_blocks_last_as_long_as_wanted(clock):
+    assert repetitions(clock.work("a", 0.02), CPU, target=0.5, least=4) == 25
+    assert repetitions(clock.work("a", 2.0), CPU, target=0.5, least=4) == 4
