@@ -6,6 +6,7 @@ from mlip_refine.config.evaluation import Evaluation
 from mlip_refine.config.free_energy import FreeEnergy
 from mlip_refine.config.load import config_from_dict, load_config, validate_node
 from mlip_refine.config.located import LocatedNode
+from mlip_refine.config.md import MD
 from mlip_refine.config.output import Output
 from mlip_refine.config.overrides import parse_overrides
 from mlip_refine.config.phases import Phase
@@ -29,6 +30,7 @@ from mlip_refine.config.units import (
 )
 
 __all__ = [
+    "MD",
     "Config",
     "Count",
     "Dimension",

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from mlip_refine.config.evaluation import Evaluation
 from mlip_refine.config.free_energy import FreeEnergy
 from mlip_refine.config.located import LocatedNode, Places
+from mlip_refine.config.md import MD
 from mlip_refine.config.output import Output
 from mlip_refine.config.phases import Phase
 from mlip_refine.config.potential import Potential
@@ -69,6 +70,7 @@ class Config(Section):
         (), description="What the run minimises; `mlip-refine losses` lists the types and their options."
     )
     sampling: Sampling = Field(default_factory=Sampling, description="Molecular dynamics.")
+    md: MD | None = Field(None, description="What `mlip-refine md` runs.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
     replay: Replay | None = Field(None, description="Labelled frames that hold what the model knows.")
     training: Training = Field(default_factory=Training, description="The optimiser.")

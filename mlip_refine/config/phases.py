@@ -1,4 +1,4 @@
-"""The section ``phases``: the crystals that a run compares, by name."""
+"""The section ``phases``: the crystals and liquids of a run, by name."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -9,7 +9,7 @@ from mlip_refine.config.section import Count, Section
 from mlip_refine.config.units import Length, problem
 from mlip_refine.errors import nearest
 
-CellFreedom = Literal["isotropic", "anisotropic", "fixed"]
+CellFreedom = Literal["isotropic", "hexagonal", "anisotropic", "triclinic", "fixed"]
 
 _ATOMS_PER_CUBE = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
 _IDEAL_C_OVER_A = (8 / 3) ** 0.5
@@ -39,7 +39,7 @@ def _reference_volume(reference: dict[str, Any]) -> float:
 
 
 class Phase(Section):
-    """A crystal: either a prototype with an element, or a structure file."""
+    """A crystal, either a prototype with an element or a structure file; or a liquid from a file."""
 
     prototype: Literal["hcp", "bcc", "fcc", "diamond", "sc"] | None = Field(
         None, description="Crystal to build; needs element and n_atoms. Otherwise give file."
@@ -69,8 +69,9 @@ class Phase(Section):
     )
     cell_freedom: CellFreedom = Field(
         default_factory=_default_freedom,
-        description="How the cell follows the pressure: one scale (isotropic), every axis by itself "
-        "(anisotropic), or not at all (fixed). Default: anisotropic for hcp, else isotropic.",
+        description="How the cell follows the pressure: one scale (isotropic), x with y and z by itself "
+        "(hexagonal), every axis by itself (anisotropic), lengths and angles (triclinic), or not at all "
+        "(fixed). Default: anisotropic for hcp, else isotropic.",
     )
 
     @property
