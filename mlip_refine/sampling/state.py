@@ -84,9 +84,12 @@ class BatchState(MDState):
         for name, value in self.dynamic().items():
             value.copy_(saved[name])
 
-    def copy_system(self, system: int, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-        """Copy one system from one set of dynamic tensors into another, in place."""
-        atoms = self.system_idx == system
+    def copy_systems(
+        self, chosen: Tensor, source: Mapping[str, Tensor], target: Mapping[str, Tensor]
+    ) -> None:
+        """Copy the chosen systems `[n_systems]` from one set of dynamic tensors into another, in place."""
+        chosen = chosen.to(self.energy.device)
         for name in _SAVED:
-            rows = atoms if name in self._atom_attributes else system
-            target[name][rows] = source[name][rows]
+            rows = chosen[self.system_idx] if name in self._atom_attributes else chosen
+            rows = rows.view(-1, *[1] * (target[name].dim() - 1))
+            target[name].copy_(torch.where(rows, source[name], target[name]))

@@ -26,13 +26,17 @@ from mlip_refine.sampling.guards import (
 )
 from mlip_refine.sampling.integrators import Integrator
 from mlip_refine.sampling.noise import stream_key
+from mlip_refine.sampling.phase_identity import PhaseIdentity
 from mlip_refine.sampling.recorder import Recorder
 from mlip_refine.sampling.state_points import StatePoint
 
 
-class PhaseIdentity:
-    def departed(self, positions: np.ndarray, cell: np.ndarray) -> str | None: ...
+# Verdicts in a row that make a departure: bcc crystals make excursions towards hcp and come back.
+LASTING = PARTS
 
+# Closer to its sites than this share of the allowed displacement no crystal is another phase: the shuffles from
+# bcc to hcp and to ω move atoms by 0.14 neighbour distances (r.m.s.), the default limit is 0.2.
+AT_HOME = 0.5
 
 # A numerical fault is retried with the time step times this.
 SHORTER = 0.5
@@ -106,7 +110,8 @@ class Watch:
             nearest_neighbour_distance(p.atoms) if p.identity != "none" else np.inf for p, _ in self.systems
         ]
         self._limit = self.settings.max_displacement * torch.tensor(bond)
-        self._judges: dict[int, PhaseIdentity] = {}
+        self._judges: dict[str, PhaseIdentity] = {}
+        self._suspicions = [0] * len(self.systems)
         self._hottest = hottest(self.settings, self.integrator.dof)
         self.start(0)
 
@@ -115,6 +120,7 @@ class Watch:
         self._average.reset()
         now, steps = self.integrator.state.snapshot(), [step] * len(self.systems)
         self._past = _Past(now, list(steps), {k: v.clone() for k, v in now.items()}, list(steps))
+        self._suspicions = [0] * len(self.systems)
 
     @property
     def given_up(self) -> list[int]:
@@ -131,12 +137,14 @@ class Watch:
             self._judge(step, recorder)
 
     def finish(self, step: int, recorder: Recorder) -> None:
-        """Judge what the last steps of a segment did, before its frames are used."""
+        """Judge what the last steps of a segment did, before its frames are used; suspects do not pass."""
         state = self.integrator.state
         lost = ~torch.isfinite(state.energy)
         for values in (state.positions, state.momenta, state.forces):
             lost.index_put_((state.system_idx,), ~torch.isfinite(values).all(-1), accumulate=True)
         self._lost(lost, step, recorder)
+        for i in [i for i, n in enumerate(self._suspicions) if n]:
+            self._set_back(i, step, "it was leaving its phase", recorder, numerical=False)
 
     def _lost(self, systems: Tensor, step: int, recorder: Recorder | None) -> None:
         for i in systems.nonzero().flatten().tolist():
@@ -171,12 +179,12 @@ class Watch:
 
     def _remember(self, step: int, failed: set[int]) -> None:
         """Once in an average, move the states to come back to forward."""
-        for i in (self._average.filled % PARTS == 0).nonzero().flatten().tolist():
-            if i in failed:
-                continue
-            state, past = self.integrator.state, self._past
-            state.copy_system(i, past.newest, past.safe)
-            state.copy_system(i, state.dynamic(), past.newest)
+        chosen = self._average.filled % PARTS == 0
+        chosen[list(failed)] = False
+        state, past = self.integrator.state, self._past
+        state.copy_systems(chosen, past.newest, past.safe)
+        state.copy_systems(chosen, state.dynamic(), past.newest)
+        for i in chosen.nonzero().flatten().tolist():
             past.safe_step[i], past.newest_step[i] = past.newest_step[i], step
 
     def _set_back(
@@ -211,12 +219,14 @@ class Watch:
         point, replica = self.systems[system]
         integrator, past = self.integrator, self._past
         state = integrator.state
-        state.copy_system(system, past.safe, state.dynamic())
+        chosen = torch.arange(len(self.systems)) == system
+        state.copy_systems(chosen, past.safe, state.dynamic())
         integrator.noise.restart(system, stream_key(self.seed, point.name, replica, self.restarts[system]))
         integrator.draw_momenta([system])
         self._average.forget(system)
-        state.copy_system(system, state.dynamic(), past.newest)
-        state.copy_system(system, state.dynamic(), past.safe)
+        self._suspicions[system] = 0
+        state.copy_systems(chosen, state.dynamic(), past.newest)
+        state.copy_systems(chosen, state.dynamic(), past.safe)
         past.newest_step[system] = past.safe_step[system]
 
     def _shorten(self) -> None:
