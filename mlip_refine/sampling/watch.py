@@ -30,12 +30,11 @@ from mlip_refine.sampling.phase_identity import PhaseIdentity
 from mlip_refine.sampling.recorder import Recorder
 from mlip_refine.sampling.state_points import StatePoint
 
-
 # Verdicts in a row that make a departure: bcc crystals make excursions towards hcp and come back.
 LASTING = PARTS
 
-# Closer to its sites than this share of the allowed displacement no crystal is another phase: the shuffles from
-# bcc to hcp and to ω move atoms by 0.14 neighbour distances (r.m.s.), the default limit is 0.2.
+# Closer to its sites than this share of the allowed displacement no crystal is another phase: the shuffles
+# from bcc to hcp and to ω move atoms by 0.14 neighbour distances (r.m.s.), the default limit is 0.2.
 AT_HOME = 0.5
 
 # A numerical fault is retried with the time step times this.
@@ -152,35 +151,40 @@ class Watch:
 
     def _judge(self, step: int, recorder: Recorder | None) -> None:
         hot = self.integrator.temperature_ratio() > self._hottest
-        reasons = dict.fromkeys(hot.nonzero().flatten().tolist(), "it overheated")
+        for i in hot.nonzero().flatten().tolist():
+            self._set_back(i, step, "it overheated", recorder, numerical=True)
         if bool(self._average.ready.any()):
-            reasons = self._departures() | reasons
-        for i, reason in reasons.items():
-            self._set_back(i, step, reason, recorder, numerical=reason == "it overheated")
-        self._remember(step, set(reasons))
+            self._suspect(step, recorder)
+        self._remember(step)
 
-    def _departures(self) -> dict[int, str]:
-        """Systems that are no longer their phase."""
+    def _suspect(self, step: int, recorder: Recorder | None) -> None:
+        """Count verdicts against systems; what lasts is a departure."""
         cell, mean = self.integrator.forcefield.cell, self._average.mean()
-        moved = self._displacement(mean, cell).double().cpu() > self._limit
-        departed = {}
-        for i in (moved & self._average.ready).nonzero().flatten().tolist():
-            reason = self._departed(i, mean, cell)
-            if reason:
-                departed[i] = reason
-        return departed
+        moved = (self._displacement(mean, cell).double().cpu() / self._limit).tolist()
+        for i in self._average.ready.nonzero().flatten().tolist():
+            reason = self._departed(i, moved[i], mean, cell)
+            self._suspicions[i] = self._suspicions[i] + 1 if reason else 0
+            if reason and self._suspicions[i] >= LASTING:
+                self._set_back(i, step, reason, recorder, numerical=False)
 
-    def _departed(self, system: int, fractional: Tensor, cell: Tensor) -> str | None:
-        if system not in self._judges:
-            return "it left its lattice sites"
+    def _departed(self, system: int, moved: float, fractional: Tensor, cell: Tensor) -> str | None:
+        """Why a system is not its phase, if so; `moved` is its displacement over the allowed one."""
+        point, _ = self.systems[system]
+        if point.identity == "sites":
+            return "it left its lattice sites" if moved > 1 else None
+        if moved < AT_HOME:
+            return None
+        if point.name not in self._judges:
+            limit = self.settings.max_displacement
+            self._judges[point.name] = PhaseIdentity(point.atoms, max_displacement=limit)
         atoms = self.integrator.state.system_idx == system
         here = (fractional[atoms] @ cell[system]).double().cpu().numpy()
-        return self._judges[system].departed(here, cell[system].double().cpu().numpy())
+        return self._judges[point.name].departed(here, cell[system].double().cpu().numpy())
 
-    def _remember(self, step: int, failed: set[int]) -> None:
+    def _remember(self, step: int) -> None:
         """Once in an average, move the states to come back to forward."""
-        chosen = self._average.filled % PARTS == 0
-        chosen[list(failed)] = False
+        chosen = self._average.ready & (self._average.filled % PARTS == 0)
+        chosen &= torch.tensor(self._suspicions) == 0
         state, past = self.integrator.state, self._past
         state.copy_systems(chosen, past.newest, past.safe)
         state.copy_systems(chosen, state.dynamic(), past.newest)
