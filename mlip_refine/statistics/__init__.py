@@ -16,6 +16,7 @@ from mlip_refine.statistics.correlation import (
 )
 from mlip_refine.statistics.free_energy import FreeEnergyEstimate, exp_estimate
 from mlip_refine.statistics.mbar import MbarResult, mbar
+from mlip_refine.statistics.mbar_errors import stratified_error
 from mlip_refine.statistics.requirements import require_effective, require_estimate, require_overlap
 from mlip_refine.statistics.series import Samples
 from mlip_refine.statistics.weights import (
@@ -45,6 +46,7 @@ __all__ = [
     "require_estimate",
     "require_overlap",
     "statistical_inefficiency",
+    "stratified_error",
     "weighted_error",
     "weighted_mean",
 ]

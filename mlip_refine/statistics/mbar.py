@@ -3,7 +3,6 @@
 Shirts & Chodera 2008. Reduced potentials ``u_k(x)`` are dimensionless; ``beta (U + P V)`` makes NPT states.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,15 @@ from torch import Tensor
 
 from mlip_refine.errors import StatisticsError
 from mlip_refine.statistics.free_energy import FreeEnergyEstimate
+from mlip_refine.statistics.mbar_errors import (
+    centred,
+    covariance,
+    equations,
+    error_of_difference,
+    second_eigenvalue,
+)
 from mlip_refine.statistics.mbar_solver import log_mixture, solve_free_energies
 from mlip_refine.statistics.series import Samples, as_inefficiency, as_samples
-
-_DISCONNECTED = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +32,13 @@ class MbarResult:
             sampled states fall into groups without overlap (errors are then infinite).
         overlap: Overlap matrix ``[K, K]`` (Klimovich et al. 2015): element ij is the probability that a
             sample of state i would be taken for one of state j; rows sum to 1.
-        log_q: Log-density of the mixture that all samples together were drawn from,
-            ``ln sum_k n_k exp(f_k - u_k(x))`` ``[N]``.
-        n_k: Samples drawn from each state ``[K]``.
-        inefficiency: Statistical inefficiency of each state's samples ``[K]``.
+        log_q: Log-density of the mixture that all samples together were drawn from, per sample,
+            ``ln sum_k n_k exp(f_k - u_k(x)) - ln(multiplicity)`` ``[N]``.
+        n_k: Samples drawn from each state ``[K]``; independent ones, if so counted.
+        inefficiency: Statistical inefficiency of each state's counted samples ``[K]``.
         log_p: ``f_k - u_k(x)``, the normalised log-density of every state at every sample ``[K, N]``.
+        multiplicity: How many samples each one counts for ``[N]``: 1, or ``1/g`` of its state.
+        drawn: Samples drawn from each state, each counted once ``[K]``.
     """
 
     f_k: Tensor
@@ -42,17 +48,17 @@ class MbarResult:
     n_k: Tensor
     inefficiency: Tensor
     log_p: Tensor
+    multiplicity: Tensor
+    drawn: Tensor
 
     @property
     def second_eigenvalue(self) -> float:
         """Second largest eigenvalue of the overlap matrix: 1 means states in two groups apart."""
-        return _second_eigenvalue(self.overlap, self.n_k)
+        return second_eigenvalue(self.overlap, self.n_k)
 
     def difference(self, i: int, j: int) -> tuple[float, float]:
         """Return ``f_j - f_i``, from i to j, and its standard error, in units of k_B T."""
-        variance = float(self.theta[i, i] + self.theta[j, j] - 2.0 * self.theta[i, j])
-        se = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.inf
-        return float(self.f_k[j] - self.f_k[i]), 0.0 if i == j else se
+        return float(self.f_k[j] - self.f_k[i]), 0.0 if i == j else error_of_difference(self.theta, i, j)
 
     def log_weights(self, u_n: Samples) -> Tensor:
         """Return the weights that turn the samples of all states into those of another state.
@@ -90,10 +96,62 @@ class MbarResult:
             log_w = log_ratio + f_new
             return FreeEnergyEstimate(
                 value=value,
-                se=self._perturbed_error(log_w, start),
+                se=error_of_difference(self._augmented(torch.exp(log_w)[None]), start, -1),
                 n_eff=self._perturbed_size(log_w),
-                overlap=float(2.0 * torch.sigmoid(log_w + math.log(len(log_w))).mean()),
+                overlap=self._perturbed_overlap(log_w),
             )
+
+    def average(self, values: Samples, u_n: Samples) -> tuple[float, float]:
+        """Estimate the mean of an observable in another state from the samples of all states.
+
+        The error counts that the weights rest on estimated free energies: the observable, shifted and scaled
+        to a mean of one, makes a density of its own, whose free energy relative to the state is linear in the
+        mean (Shirts & Chodera 2008, Eqs. 13-16).
+
+        Args:
+            values: The observable at every sample ``[N]``.
+            u_n: Reduced potential of the state at every sample ``[N]``, columns as in `mbar`.
+
+        Returns:
+            The mean and its standard error.
+
+        Raises:
+            StatisticsError: Not one finite value and potential for each sample.
+        """
+        observed = as_samples(values, "observable").detach()
+        weights = torch.exp(self.log_weights(u_n).detach())
+        if observed.shape != weights.shape:
+            problem = f"{len(observed)} values for {len(weights)} samples"
+            raise StatisticsError(problem, needed="one for each sample")
+        mean = weights @ observed
+        scale = torch.sqrt(weights @ (observed - mean) ** 2)
+        if float(scale) == 0.0:
+            return float(mean), 0.0
+        theta = self._augmented(torch.stack([weights, weights * (1.0 + (observed - mean) / scale)]))
+        return float(mean), float(scale) * error_of_difference(theta, -2, -1)
+
+    def influence(self, u_n: Samples, start: int = 0) -> Tensor:
+        """What every sample contributes to the error of `perturb`, to first order.
+
+        Estimates that share samples have correlated errors; their influences add, sample by sample (see
+        `stratified_error`).
+
+        Args:
+            u_n: Reduced potential of the other state at every sample ``[N]``, state after state.
+            start: State that the difference starts from.
+
+        Returns:
+            Influences on ``f - f_start`` ``[N]``, of mean zero over the samples of every state.
+
+        Raises:
+            StatisticsError: Not one finite potential for each sample.
+        """
+        further = torch.exp(self.log_weights(u_n).detach())[None]
+        weights = torch.cat([torch.exp(self._log_state_weights()), further])
+        n_k = torch.cat([self.n_k, self.n_k.new_zeros(1)])
+        noise = centred(weights, self.drawn)
+        solved: Tensor = torch.linalg.solve(equations(weights, n_k, self.multiplicity), -noise)
+        return solved[-1] - solved[start]
 
     def _log_ratio(self, u_n: Samples) -> Tensor:
         potential = as_samples(u_n, "reduced potential of the new state")
@@ -106,33 +164,49 @@ class MbarResult:
         """``ln W_nk`` of Shirts & Chodera: weights of every sample in every state [K, N]."""
         return self.log_p - self.log_q
 
-    def _perturbed_error(self, log_w: Tensor, start: int) -> float:
-        weights = torch.exp(torch.cat([self._log_state_weights(), log_w[None]]))
-        n_k = torch.cat([self.n_k, self.n_k.new_zeros(1)])
-        theta = _covariance(weights, n_k, torch.cat([self.inefficiency, self.inefficiency.new_ones(1)]))
-        variance = float(theta[start, start] + theta[-1, -1] - 2.0 * theta[start, -1])
-        return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.inf
+    def _augmented(self, weights: Tensor) -> Tensor:
+        """Covariance of the free energies with further, unsampled states, from their weights [M, N]."""
+        further = len(weights)
+        return covariance(
+            torch.cat([torch.exp(self._log_state_weights()), weights]),
+            torch.cat([self.n_k, self.n_k.new_zeros(further)]),
+            torch.cat([self.inefficiency, self.inefficiency.new_ones(further)]),
+            self.multiplicity,
+        )
 
     def _perturbed_size(self, log_w: Tensor) -> float:
         """Kish's size, each sample with the inefficiency of the states that it may have come from."""
         origin = torch.exp(self._log_state_weights()) * self.n_k[:, None]
-        return 1.0 / float(torch.sum(torch.exp(2.0 * log_w) * (self.inefficiency @ origin)))
+        share = torch.exp(log_w) / self.multiplicity
+        return 1.0 / float(torch.sum(share**2 * (self.inefficiency @ origin)))
+
+    def _perturbed_overlap(self, log_w: Tensor) -> float:
+        part = self.multiplicity / self.multiplicity.sum()
+        return float(2.0 * torch.sigmoid(log_w - torch.log(part)) @ part)
 
 
 def mbar(
-    u_kn: Samples, n_k: Sequence[int] | Tensor, inefficiency: float | Sequence[float] = 1.0
+    u_kn: Samples,
+    n_k: Sequence[int] | Tensor,
+    inefficiency: float | Sequence[float] = 1.0,
+    *,
+    by_independence: bool = False,
 ) -> MbarResult:
     """Solve the multistate equations ``f_i = -ln sum_n exp(-u_i(x_n)) / sum_k n_k exp(f_k - u_k(x_n))``.
 
-    The free energies count every sample once (Shirts & Chodera 2008, Eq. 11). Their covariance is that of the
+    The free energies count every sample once (Shirts & Chodera 2008, Eq. 11), or, `by_independence`, as
+    ``1/g`` of its state, so that correlated samples do not outvote independent ones; state k then has
+    ``n_k / g_k`` samples, as after subsampling, but none is thrown away. Their covariance is that of the
     estimating equations, ``A^-1 B A^-T`` with ``M = W^T W``, ``A = 1 - M N`` and
     ``B = sum_k g_k n_k cov_k(W)``: the sum of every state's own covariance of the weights, times its
     inefficiency. With equal g it is g times Eq. D6 of the same paper.
 
     Args:
-        u_kn: Reduced potential of every state at every sample ``[K, N]``; samples in any order.
+        u_kn: Reduced potential of every state at every sample ``[K, N]``; samples in any order, but state
+            after state where they are counted by independence.
         n_k: Samples drawn from each state ``[K]``, zeros allowed; they sum to N.
         inefficiency: Statistical inefficiency of the samples of each state, or one for all.
+        by_independence: Whether a sample counts as ``1/g`` of its state.
 
     Returns:
         Free energies relative to state 0 with covariance, overlap and weights.
@@ -142,23 +216,29 @@ def mbar(
             inefficiency below 1, or no convergence.
     """
     potentials = as_samples(u_kn, "reduced potentials", dims=2).detach()
-    counts = _as_counts(n_k, potentials)
+    counts = drawn = _as_counts(n_k, potentials)
     g_k = _as_inefficiencies(inefficiency, potentials)
+    multiplicity = potentials.new_ones(potentials.shape[1])
+    if by_independence:
+        multiplicity = torch.repeat_interleave(1.0 / g_k, counts.long())
+        counts, g_k = counts / g_k, torch.ones_like(g_k)
     shift = potentials.mean(dim=1) if len(potentials) > 1 else potentials.new_zeros(1)
     relative = potentials - shift[:, None]
-    f = solve_free_energies(relative, counts)
+    f = solve_free_energies(relative, counts, multiplicity)
     f_k = f - f[0] + shift - shift[0]
     log_p = f_k[:, None] - potentials
-    log_q = log_mixture(log_p, counts)
+    log_q = log_mixture(log_p, counts) - torch.log(multiplicity)
     weights = torch.exp(log_p - log_q)
     return MbarResult(
         f_k=f_k,
-        theta=_covariance(weights, counts, g_k),
-        overlap=(weights @ weights.T) * counts,
+        theta=covariance(weights, counts, g_k, multiplicity),
+        overlap=((weights / multiplicity) @ weights.T) * counts,
         log_q=log_q,
         n_k=counts,
         inefficiency=g_k,
         log_p=log_p,
+        multiplicity=multiplicity,
+        drawn=drawn,
     )
 
 
@@ -184,31 +264,3 @@ def _as_inefficiencies(inefficiency: float | Sequence[float], potentials: Tensor
         raise StatisticsError(f"{len(values)} inefficiencies", needed=f"one for each of {n_states} states")
     checked = [as_inefficiency(g, f"inefficiency of state {k}") for k, g in enumerate(values)]
     return potentials.new_tensor(checked)
-
-
-def _covariance(weights: Tensor, n_k: Tensor, g_k: Tensor) -> Tensor:
-    """Covariance of the free energies relative to the first state [K, K], from weights [K, N].
-
-    Averages over one state are taken over all samples with that state's weights. ``A`` has the constant
-    vector as its null space; adding the projector ``1 n^T / N`` picks the solution with ``sum_k n_k f_k = 0``
-    without a threshold on singular values.
-    """
-    second = weights @ weights.T
-    sample_g = (g_k * n_k) @ weights
-    drawn = (weights * sample_g) @ weights.T - (second * (n_k * g_k)) @ second
-    a = torch.eye(len(n_k), dtype=weights.dtype, device=weights.device) - second * n_k + n_k / n_k.sum()
-    if 1.0 - _second_eigenvalue(second * n_k, n_k) < _DISCONNECTED:
-        return torch.full_like(drawn, torch.nan)
-    theta: Tensor = torch.linalg.solve(a, torch.linalg.solve(a, drawn).T)
-    relative: Tensor = theta - theta[:1] - theta[:, :1] + theta[0, 0]
-    return 0.5 * (relative + relative.T)
-
-
-def _second_eigenvalue(overlap: Tensor, n_k: Tensor) -> float:
-    """Second eigenvalue of the overlap matrix of the sampled states, in its symmetric form."""
-    sampled = n_k > 0
-    if int(sampled.sum()) < 2:
-        return 0.0
-    root = torch.sqrt(n_k[sampled])
-    symmetric = overlap[sampled][:, sampled] * root[:, None] / root
-    return float(torch.linalg.eigvalsh(0.5 * (symmetric + symmetric.T))[-2])

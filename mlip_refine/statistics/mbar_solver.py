@@ -16,12 +16,13 @@ def log_mixture(log_p: Tensor, n_k: Tensor) -> Tensor:
     return torch.logsumexp(log_p[sampled] + torch.log(n_k[sampled])[:, None], dim=0)
 
 
-def solve_free_energies(u_kn: Tensor, n_k: Tensor) -> Tensor:
+def solve_free_energies(u_kn: Tensor, n_k: Tensor, multiplicity: Tensor) -> Tensor:
     """Solve the multistate equations for all states.
 
     Args:
         u_kn: Reduced potentials ``[K, N]``, states shifted to comparable means.
         n_k: Samples drawn from each state ``[K]``, as float64, zeros allowed.
+        multiplicity: How many samples each one counts for ``[N]``; sums to ``n_k`` over a state's samples.
 
     Returns:
         Reduced free energies ``[K]`` up to a common constant.
@@ -30,19 +31,23 @@ def solve_free_energies(u_kn: Tensor, n_k: Tensor) -> Tensor:
         StatisticsError: The iteration does not converge.
     """
     sampled = n_k > 0
-    problem = _Convex(u_kn[sampled], n_k[sampled])
+    problem = _Convex(u_kn[sampled], n_k[sampled], multiplicity)
     f = _minimise(problem)
-    return -torch.logsumexp(-u_kn - problem.mixture(f), dim=1)
+    return -torch.logsumexp(torch.log(multiplicity) - u_kn - problem.mixture(f), dim=1)
 
 
 class _Convex:
-    """``L(f) = mean_n ln sum_k n_k exp(f_k - u_kn) - sum_k n_k f_k / N``, convex in f (Tan et al. 2012)."""
+    """``L(f) = mean_n ln sum_k n_k exp(f_k - u_kn) - sum_k n_k f_k / N``, convex in f (Tan et al. 2012).
 
-    def __init__(self, u_kn: Tensor, n_k: Tensor) -> None:
+    The mean over samples counts each with its multiplicity.
+    """
+
+    def __init__(self, u_kn: Tensor, n_k: Tensor, multiplicity: Tensor) -> None:
         self.u = u_kn - u_kn.min(dim=0).values
         self.removed = u_kn.min(dim=0).values
         self.share = n_k / n_k.sum()
         self.log_n = torch.log(n_k)[:, None]
+        self.part = multiplicity / multiplicity.sum()
 
     def mixture(self, f: Tensor) -> Tensor:
         """Log-density of the mixture at the potentials as they were given [N]."""
@@ -50,17 +55,17 @@ class _Convex:
 
     def value(self, f: Tensor) -> Tensor:
         """The objective, 0-d."""
-        return self._log_mixture(f).mean() - self.share @ f
+        return self._log_mixture(f) @ self.part - self.share @ f
 
     def slopes(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [K] and Hessian [K, K] of the objective."""
         origin = torch.exp(self.log_n + f[:, None] - self.u - self._log_mixture(f))
-        mean = origin.mean(dim=1)
-        return mean - self.share, torch.diag(mean) - origin @ origin.T / origin.shape[1]
+        mean = origin @ self.part
+        return mean - self.share, torch.diag(mean) - (origin * self.part) @ origin.T
 
     def iterate(self, f: Tensor) -> Tensor:
         """One self-consistent iteration, which never raises the objective."""
-        updated = -torch.logsumexp(-self.u - self._log_mixture(f), dim=1)
+        updated = -torch.logsumexp(torch.log(self.part) - self.u - self._log_mixture(f), dim=1)
         return updated - updated[0]
 
     def _log_mixture(self, f: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from mlip_refine.statistics import (
     mbar,
     require_estimate,
     statistical_inefficiency,
+    stratified_error,
 )
+from mlip_refine.statistics.mbar_solver import log_mixture, solve_free_energies
 
 COUNTS = [300, 200, 0, 400, 100]
 
@@ -195,3 +197,91 @@ def test_refuses_bad_input():
         mbar(u_kn, [2, 3], [1.0])
     with pytest.raises(StatisticsError, match="4 potentials of the new state for 5 samples"):
         mbar(u_kn, [2, 3]).log_weights(torch.zeros(4))
+
+
+def test_independent_samples_decide(ladder, normal):
+    """Samples of state 1 twice and of state 3 thrice, with g = 2 and 3: as the samples once each."""
+    counts = [60, 40, 0, 50, 30]
+    parts = torch.split(_sample(ladder, normal, counts), counts)
+    repeats = [1, 2, 1, 3, 1]
+    repeated = torch.cat([part.repeat_interleave(r) for part, r in zip(parts, repeats, strict=True)])
+    once = mbar(ladder.potentials(torch.cat(parts)), counts)
+    again = mbar(
+        ladder.potentials(repeated),
+        [n * r for n, r in zip(counts, repeats, strict=True)],
+        [float(r) for r in repeats],
+        by_independence=True,
+    )
+    assert torch.allclose(again.f_k, once.f_k, atol=1e-10)
+    assert torch.allclose(again.theta, once.theta, atol=1e-12)
+    assert torch.allclose(again.overlap, once.overlap, atol=1e-10)
+    u_once, u_again = (0.7 * (x - 0.3) ** 2 for x in (torch.cat(parts), repeated))
+    few, many = once.perturb(u_once), again.perturb(u_again)
+    for name in ("value", "se", "n_eff", "overlap"):
+        assert float(getattr(many, name)) == pytest.approx(float(getattr(few, name)), rel=1e-9)
+    assert again.average(repeated, u_again) == pytest.approx(once.average(torch.cat(parts), u_once), rel=1e-9)
+
+
+def test_averages_agree_with_pymbar(ladder, normal):
+    """Mean and error of x and x² in an unsampled state, values of either sign."""
+    x = _sample(ladder, normal, COUNTS)
+    u_kn, u_new = ladder.potentials(x), 0.6 * (x - 0.4) ** 2
+    oracle = pymbar.MBAR(u_kn.numpy(), COUNTS, solver_protocol="robust", relative_tolerance=1e-12)
+    for values in (x, x**2, x - 30.0):
+        theirs = oracle.compute_expectations(values.numpy(), u_kn=u_new.numpy(), state_dependent=False)
+        mean, se = mbar(u_kn, COUNTS).average(values, u_new)
+        assert mean == pytest.approx(float(theirs["mu"][0]), abs=1e-7)
+        assert se == pytest.approx(float(theirs["sigma"][0]), rel=1e-3)
+    assert mbar(u_kn, COUNTS).average(torch.full_like(x, 3.0), u_new) == pytest.approx((3.0, 0.0))
+
+
+def test_influences_add_up_to_the_error(ladder, normal):
+    """Within 10 % of the asymptotic one for 4000 samples; of mean zero over the samples of every state."""
+    counts = [1000, 800, 0, 1200, 1000]
+    x = _sample(ladder, normal, counts)
+    result, u_new = mbar(ladder.potentials(x), counts), 0.6 * (x - 0.4) ** 2
+    influence = result.influence(u_new, start=1)
+    for part in torch.split(influence, counts):
+        assert float(part.sum()) == pytest.approx(0.0, abs=1e-12)
+    found = stratified_error(influence, counts, [1.0] * 5)
+    assert found == pytest.approx(result.perturb(u_new, start=1).se, rel=0.1)
+    assert stratified_error(influence, counts, [4.0] * 5) == pytest.approx(2.0 * found, rel=0.01)
+    assert stratified_error(influence[:2], [2], [3.0]) == math.inf
+
+
+def test_influence_is_the_derivative(ladder, normal):
+    """Counting one sample more often, in the equations themselves, moves f by its influence."""
+    counts = [30, 20]
+    x = torch.cat([ladder.place(k, normal(n)) for k, n in enumerate(counts)])
+    u_kn, u_new = ladder.potentials(x)[:2], 0.6 * (x - 0.4) ** 2
+    influence = mbar(u_kn, counts).influence(u_new)
+    for i in (3, 41):
+        draw = slice(0, 30) if i < 30 else slice(30, 50)
+        values = []
+        for step in (1e-4, -1e-4):
+            multiplicity = torch.ones(50, dtype=torch.float64)
+            multiplicity[draw] -= step / counts[int(i >= 30)]
+            multiplicity[i] += step
+            n_k = torch.tensor(counts, dtype=torch.float64)
+            f = solve_free_energies(u_kn, n_k, multiplicity)
+            mixture = log_mixture(f[:, None] - u_kn, n_k) - torch.log(multiplicity)
+            values.append(float(-torch.logsumexp(-u_new - mixture, dim=0) - f[0]))
+        assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(influence[i]), rel=1e-4, abs=1e-9)
+
+
+def test_coverage_of_an_average_from_correlated_samples(ladder, autoregressive):
+    """⟨x⟩ of an unsampled well from wells with g from 1 to 9, g measured: 95 % intervals cover 90 to 99 %."""
+    series = [autoregressive(200, 500, rho) for rho in (0.0, 0.8, 0.3, 0.8, 0.5)]
+    hits = {"average": 0, "free energy": 0}
+    exact_f = 0.5 * math.log(1.9)
+    for unit in zip(*series, strict=True):
+        x = torch.cat([ladder.place(k, one) for k, one in enumerate(unit)])
+        u_kn, u_new = ladder.potentials(x), 0.5 * 1.9 * (x - 1.2) ** 2
+        g = [statistical_inefficiency(one) for one in unit]
+        result = mbar(u_kn, [500] * 5, g, by_independence=True)
+        mean, se = result.average(x, u_new)
+        hits["average"] += abs(mean - 1.2) < 1.96 * se
+        estimate = result.perturb(u_new)
+        hits["free energy"] += abs(float(estimate.value) - exact_f) < 1.96 * estimate.se
+    assert 180 <= hits["average"] <= 198
+    assert 180 <= hits["free energy"] <= 198
