@@ -54,7 +54,20 @@ class Sampling(Section):
         0.5,
         gt=0,
         le=1,
-        description="Effective over stored frames, below which a state point is sampled again.",
+        description="Effective frames of all references over those of a first draw, below which a state "
+        "point is sampled again.",
+    )
+    max_references: Count = Field(
+        6,
+        description="Reference models whose frames are kept at a state point, joined by MBAR; "
+        "1: the newest alone.",
+    )
+    refresh: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Least share of equilibration and frames that sampling anew takes where old frames "
+        "are kept.",
     )
     min_effective_frames: float = Field(
         10.0, gt=0, allow_inf_nan=False, description="Independent frames, below which an estimate is refused."

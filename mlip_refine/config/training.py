@@ -15,6 +15,11 @@ class Training(Section):
     clip_gradient: float | None = Field(
         10.0, gt=0, allow_inf_nan=False, description="Largest norm of the gradient; null: not clipped."
     )
+    trust_region: bool = Field(
+        True,
+        description="Shorten a step that would leave a state point fewer effective frames than "
+        "sampling.n_eff_threshold, and sample anew only where little of the step is left.",
+    )
     ema_decay: float = Field(
         0.9, ge=0, lt=1, description="Decay of the running mean of the parameters; 0: off."
     )

@@ -9,7 +9,7 @@ import torch
 
 from mlip_refine.errors import InputError
 
-FORMAT = "mlip_refine checkpoint 1"
+FORMAT = "mlip_refine checkpoint 2"
 
 
 def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:

@@ -1,7 +1,10 @@
-"""Reweightable ensembles: frames of a reference model, and the free energy that leads to it."""
+"""Reweightable ensembles: draws of one or several references, and the free energy that leads to them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Self
 
 import torch
@@ -9,28 +12,29 @@ from torch import Tensor
 
 from mlip_refine.losses import Frames
 from mlip_refine.potential import Potential, Structure
-from mlip_refine.quantities import GPA, KB, Measured
+from mlip_refine.quantities import GPA, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.statistics import (
-    bar_estimate,
+    FreeEnergyEstimate,
+    MbarResult,
+    exp_estimate,
     kish_size,
-    log_weights,
+    mbar,
     require_effective,
-    require_estimate,
+    stratified_error,
 )
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """Frames of one state point, drawn under a reference model.
+class Draw:
+    """Frames that one reference model drew at one state.
 
     Attributes:
         point: The state.
         structures: Frames with their neighbours, replica after replica.
         energy: Energies of the reference, recomputed on the path that training uses `[n]`, eV, float64.
-        pv: Pressure times volume `[n]`, eV.
+        volume: Of every frame `[n]`, Å³.
         inefficiency: Statistical inefficiency of the energies, in frames.
-        shift: Free energy of the reference minus that of the initial model, eV, whole cell.
         stage: Where the frames lie in the store.
         ends: Positions `[replicas, n_atoms, 3]` and cells of the last good frame of every replica, Å.
         reference: Parameters of the reference model, by name.
@@ -40,17 +44,25 @@ class Ensemble:
     point: StatePoint
     structures: Sequence[Structure]
     energy: Tensor
-    pv: Tensor
+    volume: Tensor
     inefficiency: float
-    shift: Measured
     stage: str
     ends: tuple[Tensor, Tensor]
     reference: Mapping[str, Tensor]
     verdicts: tuple[str, ...] = ()
 
     @classmethod
-    def from_trajectory(cls, potential: Potential, trajectory: Trajectory, stage: str) -> Self:
-        """Prepare the good frames of a trajectory that `potential` drew."""
+    def from_trajectory(
+        cls,
+        potential: Potential,
+        trajectory: Trajectory,
+        stage: str,
+        reference: Mapping[str, Tensor] | None = None,
+    ) -> Self:
+        """Prepare the good frames of a trajectory that `potential` drew.
+
+        Several draws under the same parameters may share one copy of them as `reference`.
+        """
         good = trajectory.good()
         structures = potential.graphs.frames(good.positions, good.cells, good.point.atoms.numbers)
         energy = potential.energies(structures)
@@ -58,74 +70,168 @@ class Ensemble:
             point=good.point,
             structures=structures,
             energy=energy,
-            pv=good.point.pressure * GPA * torch.linalg.det(good.cells).abs(),
+            volume=torch.linalg.det(good.cells).abs(),
             inefficiency=good.inefficiency(energy),
-            shift=Measured(0.0, 0.0, "eV"),
             stage=stage,
             ends=trajectory.last(),
-            reference=potential.parameters(),
+            reference=potential.parameters() if reference is None else reference,
             verdicts=trajectory.verdicts,
         )
 
-    @property
-    def log_q(self) -> Tensor:
-        """Log-density of the frames under their reference, up to a constant `[n]`."""
-        return -self.point.beta * (self.energy + self.pv)
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.structures)
 
     @property
     def independent(self) -> float:
         """Number of independent frames."""
-        return len(self.structures) / self.inefficiency
+        return len(self) / self.inefficiency
 
-    def enthalpy(self) -> Measured:
-        """Mean U + PV of the reference, eV, whole cell; at fixed cell, P is the wanted pressure."""
-        values = self.energy + self.pv
-        spread = values.std() if len(values) > 1 else torch.tensor(torch.inf)
-        return Measured(float(values.mean()), float(spread) / self.independent**0.5, "eV")
+    def require_frames(self, minimum: float) -> None:
+        """Refuse a draw with too few independent frames.
+
+        Raises:
+            StatisticsError: With the number of frames that would do.
+        """
+        what = f"the ensemble {self.point.name}"
+        require_effective(self.independent, minimum, what, have_length=len(self), unit="frames")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What is known of one state: draws of several reference models, joined by MBAR.
+
+    Every frame carries its log-density under the mixture of all draws (Shirts & Chodera 2008), in which a
+    draw counts with its independent frames. One draw alone is plain reweighting.
+
+    Attributes:
+        point: The state.
+        draws: Frames, draw after draw. The first, the anchor, was drawn at this state; others may come from
+            another temperature or pressure.
+        energies: Energies of every reference on all frames `[n_draws, n]`, eV.
+        shift: Free energy of the anchor's reference minus that of the initial model, eV, whole cell. Its
+            error is what comes from frames that are no longer held.
+        pull: What every frame contributes to the error of `shift` `[n]`, eV: it is also in later estimates.
+        whole: Frames of a whole draw, which `n_eff` is measured against.
+    """
+
+    point: StatePoint
+    draws: tuple[Draw, ...]
+    energies: Tensor
+    shift: Measured
+    pull: Tensor
+    whole: int
+
+    @classmethod
+    def of(cls, draw: Draw, shift: Measured | None = None) -> Self:
+        """The ensemble of a single draw, by default of the initial model."""
+        shift = shift or Measured(0.0, 0.0, "eV")
+        return cls(draw.point, (draw,), draw.energy[None], shift, torch.zeros_like(draw.energy), len(draw))
+
+    @classmethod
+    def from_trajectory(cls, potential: Potential, trajectory: Trajectory, stage: str) -> Self:
+        """The ensemble of the good frames of a trajectory that `potential`, the initial model, drew."""
+        return cls.of(Draw.from_trajectory(potential, trajectory, stage))
+
+    @cached_property
+    def structures(self) -> list[Structure]:
+        """All frames."""
+        return list(chain.from_iterable(d.structures for d in self.draws))
+
+    @cached_property
+    def volume(self) -> Tensor:
+        """Volumes of all frames `[n]`, Å³."""
+        return torch.cat([d.volume for d in self.draws])
+
+    @property
+    def pv(self) -> Tensor:
+        """Pressure times volume of all frames `[n]`, eV."""
+        return self.point.pressure * GPA * self.volume
+
+    @property
+    def latest(self) -> Draw:
+        """The newest draw at this state, whose ends the next one starts from."""
+        return next(d for d in reversed(self.draws) if d.point.name == self.point.name)
+
+    @cached_property
+    def mixture(self) -> MbarResult:
+        """Free energies of the references, relative to the anchor, and the density of the mixture."""
+        u_kn = [reduced(d.point, u, self.volume) for d, u in zip(self.draws, self.energies, strict=True)]
+        counts = [len(d) for d in self.draws]
+        return mbar(torch.stack(u_kn), counts, [d.inefficiency for d in self.draws], by_independence=True)
+
+    @property
+    def log_q(self) -> Tensor:
+        """Log-density that every frame was drawn from `[n]`, relative to the anchor's partition function."""
+        return self.mixture.log_q - math.log(len(self.mixture.log_q))
+
+    @property
+    def independent(self) -> float:
+        """Number of independent frames, of all draws."""
+        return sum(d.independent for d in self.draws)
+
+    def change(self, energy: Tensor) -> FreeEnergyEstimate:
+        """Free energy of a model with energies `[n]` (eV) minus that of the anchor, in kT, whole cell."""
+        return self.mixture.perturb(reduced(self.point, energy, self.volume))
 
     def n_eff(self, energy: Tensor) -> float:
-        """Kish effective number of frames under a model with these energies `[n]`."""
-        return float(kish_size(log_weights(-self.point.beta * (energy - self.energy))))
+        """Effective frames under a model with energies `[n]` (eV), in whole draws.
+
+        `1 / Σ g_i w_i²`, w the weights of the frames in the mixture and g the statistical inefficiency of
+        their draw (Kish 1965), over the independent frames of a whole draw: 1 right after a first draw, more
+        where old frames still count.
+        """
+        per_frame = self.independent / sum(len(d) for d in self.draws)
+        return self.change(energy).n_eff / (self.whole * per_frame)
 
     def frames(self, energy: Tensor) -> Frames:
-        """What a loss sees, with energies `[n]` of the current model."""
+        """What a loss sees, with energies `[n]` of the current model.
+
+        The error of `shift` is such that, with that of exponential averaging over the frames as if their
+        log-density were exact, it gives the error of the multistate estimate from the initial model.
+        """
+        fixed = energy.detach()
+        work = reduced(self.point, fixed, self.volume) + self.log_q
+        inefficiency = max(1.0, float(kish_size(-work)) / self.change(fixed).n_eff)
+        apparent = exp_estimate(work, inefficiency).se / self.point.beta
+        rest = math.sqrt(max(0.0, self.error(fixed) ** 2 - apparent**2))
         return Frames(
             probes={"energy": energy},
             log_q=self.log_q,
             pv=self.pv,
             beta=self.point.beta,
             n_atoms=len(self.point.atoms),
-            inefficiency=self.inefficiency,
-            shift=self.shift,
-            enthalpy=self.enthalpy(),
+            inefficiency=inefficiency,
+            shift=Measured(self.shift.value, rest, self.shift.unit),
+            enthalpy=self.enthalpy(fixed),
         )
 
+    def error(self, energy: Tensor) -> float:
+        """Standard error of the free energy of a model with energies `[n]` from the initial model's, eV."""
+        last = self.mixture.influence(reduced(self.point, energy, self.volume)) / self.point.beta
+        return math.hypot(self.shift.se, self.stratified(self.pull + last))
+
+    def stratified(self, influence: Tensor) -> float:
+        """Standard error of an estimate from what every frame contributes to it `[n]`."""
+        return stratified_error(influence, [len(d) for d in self.draws], [d.inefficiency for d in self.draws])
+
+    def enthalpy(self, energy: Tensor) -> Measured:
+        """Mean U + PV under a model with energies `[n]`, eV, whole cell.
+
+        At fixed cell, P is the wanted pressure.
+        """
+        u_n = reduced(self.point, energy, self.volume)
+        return Measured(*self.mixture.average(energy + self.pv, u_n), "eV")
+
     def require_frames(self, minimum: float) -> None:
-        """Refuse an ensemble with too few independent frames.
+        """Refuse an ensemble whose newest draw has too few independent frames.
 
         Raises:
             StatisticsError: With the number of frames that would do.
         """
-        what = f"the ensemble {self.point.name}"
-        require_effective(self.independent, minimum, what, have_length=len(self.structures), unit="frames")
+        self.latest.require_frames(minimum)
 
-    def continued_by(self, later: Self, energy_here: Tensor, energy_there: Tensor) -> Self:
-        """The later ensemble with its shift: this one's plus BAR from this reference to the later one.
 
-        Args:
-            later: Ensemble of the new reference at the same state.
-            energy_here: Energies of the new reference on the frames of this ensemble, eV.
-            energy_there: Energies of this reference on the frames of the later one, eV.
-
-        Raises:
-            StatisticsError: If the two references overlap too little.
-        """
-        beta = self.point.beta
-        step = bar_estimate(
-            beta * (energy_here - self.energy),
-            beta * (later.energy - energy_there),
-            (self.inefficiency, later.inefficiency),
-        )
-        require_estimate(step, f"the chain of references of {self.point.name}", min_effective=2.0)
-        kt = KB * self.point.temperature
-        return replace(later, shift=self.shift + Measured(float(step.value) * kt, step.se * kt, "eV"))
+def reduced(point: StatePoint, energy: Tensor, volume: Tensor) -> Tensor:
+    """Reduced potential β(U + PV) of a state for energies `[n]`, eV, and volumes `[n]`, Å³."""
+    return point.beta * (energy + point.pressure * GPA * volume)

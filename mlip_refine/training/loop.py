@@ -19,8 +19,10 @@ from mlip_refine.training.checkpoint import read_latest, write_checkpoint
 from mlip_refine.training.ensembles import Ensemble
 from mlip_refine.training.optimisation import Optimiser
 from mlip_refine.training.replay_batches import LabelledFrame, labels
-from mlip_refine.training.resampling import EnsembleSampler, needs_redraw, saved_ensembles
+from mlip_refine.training.resampling import EnsembleSampler
+from mlip_refine.training.saved import restored_ensembles, saved_ensembles
 from mlip_refine.training.streaming import backpropagate, ensemble_losses, probe_energies
+from mlip_refine.training.trust_region import Settled, TrustRegion
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,23 @@ class StepReport:
         step: Number of the update, from 0.
         losses: Weighted total and named components.
         diagnostics: Measured quantities by loss, then name.
-        n_eff: Effective over stored frames by source.
+        n_eff: Effective frames by source, in whole draws.
+        references: Reference models whose frames are in use, by source.
         resampled: Sources that were sampled anew.
         gradient_norm: Before clipping; `None` where no update was made.
+        alpha: Part of the proposed step that was taken; `None` where no update was made.
+        md_steps: Steps of molecular dynamics taken so far, summed over atoms.
     """
 
     step: int
     losses: Mapping[str, float]
     diagnostics: Mapping[str, Mapping[str, Measured]]
     n_eff: Mapping[str, float]
+    references: Mapping[str, int]
     resampled: Sequence[str]
     gradient_norm: float | None
+    alpha: float | None
+    md_steps: int
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for the log."""
@@ -54,8 +62,11 @@ class StepReport:
             "losses": dict(self.losses),
             "diagnostics": measured,
             "n_eff": dict(self.n_eff),
+            "references": dict(self.references),
             "resampled": list(self.resampled),
             "gradient_norm": self.gradient_norm,
+            "alpha": self.alpha,
+            "md_steps": self.md_steps,
         }
 
 
@@ -67,8 +78,7 @@ class Trainer:
         potential: The model that is trained, in place.
         losses: All losses.
         settings: Optimiser, tolerance, checkpoints.
-        sampler: Draws ensembles.
-        threshold: Effective over stored frames below which a state point is sampled again.
+        sampler: Draws ensembles, and says when a state point is sampled anew.
         replay: Batches of labelled frames, if there are batch losses.
         folder: Run folder: `log.jsonl` and `checkpoints/`.
         report: Called after every update.
@@ -79,7 +89,6 @@ class Trainer:
     losses: Sequence[Loss]
     settings: Training
     sampler: EnsembleSampler
-    threshold: float
     replay: ReplayBuffer[LabelledFrame] | None
     folder: Path
     report: Callable[[StepReport], None] = lambda _: None
@@ -89,6 +98,8 @@ class Trainer:
     earlier: float = 0.0
     resumed: bool = False
     ensembles: dict[EnsembleSource, Ensemble] = field(default_factory=dict)
+    energies: dict[EnsembleSource, Tensor] = field(default_factory=dict)
+    exhausted: tuple[EnsembleSource, ...] = ()
 
     def __post_init__(self) -> None:
         """Sort the losses and make the optimiser."""
@@ -102,7 +113,7 @@ class Trainer:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
         if not self.resumed:
             if self.sources:
-                self.ensembles = self.sampler.draw(self.potential, self.sources, "initial")
+                self.ensembles = self.sampler.initial(self.potential, self.sources)
             self._checkpoint()
         while not self._finished:
             self._update()
@@ -115,29 +126,49 @@ class Trainer:
         return self.converged or self.step >= self.settings.steps
 
     def _update(self) -> None:
-        resampled, energies = self._follow()
-        results, adjoints = ensemble_losses(self.ensemble_losses, self.ensembles, energies)
+        resampled = self._follow()
+        results, adjoints = ensemble_losses(self.ensemble_losses, self.ensembles, self.energies)
         self.inside = self.inside + 1 if self._inside(results) else 0
         self.converged = self.inside >= self.settings.patience
         self.optimiser.zero_grad()
         for source, adjoint in adjoints.items():
             backpropagate(self.potential, self.ensembles[source].structures, adjoint)
-        batches = self._replay()
-        norm = None if self.converged else self.optimiser.step()
-        self._log(results | batches, energies, resampled, norm)
+        results |= self._replay()
+        n_eff = {s: self.ensembles[s].n_eff(u) for s, u in self.energies.items()}
+        norm, settled = self._step(n_eff)
+        self._log(results, n_eff, resampled, norm, settled)
+        self.energies, self.exhausted = dict(settled.energies), settled.exhausted
         self.step += 1
 
-    def _follow(self) -> tuple[list[EnsembleSource], dict[EnsembleSource, Tensor]]:
-        """Energies of the current model on all frames, after sampling anew where too few still count."""
-        energies = probe_energies(self.potential, self.ensembles)
-        self._require_finite(energies)
-        stale = {s: e for s, e in self.ensembles.items() if needs_redraw(e, energies[s], self.threshold)}
+    def _step(self, n_eff: Mapping[EnsembleSource, float]) -> tuple[float | None, Settled]:
+        """Update the parameters, inside the trust region if there is one."""
+        if self.converged:
+            return None, Settled(1.0, self.energies, ())
+        if not (self.settings.trust_region and self.ensembles):
+            return self.optimiser.step(), Settled(1.0, {}, ())
+        region, start = TrustRegion(self.sampler.policy.threshold), self.potential.parameters()
+        ends: list[Settled] = []
+        norm = self.optimiser.step(
+            lambda: ends.append(region.settle(self.potential, start, self.ensembles, n_eff))
+        )
+        return norm, ends[0]
+
+    def _follow(self) -> list[EnsembleSource]:
+        """Know the energies of the current model on all frames; sample anew where too few still count."""
+        missing = {s: e for s, e in self.ensembles.items() if s not in self.energies}
+        self.energies |= probe_energies(self.potential, missing)
+        self._require_finite(self.energies)
+        threshold = self.sampler.policy.threshold
+        stale = {
+            s: e
+            for s, e in self.ensembles.items()
+            if s in self.exhausted or e.n_eff(self.energies[s]) < threshold
+        }
         if stale:
-            fresh = self.sampler.redraw(self.potential, stale, f"step-{self.step:04d}")
-            self.ensembles |= fresh
-            # Right after sampling the model is the reference: its energies are known.
-            energies |= {s: e.energy for s, e in fresh.items()}
-        return list(stale), energies
+            fresh = self.sampler.redraw(self.potential, stale, self.energies, f"step-{self.step:04d}")
+            self.ensembles |= fresh[0]
+            self.energies |= fresh[1]
+        return list(stale)
 
     def _require_finite(self, energies: Mapping[EnsembleSource, Tensor]) -> None:
         for source, energy in energies.items():
@@ -181,9 +212,10 @@ class Trainer:
     def _log(
         self,
         results: Mapping[str, LossResult],
-        energies: Mapping[EnsembleSource, Tensor],
+        n_eff: Mapping[EnsembleSource, float],
         resampled: Sequence[EnsembleSource],
         norm: float | None,
+        settled: Settled,
     ) -> None:
         weights = {loss.name: loss.weight for loss in self.losses}
         total = sum(weights[name] * float(r.value.detach()) for name, r in results.items())
@@ -192,9 +224,12 @@ class Trainer:
             step=self.step,
             losses={"total": total} | components,
             diagnostics={name: r.diagnostics for name, r in results.items() if r.diagnostics},
-            n_eff={s.name: self.ensembles[s].n_eff(u) / len(u) for s, u in energies.items()},
+            n_eff={s.name: n for s, n in n_eff.items()},
+            references={s.name: len(e.draws) for s, e in self.ensembles.items()},
             resampled=[s.name for s in resampled],
             gradient_norm=norm,
+            alpha=None if norm is None else settled.alpha,
+            md_steps=self.sampler.md_steps,
         )
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(report.as_json()) + "\n")
@@ -206,6 +241,8 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "replay": self.replay.state_dict() if self.replay else None,
             "ensembles": saved_ensembles(self.ensembles),
+            "exhausted": [s.name for s in self.exhausted],
+            "md_steps": self.sampler.md_steps,
             "inside": self.inside,
             "converged": self.converged,
             "wall_time_s": self.earlier + time.monotonic() - self._started,
@@ -221,13 +258,16 @@ class Trainer:
         _cut_log(self.folder / "log.jsonl", content["step"] if content else 0)
         if content is None:
             return False
-        self.ensembles = self.sampler.restore(self.potential, content["ensembles"])
         self.potential.set_parameters(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         if self.replay and content["replay"]:
             self.replay.load_state_dict(content["replay"])
         self.step, self.inside, self.converged = content["step"], content["inside"], content["converged"]
         self.earlier, self.resumed = content["wall_time_s"], True
+        self.sampler.md_steps = content["md_steps"]
+        if not self._finished:
+            self.ensembles = restored_ensembles(self.sampler, self.potential, content["ensembles"])
+            self.exhausted = tuple(s for s in self.ensembles if s.name in content["exhausted"])
         return True
 
 

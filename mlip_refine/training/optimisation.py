@@ -1,6 +1,6 @@
 """The optimiser: AdamW with clipped gradients, and a running mean of the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,8 +34,12 @@ class Optimiser:
         """Forget the gradients."""
         self.adam.zero_grad(set_to_none=True)
 
-    def step(self) -> float:
+    def step(self, settle: Callable[[], None] = lambda: None) -> float:
         """Clip, update, average.
+
+        Args:
+            settle: Called between the update and the average; it may shorten the step. The moments of Adam
+                are those of the whole gradient all the same.
 
         Returns:
             The norm of the gradient before clipping.
@@ -48,6 +52,7 @@ class Optimiser:
         if not torch.isfinite(torch.tensor(norm)):
             raise MlipRefineError("the gradient is not finite: the parameters were left as they were")
         self.adam.step()
+        settle()
         decay = self.settings.ema_decay
         self._weight = decay * self._weight + (1 - decay)
         for name, parameter in self.parameters.items():

@@ -1,17 +1,17 @@
-"""Ensembles that follow the model: sample a state point anew and chain its free energy."""
+"""Ensembles that follow the model: sample a state point anew, and join the frames to the older ones."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
-from mlip_refine.quantities import Measured
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
-from mlip_refine.training.ensembles import Ensemble
+from mlip_refine.training.ensembles import Draw, Ensemble
+from mlip_refine.training.references import joined, pruned, reference_energies
 
 Start = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -22,6 +22,27 @@ def stage_seed(seed: int, stage: str) -> int:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """When and how a state point is sampled anew.
+
+    Attributes:
+        threshold: Effective frames, in whole draws (see `Ensemble.n_eff`), below which it is.
+        max_references: Reference models whose frames are kept at a state; 1 keeps the newest alone.
+        refresh: Least share of a whole draw, its equilibration included, that is sampled anew.
+    """
+
+    threshold: float = 0.5
+    max_references: int = 6
+    refresh: float = 0.5
+
+    def share(self, n_eff: float) -> float:
+        """Share of a whole draw that makes up for what is missing of one."""
+        if self.max_references == 1:
+            return 1.0
+        return min(1.0, max(self.refresh, 1.0 - n_eff))
+
+
+@dataclass
 class EnsembleSampler:
     """Draws ensembles of the current model for the sources of the losses.
 
@@ -33,6 +54,8 @@ class EnsembleSampler:
         seed: Of the run.
         sampling_dtype: Precision of the sampling copy.
         min_effective: Independent frames below which an ensemble is refused.
+        policy: When and how state points are sampled anew.
+        md_steps: Steps of molecular dynamics taken so far, summed over atoms.
     """
 
     points: Mapping[EnsembleSource, StatePoint]
@@ -42,93 +65,112 @@ class EnsembleSampler:
     seed: int
     sampling_dtype: str
     min_effective: float
+    policy: Policy = field(default_factory=Policy)
+    md_steps: int = 0
+
+    def initial(
+        self, potential: Potential, sources: Sequence[EnsembleSource]
+    ) -> dict[EnsembleSource, Ensemble]:
+        """First ensembles of a run.
+
+        Raises:
+            SamplingError: If a phase does not survive.
+            StatisticsError: If the frames are too few or too correlated.
+        """
+        return {s: Ensemble.of(d) for s, d in self.draw(potential, sources, "initial").items()}
 
     def draw(
-        self, potential: Potential, sources: list[EnsembleSource], stage: str, start: Start | None = None
-    ) -> dict[EnsembleSource, Ensemble]:
+        self,
+        potential: Potential,
+        sources: Sequence[EnsembleSource],
+        stage: str,
+        share: float = 1.0,
+        start: Start | None = None,
+    ) -> dict[EnsembleSource, Draw]:
         """Sample the sources in one batch with a frozen copy of the potential.
 
         Raises:
             SamplingError: If a phase does not survive.
             StatisticsError: If the frames are too few or too correlated.
         """
-        points = [self.points[s] for s in sources]
-        seed = stage_seed(self.seed, stage)
-        frozen = potential.frozen_copy(self.sampling_dtype)
+        points, length = [self.points[s] for s in sources], self._shortened(share)
+        frozen, seed = potential.frozen_copy(self.sampling_dtype), stage_seed(self.seed, stage)
         runs = sample(
-            frozen, points, self.settings, self.length, seed=seed, stage=stage, store=self.store, start=start
+            frozen, points, self.settings, length, seed=seed, stage=stage, store=self.store, start=start
         )
-        return {s: self._ensemble(potential, runs[self.points[s].name], stage) for s in sources}
+        self.md_steps += self._cost(points, length)
+        reference = potential.parameters()
+        drawn = {
+            s: Draw.from_trajectory(potential, runs[self.points[s].name], stage, reference) for s in sources
+        }
+        for one in drawn.values():
+            one.require_frames(self.min_effective * share)
+        return drawn
 
-    def _ensemble(self, potential: Potential, run: Trajectory, stage: str) -> Ensemble:
-        ensemble = Ensemble.from_trajectory(potential, run, stage)
-        ensemble.require_frames(self.min_effective)
-        return ensemble
+    def _shortened(self, share: float) -> Length:
+        frames = max(1, round(share * self.length.frames))
+        return Length(share * self.length.equilibration, frames, self.length.segment)
+
+    def _cost(self, points: Sequence[StatePoint], length: Length) -> int:
+        """Steps times atoms of a draw."""
+        if self.settings.timestep is None:
+            raise MlipRefineError("steps cannot be counted without a time step: give sampling.timestep")
+        per_frame = max(1, round(self.settings.interval / self.settings.timestep))
+        steps = round(length.equilibration / self.settings.timestep) + length.frames * per_frame
+        return steps * sum(p.replicas * len(p.atoms) for p in points)
 
     def redraw(
-        self, potential: Potential, old: Mapping[EnsembleSource, Ensemble], stage: str
-    ) -> dict[EnsembleSource, Ensemble]:
-        """Sample sources anew from their last frames, and chain the free energies by BAR."""
-        start = {self.points[s].name: e.ends for s, e in old.items()}
-        fresh = self.draw(potential, list(old), stage, start)
-        return {s: _chained(potential, old[s], fresh[s]) for s in old}
+        self,
+        potential: Potential,
+        old: Mapping[EnsembleSource, Ensemble],
+        energies: Mapping[EnsembleSource, Tensor],
+        stage: str,
+    ) -> tuple[dict[EnsembleSource, Ensemble], dict[EnsembleSource, Tensor]]:
+        """Sample sources anew from their last frames, and join the draws to what is known.
 
-    def restore(self, potential: Potential, saved: list[dict[str, Any]]) -> dict[EnsembleSource, Ensemble]:
-        """Ensembles of a checkpoint, their frames from the store."""
-        stages: dict[str, list[EnsembleSource]] = {}
-        references = {}
-        for entry in saved:
-            stages.setdefault(entry["stage"], []).append(EnsembleSource(**entry["source"]))
-            references[entry["stage"]] = entry["reference"]
-        found: dict[EnsembleSource, Ensemble] = {}
-        for stage, sources in stages.items():
-            with potential.holding(references[stage]):
-                found |= self._reopened(potential, sources, stage)
-        restored = {}
-        for entry in saved:
-            source, (value, se) = EnsembleSource(**entry["source"]), entry["shift"]
-            restored[source] = replace(found[source], shift=Measured(value, se, "eV"))
-        return restored
+        Args:
+            potential: The current model.
+            old: The ensembles of the sources.
+            energies: Of the current model on their frames `[n]`, eV.
+            stage: Name of the sampling.
 
-    def _reopened(
-        self, potential: Potential, sources: list[EnsembleSource], stage: str
-    ) -> dict[EnsembleSource, Ensemble]:
-        """Ensembles of one stage from the store; drawn anew if their files are gone."""
-        runs = {s: self._stored(self.points[s], stage) for s in sources}
-        kept = {s: run for s, run in runs.items() if run is not None}
-        if len(kept) < len(runs):
-            return self.draw(potential, sources, stage)
-        return {s: self._ensemble(potential, run, stage) for s, run in kept.items()}
+        Returns:
+            The new ensembles, and the energies of the current model on their frames: it is the reference of
+            the new draws, so none has to be evaluated.
 
-    def _stored(self, point: StatePoint, stage: str) -> Trajectory | None:
+        Raises:
+            SamplingError: If a phase does not survive.
+            StatisticsError: If new frames are too few or too correlated, or a reference has lost its overlap.
+        """
+        start = {self.points[s].name: e.latest.ends for s, e in old.items()}
+        share = max(self.policy.share(e.n_eff(energies[s])) for s, e in old.items())
+        drawn = self.draw(potential, list(old), stage, share, start)
+        references = reference_energies(potential)
+        ensembles, known = {}, {}
+        for s, e in old.items():
+            grown = joined(e, drawn[s], energies[s], references)
+            ensembles[s], known[s] = pruned(grown, grown.energies[-1], self.policy.max_references)
+        return ensembles, known
+
+    def stored(
+        self,
+        potential: Potential,
+        sources: Sequence[EnsembleSource],
+        stage: str,
+        reference: Mapping[str, Tensor],
+    ) -> dict[EnsembleSource, Draw] | None:
+        """Draws of one stage from the store, or `None` if files are gone."""
+        runs = {s: self._read(self.points[s], stage) for s in sources}
+        found = {s: run for s, run in runs.items() if run is not None}
+        if len(found) < len(runs):
+            return None
+        with potential.holding(reference):
+            return {s: Draw.from_trajectory(potential, run, stage, reference) for s, run in found.items()}
+
+    def _read(self, point: StatePoint, stage: str) -> Trajectory | None:
         """Frames of a point; a stage with several kinds of ensemble has a file for each."""
         for label in (stage, f"{stage}-{point.ensemble}-{point.cell_freedom}"):
             found = self.store.read(label, 0, {point.name: point}, None)
             if found is not None:
                 return found[0][point.name]
         return None
-
-
-def saved_ensembles(ensembles: Mapping[EnsembleSource, Ensemble]) -> list[dict[str, Any]]:
-    """What a checkpoint keeps of ensembles: their origin; the frames stay in the store."""
-    return [
-        {
-            "source": {"phase": s.phase, "temperature": s.temperature, "pressure": s.pressure},
-            "stage": e.stage,
-            "reference": dict(e.reference),
-            "shift": [e.shift.value, e.shift.se],
-        }
-        for s, e in ensembles.items()
-    ]
-
-
-def _chained(potential: Potential, old: Ensemble, fresh: Ensemble) -> Ensemble:
-    here = potential.energies(old.structures)
-    with potential.holding(old.reference):
-        there = potential.energies(fresh.structures)
-    return old.continued_by(fresh, here, there)
-
-
-def needs_redraw(ensemble: Ensemble, energy: Tensor, threshold: float) -> bool:
-    """Whether too few of the frames still count under the current model."""
-    return ensemble.n_eff(energy) < threshold * len(ensemble.structures)

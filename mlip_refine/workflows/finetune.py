@@ -26,7 +26,7 @@ from mlip_refine.report import write_figures
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.training.loop import StepReport, Trainer
 from mlip_refine.training.replay_batches import HeldOutErrors, LabelledFrame, held_out_errors
-from mlip_refine.training.resampling import EnsembleSampler
+from mlip_refine.training.resampling import EnsembleSampler, Policy
 from mlip_refine.workflows.free_energy import (
     FreeEnergyResult,
     compute_free_energies,
@@ -238,13 +238,17 @@ def _trainer(
         seed=config.seed,
         sampling_dtype=config.sampling.dtype,
         min_effective=config.sampling.min_effective_frames,
+        policy=Policy(
+            threshold=config.sampling.n_eff_threshold,
+            max_references=config.sampling.max_references,
+            refresh=config.sampling.refresh,
+        ),
     )
     return Trainer(
         potential=run.potential,
         losses=run.losses,
         settings=config.training,
         sampler=sampler,
-        threshold=config.sampling.n_eff_threshold,
         replay=_replay_buffer(run),
         folder=run.folder,
         report=report,

@@ -1,6 +1,9 @@
-"""The compact titanium model in float64, and ensembles of a few rattled crystals."""
+"""The compact titanium model in float64 with a few rattled crystals, and exact draws of harmonic wells."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,9 +13,9 @@ from ase.build import bulk
 
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
-from mlip_refine.quantities import Measured
-from mlip_refine.sampling import StatePoint
-from mlip_refine.training.ensembles import Ensemble
+from mlip_refine.quantities import KB
+from mlip_refine.sampling import StatePoint, Trajectory
+from mlip_refine.training.ensembles import Draw, Ensemble
 
 
 @pytest.fixture(scope="session")
@@ -50,15 +53,93 @@ def make_ensemble(titanium: Potential) -> Callable[..., Ensemble]:
         positions = torch.from_numpy(atoms.positions + noise)
         cells = torch.from_numpy(np.array(atoms.cell)).expand(n_frames, 3, 3)
         structures = titanium.graphs.frames(positions, cells, atoms.numbers)
-        return Ensemble(
+        draw = Draw(
             point=point,
             structures=structures,
             energy=titanium.energies(structures),
-            pv=torch.full((n_frames,), point.pv, dtype=torch.float64),
+            volume=torch.linalg.det(cells).abs(),
             inefficiency=1.0,
-            shift=Measured(0.0, 0.0, "eV"),
             stage="made",
+            ends=(positions[-1:], cells[-1:]),
             reference=titanium.parameters(),
         )
+        return Ensemble.of(draw)
 
     return make
+
+
+SITES = np.array([[0.0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 2]])
+
+
+@dataclass
+class Frame:
+    """Stands for a structure: an analytic potential needs no neighbours."""
+
+    positions: torch.Tensor
+    cell: torch.Tensor
+
+
+class _Builder:
+    def frames(self, positions: torch.Tensor, cells: torch.Tensor, numbers: np.ndarray) -> list[Frame]:
+        return [Frame(x, h) for x, h in zip(positions, cells, strict=True)]
+
+
+@dataclass
+class Wells:
+    """U = offset + ½ k Σ|x - site|²: the interface of a potential that ensembles need, with exact draws."""
+
+    stiffness: float
+    offset: float = 0.0
+    graphs: _Builder = field(default_factory=_Builder)
+    modes: ClassVar[int] = 3 * len(SITES)
+
+    def energies(self, structures: Sequence[Frame]) -> torch.Tensor:
+        x = torch.stack([s.positions for s in structures]) - torch.from_numpy(SITES)
+        return self.offset + 0.5 * self.stiffness * x.square().sum((1, 2))
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        return {
+            "stiffness": torch.tensor(self.stiffness, dtype=torch.float64),
+            "offset": torch.tensor(self.offset, dtype=torch.float64),
+        }
+
+    def set_parameters(self, values: dict[str, torch.Tensor]) -> None:
+        self.stiffness, self.offset = float(values["stiffness"]), float(values["offset"])
+
+    def free_energy(self, temperature: float) -> float:
+        """Configurational, eV, up to a constant of the temperature."""
+        return self.offset + 0.5 * self.modes * KB * temperature * math.log(self.stiffness)
+
+    def trajectory(
+        self, seed: int, n_frames: int, replicas: int = 4, rho: float = 0.0, temperature: float = 500.0
+    ) -> Trajectory:
+        """Draws in place of molecular dynamics; `rho` correlates consecutive frames."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (replicas, len(SITES), 3)
+        series = [torch.randn(shape, generator=generator, dtype=torch.float64)]
+        while len(series) < n_frames:
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            series.append(rho * series[-1] + math.sqrt(1 - rho**2) * noise)
+        x = torch.stack(series, 1) * math.sqrt(KB * temperature / self.stiffness)
+        atoms = Atoms("Ti4", positions=SITES, cell=[4.0, 4, 4], pbc=True)
+        zeros = torch.zeros(replicas, n_frames, dtype=torch.float64)
+        name = f"wells-{temperature:g}K"
+        return Trajectory(
+            point=StatePoint(name, atoms, temperature, 3.0, replicas=replicas),
+            positions=torch.from_numpy(SITES) + x,
+            cells=torch.eye(3, dtype=torch.float64).expand(replicas, n_frames, 3, 3) * 4,
+            model_energy=zeros,
+            bias_energy=zeros,
+            stress=zeros[..., None, None].expand(replicas, n_frames, 3, 3),
+            kept=torch.ones(replicas, n_frames, dtype=torch.bool),
+        )
+
+    def draw(self, seed: int, n_frames: int = 500, **how: float) -> Draw:
+        trajectory = self.trajectory(seed, n_frames, **how)
+        return Draw.from_trajectory(self, trajectory, f"seed-{seed}", self.parameters())
+
+
+@pytest.fixture(scope="session")
+def wells() -> type[Wells]:
+    """The class of harmonic wells."""
+    return Wells

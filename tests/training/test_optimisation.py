@@ -116,3 +116,22 @@ def test_goes_on_from_its_state_bit_for_bit():
     for name in one.named:
         assert torch.equal(one.named[name], two.named[name])
         assert torch.equal(first.averaged()[name], second.averaged()[name])
+
+
+def test_a_shortened_step_is_what_is_averaged():
+    """Half the step is taken; the moments of Adam are those of the whole gradient."""
+    whole, half = _potential(1.0), _potential(1.0)
+    start = half.named["p0"].detach().clone()
+    one, two = (Optimiser(p, Training(ema_decay=0.5)) for p in (whole, half))
+
+    def shorten() -> None:
+        with torch.no_grad():
+            half.named["p0"].lerp_(start, 0.5)
+
+    _pull(whole)
+    _pull(half)
+    assert one.step() == two.step(shorten)
+    assert torch.allclose(half.named["p0"], 0.5 * (start + whole.named["p0"]))
+    assert torch.allclose(two.averaged()["p0"], half.named["p0"].detach())
+    moments = [o.adam.state_dict()["state"][0]["exp_avg"] for o in (one, two)]
+    assert torch.equal(*moments)
