@@ -16,6 +16,7 @@ from matscipy.neighbours import neighbour_list
 from torch import Tensor
 
 from mlip_refine.errors import InputError
+from mlip_refine.potential.padding import far_shifts
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Structure:
         positions: `[n_atoms, 3]`, Å, float64.
         cell: Lattice vectors as rows `[3, 3]`, Å, float64.
         species: Index of every atom's element in the model `[n_atoms]`.
-        edge_index: Senders and receivers `[2, n_edges]`.
+        edge_index: Senders and receivers `[2, n_edges]`, sorted by receiver, int32.
         unit_shifts: Lattice translations `[n_edges, 3]`, int8.
     """
 
@@ -113,12 +114,22 @@ class Structure:
 
 @dataclass(frozen=True)
 class GraphBuilder:
-    """Makes structures and batches for one model: its elements, cutoff, dtype and device."""
+    """Makes structures and batches for one model.
+
+    Attributes:
+        atomic_numbers: Elements of the model, in its order.
+        cutoff: Å.
+        dtype: Floating type of batches.
+        device: Where batches go.
+        edge_multiple: The edges of every system of a batch are padded to a multiple of this with dummy
+            edges beyond the cutoff (see `mlip_refine.potential.padding`).
+    """
 
     atomic_numbers: tuple[int, ...]
     cutoff: float
     dtype: torch.dtype
     device: torch.device
+    edge_multiple: int = 1
 
     def species(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
         """Map atomic numbers to the model's element indices `[n_atoms]`.
@@ -146,8 +157,9 @@ class GraphBuilder:
             cell=cell.numpy(),
             pbc=np.ones(3, dtype=bool),
         )
-        edges = torch.from_numpy(np.stack([sender, receiver]).astype(np.int32))
-        return Structure(positions, cell, species, edges, torch.from_numpy(shifts.astype(np.int8)))
+        # Seen from the other end every pair is there once more: so they come sorted by receiver.
+        edges = torch.from_numpy(np.stack([receiver, sender]).astype(np.int32))
+        return Structure(positions, cell, species, edges, torch.from_numpy((-shifts).astype(np.int8)))
 
     def from_atoms(self, atoms: Atoms) -> Structure:
         """A structure from an ASE `Atoms` object, which must be periodic in three dimensions."""
@@ -166,22 +178,32 @@ class GraphBuilder:
         return [self.structure(x, h, species) for x, h in zip(positions, cells, strict=True)]
 
     def collate(self, structures: Sequence[Structure]) -> Graphs:
-        """Join structures into one batch on the model's device and dtype."""
+        """Join structures into one batch on the model's device and dtype, edges sorted by receiver."""
         sizes = torch.tensor([len(s.species) for s in structures])
         ptr = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
-        edges = [s.edge_index.long() + start for s, start in zip(structures, ptr[:-1], strict=True)]
+        cells = torch.stack([s.cell for s in structures])
+        edges, shifts = self._edges(structures, ptr.tolist(), cells)
         species = torch.cat([s.species for s in structures])
         one_hot = torch.nn.functional.one_hot(species, len(self.atomic_numbers))
         real: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return Graphs(
             positions=torch.cat([s.positions for s in structures]).to(**real),
-            cell=torch.stack([s.cell for s in structures]).to(**real),
+            cell=cells.to(**real),
             node_attrs=one_hot.to(**real),
             batch=torch.repeat_interleave(torch.arange(len(structures)), sizes).to(self.device),
             ptr=ptr.to(self.device),
-            edge_index=torch.cat(edges, dim=1).to(self.device),
-            unit_shifts=torch.cat([s.unit_shifts for s in structures]).to(**real),
+            edge_index=edges.to(self.device),
+            unit_shifts=shifts.to(**real),
         )
+
+    def _edges(self, structures: Sequence[Structure], ptr: list[int], cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges `[2, n_edges]` and shifts `[n_edges, 3]` of a batch, every system's padded."""
+        edges, shifts, far = [], [], far_shifts(cells, self.cutoff).to(torch.int8)
+        for i, structure in enumerate(structures):
+            n_spares = -structure.edge_index.shape[1] % self.edge_multiple
+            edges += [structure.edge_index.long() + ptr[i], torch.full((2, n_spares), ptr[i + 1] - 1)]
+            shifts += [structure.unit_shifts, far[i].expand(n_spares, 3)]
+        return torch.cat(edges, dim=1), torch.cat(shifts)
 
 
 def chunks(structures: Sequence[Structure], max_atoms: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""An exact, faster convolution for MACE's scalar layers.
+"""Exact replacements inside MACE: a faster convolution for scalar layers, radial functions for edges alone.
 
 The first layer of every MACE convolves scalar features with spherical harmonics,
 
@@ -18,8 +18,15 @@ import torch
 from e3nn.o3 import TensorProduct
 from torch import Tensor
 
+from mlip_refine.potential.radial import STAND_INS
+from mlip_refine.potential.replacement import Replacement, replacements
+
 _MAX_PADDING = 4.0
 """Largest ratio of padded rows to edges; beyond it (a few crowded atoms) the edge-wise product is used."""
+
+_WIDTHS, _SMALLEST_WIDTH = 4, 12
+"""Rows are as wide as a multiple of this, and no narrower: MKL multiplies small matrices and the rest of
+large ones in another order of summation, and how wide the rows are depends on all systems of the batch."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +86,20 @@ def _find_slots(edge_index: Tensor, n_nodes: int, version: int) -> _Slots:
     first = torch.cumsum(count, 0) - count
     place = torch.empty_like(receiver)
     place[order] = torch.arange(len(receiver), device=receiver.device) - first[receiver[order]]
-    width = int(count.max()) if len(receiver) else 0
+    width = max(-(-int(count.max()) // _WIDTHS) * _WIDTHS, _SMALLEST_WIDTH) if len(receiver) else 0
     return _Slots(edge_index, version, n_nodes, width, receiver * width + place)
 
 
-class DenseConvolution(torch.nn.Module):
+class DenseConvolution(Replacement):
     """The convolution of scalar features as matrix products, equal to `original` and its scatter.
 
     Attributes:
-        original: The tensor product of e3nn that this stands for, kept to be restored.
         weight_numel: Number of weights per edge, as on the original.
     """
 
     def __init__(self, original: TensorProduct, cache: SlotCache) -> None:
         """Take over a tensor product that `is_scalar_convolution` accepts."""
-        super().__init__()
-        self.original = original
+        super().__init__(original)
         self.weight_numel: int = original.weight_numel
         self._channels: int = original.irreps_in1[0].mul
         self._paths = _paths(original)
@@ -122,7 +127,7 @@ class DenseConvolution(torch.nn.Module):
         radial = _scatter_rows(weighted, slots).split(self._channels, dim=2)
         angular = _scatter_rows(edge_attrs, slots).split(self._dims, dim=2)
         messages = {
-            path.output: torch.bmm(r.transpose(1, 2), _scaled(angular[path.irrep], path.factor))
+            path.output: _sum_over_rows(r, _scaled(angular[path.irrep], path.factor))
             for r, path in zip(radial, self._paths, strict=True)
         }
         return torch.cat([messages[i].reshape(n_nodes, -1) for i in sorted(messages)], dim=1)
@@ -134,6 +139,33 @@ class DenseConvolution(torch.nn.Module):
         return messages.new_zeros(node_feats.shape[0], messages.shape[1]).index_add(
             0, edge_index[1], messages
         )
+
+
+class _RowSum(torch.autograd.Function):
+    """r[n, w, c], a[n, w, m] -> sum over w of r a, `[n, c, m]`.
+
+    Autograd's own derivative of the matrix product would have the width as its fastest dimension: slower,
+    and in another order of summation for the last few edges of a row.
+    """
+
+    @staticmethod
+    def forward(r: Tensor, a: Tensor) -> Tensor:
+        return torch.bmm(r.transpose(1, 2), a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        r, a = ctx.saved_tensors
+        to_r, to_a = ctx.needs_input_grad
+        return torch.bmm(a, grad.transpose(1, 2)) if to_r else None, torch.bmm(r, grad) if to_a else None
+
+
+def _sum_over_rows(r: Tensor, a: Tensor) -> Tensor:
+    result: Tensor = _RowSum.apply(r, a)
+    return result
 
 
 def _scatter_rows(values: Tensor, slots: _Slots) -> Tensor:
@@ -177,11 +209,24 @@ def is_scalar_convolution(module: torch.nn.Module) -> bool:
 
 
 def install_kernels(module: torch.nn.Module) -> int:
-    """Replace, in place, every convolution of a MACE module that has an exact faster form.
+    """Replace, in place, every part of a MACE module that has an exact form of its own here.
 
     Returns:
-        How many were replaced; layers whose features are not scalars stay as they are.
+        How many were replaced; convolutions of features that are not scalars stay as they are.
     """
+    radial = [
+        (parent, name, STAND_INS[type(child)](child))
+        for parent in list(module.modules())
+        if not isinstance(parent, Replacement)
+        for name, child in list(parent.named_children())
+        if type(child) in STAND_INS
+    ]
+    for parent, name, stand_in in radial:
+        setattr(parent, name, stand_in)
+    return len(radial) + _install_convolutions(module)
+
+
+def _install_convolutions(module: torch.nn.Module) -> int:
     cache, count = SlotCache(), 0
     for block in _blocks(module):
         if not hasattr(block, "conv_fusion") and is_scalar_convolution(block.conv_tp):
@@ -193,15 +238,15 @@ def install_kernels(module: torch.nn.Module) -> int:
 
 def remove_kernels(module: torch.nn.Module) -> None:
     """Restore, in place, what `install_kernels` replaced."""
-    for block in _blocks(module):
-        if isinstance(block.conv_tp, DenseConvolution):
-            block.conv_tp = block.conv_tp.original
-            del block.conv_fusion
+    for parent, name, child in replacements(module):
+        setattr(parent, name, child.original)
+        if isinstance(child, DenseConvolution):
+            del parent.conv_fusion
 
 
 def has_kernels(module: torch.nn.Module) -> bool:
-    """Tell whether any convolution of a module is replaced."""
-    return any(isinstance(block.conv_tp, DenseConvolution) for block in _blocks(module))
+    """Tell whether any part of a module is replaced."""
+    return next(replacements(module), None) is not None
 
 
 class _Block(torch.nn.Module):

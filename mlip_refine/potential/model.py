@@ -14,6 +14,7 @@ from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential.archive import module_hash, save_model, save_safetensors
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure, chunks
 from mlip_refine.potential.kernels import install_kernels, remove_kernels
+from mlip_refine.potential.padding import ROWS
 from mlip_refine.potential.resolve import resolve_model
 from mlip_refine.potential.unpickle import load_module
 
@@ -84,6 +85,7 @@ class Potential:
             cutoff=float(module.r_max),  # type: ignore[arg-type]
             dtype=DTYPES[default_dtype],
             device=next(module.parameters()).device,
+            edge_multiple=ROWS if resolve_device(device).type == "cpu" else 1,
         )
         _thaw(self.module, freeze)
         install_kernels(self.module)
@@ -160,7 +162,7 @@ class Potential:
         """
         wanted = set(probes)
         derivatives = bool(wanted & {"forces", "stress"})
-        with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives):
+        with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives), _same_from_the_first_call(self):
             output = self.module(
                 graphs.mace_input(self.heads.index(self.head)),
                 training=create_graph,
@@ -210,6 +212,16 @@ class Potential:
         return model_path, save_safetensors(
             module, folder / name, {"head": self.head, "model_hash": self.hash}
         )
+
+
+@contextmanager
+def _same_from_the_first_call(potential: Potential) -> Iterator[None]:
+    """Keep TorchScript from changing its own code after the first calls, and with it the last bits.
+
+    Only on the CPU: sums on a GPU have no fixed order anyway, and what it fuses there is worth having.
+    """
+    with torch.jit.optimized_execution(potential.device.type != "cpu"):  # type: ignore[attr-defined]
+        yield
 
 
 def _choose_head(head: str | None, heads: list[str]) -> str:

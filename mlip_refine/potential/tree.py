@@ -16,7 +16,7 @@ import torch
 from e3nn.o3 import Irrep, Irreps
 from torch import Tensor
 
-from mlip_refine.potential.kernels import DenseConvolution
+from mlip_refine.potential.replacement import Replacement
 
 Plain = None | bool | int | float | str | list["Plain"]
 """Attribute values that can be compared: numbers, text, lists of them."""
@@ -95,7 +95,7 @@ class Node:
 
 def node_of_module(module: torch.nn.Module) -> Node:
     """Describe a live module; installed kernels are seen through."""
-    if isinstance(module, DenseConvolution):
+    if isinstance(module, Replacement):
         return node_of_module(module.original)
     if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         return Node(GRAPH_CODE, {}, {}, dict(module.named_buffers()), {})

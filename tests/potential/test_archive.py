@@ -85,7 +85,7 @@ def test_kernels_and_freezing_do_not_enter_the_hash_nor_the_files(model, evaluat
     save_model(model("titanium"), tmp_path / "plain.model")
     module = load_module(tmp_path / "plain.model")
     expected = module_hash(module)
-    assert install_kernels(module) == 2
+    assert install_kernels(module) == 3
     module.node_embedding.requires_grad_(requires_grad=False)
     assert module_hash(module) == expected
     save_model(module, tmp_path / "a.model")

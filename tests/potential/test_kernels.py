@@ -1,4 +1,4 @@
-"""The dense convolution is the stock one, in value and in every derivative that is used."""
+"""The kernels are what they stand for, in value and in every derivative that is used."""
 
 import copy
 
@@ -15,7 +15,7 @@ from mlip_refine.potential.kernels import (
     remove_kernels,
 )
 
-REPLACED = {"residual": 1, "density": 1, "nonlinear": 1, "three-layers": 1, "scalars": 2}
+REPLACED = {"residual": 2, "density": 4, "nonlinear": 2, "three-layers": 2, "scalars": 3}
 
 
 def _pair(build, kind: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -83,8 +83,8 @@ def test_slots_are_found_once_per_edge_list_and_never_stale():
     cache = SlotCache()
     edges = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
     slots = cache.find(edges, 3)
-    assert slots.width == 2
-    assert sorted(slots.row.tolist()) == [0, 2, 3, 4]
+    assert slots.width == 12
+    assert sorted(slots.row.tolist()) == [0, 12, 13, 24]
     assert cache.find(edges, 3) is slots
     assert cache.find(edges.clone(), 3) is not slots
     changed = cache.find(edges, 3)
@@ -105,13 +105,15 @@ def test_removal_restores_every_attribute(build):
     blocks = [dict(vars(block)) for block in module.interactions]
     names = list(module.state_dict())
     convolutions = [block.conv_tp for block in module.interactions]
-    assert install_kernels(module) == 2
+    cutoff = module.radial_embedding.cutoff_fn
+    assert install_kernels(module) == REPLACED["scalars"]
     assert install_kernels(module) == 0
     assert has_kernels(module)
     remove_kernels(module)
     assert not has_kernels(module)
     assert list(module.state_dict()) == names
     assert all(b.conv_tp is c for b, c in zip(module.interactions, convolutions, strict=True))
+    assert module.radial_embedding.cutoff_fn is cutoff
     assert [vars(block).keys() for block in module.interactions] == [b.keys() for b in blocks]
     remove_kernels(module)
 
