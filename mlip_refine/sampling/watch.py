@@ -35,7 +35,7 @@ LASTING = PARTS
 
 # Closer to its sites than this share of the allowed displacement no crystal is another phase: the shuffles
 # from bcc to hcp and to ω move atoms by 0.14 neighbour distances (r.m.s.), the default limit is 0.2.
-AT_HOME = 0.5
+AT_HOME = 0.4
 
 # A numerical fault is retried with the time step times this.
 SHORTER = 0.5
