@@ -62,6 +62,36 @@ class IdealGas(Analytic):
         return zero(graphs.n_graphs), torch.zeros_like(graphs.positions), zero(graphs.n_graphs, 3, 3)
 
 
+class ElasticGas(Analytic):
+    """No energy but that of the cell: U = ½ stiffness tr(e²), e = ½ ln FFᵀ its logarithmic strain.
+
+    F takes the cell of rest to the present one. U is an isotropic function of FFᵀ, so V σ = dU/de, whatever
+    the rotation.
+    """
+
+    def __init__(self, numbers: Iterable[int], stiffness: float, rest: np.ndarray) -> None:
+        super().__init__(numbers, 0.1)
+        self.stiffness, self.rest = stiffness, torch.from_numpy(np.array(rest))
+
+    def describe(self) -> Any:
+        return self.stiffness, self.rest.numpy().tobytes()
+
+    def strain(self, cells: Tensor) -> Tensor:
+        """Logarithmic strain `[..., 3, 3]` of cells (rows)."""
+        deformation = torch.linalg.solve(self.rest, cells).mT
+        values, vectors = torch.linalg.eigh(deformation @ deformation.mT)
+        return vectors @ torch.diag_embed(values.log() / 2) @ vectors.mT
+
+    def parts(self, graphs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        strain = self.strain(graphs.cell)
+        energy = 0.5 * self.stiffness * strain.square().sum((1, 2))
+        return (
+            energy,
+            torch.zeros_like(graphs.positions),
+            self.stiffness * strain / graphs.volume[:, None, None],
+        )
+
+
 class LennardJones(Analytic):
     """Pairs with the shifted-force Lennard-Jones energy, smooth at the cutoff."""
 
@@ -158,6 +188,7 @@ def analytic() -> SimpleNamespace:
 
     return SimpleNamespace(
         IdealGas=IdealGas,
+        ElasticGas=ElasticGas,
         LennardJones=LennardJones,
         HarmonicCrystals=HarmonicCrystals,
         harmonic=_harmonic,
