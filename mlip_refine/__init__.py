@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlip_refine.workflows.finetune import FinetuneResult as FinetuneResult
     from mlip_refine.workflows.finetune import finetune as finetune
     from mlip_refine.workflows.finetune import free_energies as free_energies
+    from mlip_refine.workflows.md import md as md
     from mlip_refine.workflows.setup import load_potential as load_potential
 
     __version__: str
@@ -38,6 +39,7 @@ _HOMES = {
     "free_energies": "mlip_refine.workflows.finetune",
     "load_config": "mlip_refine.config",
     "load_potential": "mlip_refine.workflows.setup",
+    "md": "mlip_refine.workflows.md",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "free_energies",
     "load_config",
     "load_potential",
+    "md",
 ]
 
 

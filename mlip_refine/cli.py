@@ -86,6 +86,26 @@ def free_energy(
 
 
 @app.command()
+def md(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Run molecular dynamics of the phases, and average with errors."""
+    settings = _config(config, overrides, trust_pickle=trust_pickle)
+    from mlip_refine.report import print_md  # noqa: PLC0415
+    from mlip_refine.workflows.md import LAYOUT  # noqa: PLC0415
+    from mlip_refine.workflows.md import md as run  # noqa: PLC0415
+
+    def show_layout(folder: Path) -> None:
+        out.print(LAYOUT.format(folder=folder), soft_wrap=True)
+
+    print_md(out, run(settings, resume=resume, opened=show_layout))
+
+
+@app.command()
 def bench(  # noqa: PLR0913 - the options of a command
     config: BenchConfig = None,
     *,

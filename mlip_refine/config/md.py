@@ -41,7 +41,7 @@ class MD(Section):
     ensemble: Literal["nvt", "npt", "nve", "nph"] = Field(
         "nvt",
         description="Cell fixed (nvt, nve) or free at the pressure (npt, nph); the temperature held "
-        "(nvt, npt) or only that of the start (nve, nph). A phase whose cell is fixed keeps it in all of them.",
+        "(nvt, npt) or only that of the start (nve, nph). A phase with a fixed cell keeps it in all of them.",
     )
     thermostat: Literal["langevin", "nose_hoover"] = Field(
         "langevin", description="Of nvt: Langevin noise, or a Nosé-Hoover chain. npt is Langevin."

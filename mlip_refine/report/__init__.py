@@ -2,6 +2,7 @@
 
 from mlip_refine.report.bench import print_bench
 from mlip_refine.report.figures import write_figures
+from mlip_refine.report.md import print_md, write_md_figures
 from mlip_refine.report.run_files import Summary, TransitionRecord, Update, read_log, read_summary
 from mlip_refine.report.steps import StepPrinter
 from mlip_refine.report.summary import print_summary
@@ -12,8 +13,10 @@ __all__ = [
     "TransitionRecord",
     "Update",
     "print_bench",
+    "print_md",
     "print_summary",
     "read_log",
     "read_summary",
     "write_figures",
+    "write_md_figures",
 ]

@@ -1,0 +1,121 @@
+"""Series and averages of a trajectory: energy, enthalpy, volume, density, pressure and the cell.
+
+Frames hold no momenta. Energy and enthalpy are those of the configurations, without the 3/2 kT per atom that
+is the same for all phases; the pressure has its kinetic part N kT/V from the temperature of the ensemble,
+which only nvt and npt have.
+"""
+
+from math import sqrt
+
+import torch
+from ase import units
+from torch import Tensor
+
+from mlip_refine.errors import StatisticsError
+from mlip_refine.quantities import GPA, KB, Measured
+from mlip_refine.report.md_records import Average
+from mlip_refine.sampling import GoodFrames, StatePoint, Trajectory
+from mlip_refine.sampling.barostat import strain_projection
+from mlip_refine.statistics import require_effective
+
+UNITS = {
+    "energy": "eV/atom",
+    "enthalpy": "eV/atom",
+    "volume": "Å³/atom",
+    "density": "g/cm³",
+    "pressure": "GPa",
+    "a": "Å",
+    "b": "Å",
+    "c": "Å",
+    "alpha": "°",
+    "beta": "°",
+    "gamma": "°",
+}
+CELL = ("a", "b", "c", "alpha", "beta", "gamma")
+NEEDS_TEMPERATURE = "the temperature of {} is not held, and frames hold no momenta"
+
+# amu/Å³ in g/cm³.
+_DENSITY = float(units._amu) * 1e27
+
+_STRAIN = 1e-4
+
+
+def series(run: Trajectory | GoodFrames) -> dict[str, Tensor]:
+    """Every quantity of every frame `[...]` in the units of `UNITS`, without those that are not known.
+
+    In npt and nph the enthalpy is U + P V with the pressure that is held, else with the one of the frame.
+    """
+    point, n = run.point, run.n_atoms
+    volume = torch.linalg.det(run.cells).abs()
+    found = {
+        "energy": run.model_energy / n,
+        "volume": volume / n,
+        "density": float(point.atoms.get_masses().sum()) * _DENSITY / volume,
+        **_cell(run.cells),
+    }
+    pressure = -run.stress.diagonal(dim1=-2, dim2=-1).mean(-1) + n * KB * point.temperature / volume
+    if point.ensemble in ("nvt", "npt"):
+        found["pressure"] = pressure / GPA
+    if point.freedom != "fixed":
+        found["enthalpy"] = (run.model_energy + point.pressure * GPA * volume) / n
+    elif point.ensemble == "nvt":
+        found["enthalpy"] = (run.model_energy + pressure * volume) / n
+    return {name: found[name] for name in UNITS if name in found}
+
+
+def averages(frames: GoodFrames, minimum: float) -> dict[str, Average]:
+    """Mean and standard error of every quantity; what the frames do not carry is refused with the reason.
+
+    Args:
+        frames: Those that count.
+        minimum: Least number of independent frames.
+    """
+    known, exact = series(frames), held(frames.point)
+    result = {}
+    for name, unit in UNITS.items():
+        if name in exact:
+            result[name] = Average(unit, Measured(exact[name], 0.0, unit), None)
+        elif name in known:
+            result[name] = _average(frames, known[name], f"the average of {name}", unit, minimum)
+        else:
+            result[name] = Average(unit, None, None, NEEDS_TEMPERATURE.format(frames.point.ensemble))
+    return result
+
+
+def held(point: StatePoint) -> dict[str, float]:
+    """What no free strain of the cell can change, exactly: of a fixed cell all, of hcp in npt the angles."""
+    cell = torch.from_numpy(point.atoms.cell.array.copy())
+    strains = strain_projection(point.freedom).reshape(9, 3, 3) * _STRAIN
+    strained = cell @ (torch.eye(3, dtype=cell.dtype) + strains)
+    here, there = _cell(cell), _cell(strained)
+    exact = {name: float(here[name]) for name in CELL if float((there[name] - here[name]).abs().max()) < 1e-9}
+    if point.freedom == "fixed":
+        volume = float(torch.linalg.det(cell).abs())
+        exact["volume"] = volume / len(point.atoms)
+        exact["density"] = float(point.atoms.get_masses().sum()) * _DENSITY / volume
+    return exact
+
+
+def _cell(cells: Tensor) -> dict[str, Tensor]:
+    """Lengths and angles (α between b and c, and so on) of cells (rows) `[..., 3, 3]`, Å and degrees."""
+    lengths = cells.norm(dim=-1)
+    unit = cells / lengths[..., None]
+    values = dict(zip("abc", lengths.unbind(-1), strict=True))
+    for name, (i, j) in {"alpha": (1, 2), "beta": (0, 2), "gamma": (0, 1)}.items():
+        cosine = (unit[..., i, :] * unit[..., j, :]).sum(-1)
+        values[name] = torch.rad2deg(torch.arccos(cosine.clamp(-1.0, 1.0)))
+    return values
+
+
+def _average(frames: GoodFrames, values: Tensor, what: str, unit: str, minimum: float) -> Average:
+    if not len(frames):
+        return Average(unit, None, 0.0, "no frame after the equilibration counts")
+    independent = len(frames) / frames.inefficiency(values)
+    try:
+        # One frame has no spread to take an error from.
+        require_effective(independent, max(minimum, 2.0), what, len(frames), "frames")
+    except StatisticsError as error:
+        return Average(unit, None, independent, str(error))
+    return Average(
+        unit, Measured(float(values.mean()), float(values.std()) / sqrt(independent), unit), independent
+    )
