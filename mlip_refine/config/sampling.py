@@ -69,6 +69,11 @@ class Sampling(Section):
         description="Least share of equilibration and frames that sampling anew takes where old frames "
         "are kept.",
     )
+    lend: bool = Field(
+        False,
+        description="Lend new frames to the other temperatures and pressures of their phase, where cells are "
+        "free or the same.",
+    )
     min_effective_frames: float = Field(
         10.0, gt=0, allow_inf_nan=False, description="Independent frames, below which an estimate is refused."
     )

@@ -159,16 +159,17 @@ class Trainer:
         self.energies |= probe_energies(self.potential, missing)
         self._require_finite(self.energies)
         threshold = self.sampler.policy.threshold
-        stale = {
-            s: e
+        stale = [
+            s
             for s, e in self.ensembles.items()
             if s in self.exhausted or e.n_eff(self.energies[s]) < threshold
-        }
+        ]
         if stale:
-            fresh = self.sampler.redraw(self.potential, stale, self.energies, f"step-{self.step:04d}")
+            stage = f"step-{self.step:04d}"
+            fresh = self.sampler.redraw(self.potential, self.ensembles, self.energies, stale, stage)
             self.ensembles |= fresh[0]
             self.energies |= fresh[1]
-        return list(stale)
+        return stale
 
     def _require_finite(self, energies: Mapping[EnsembleSource, Tensor]) -> None:
         for source, energy in energies.items():

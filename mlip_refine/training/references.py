@@ -95,10 +95,11 @@ def _successor(ensemble: Ensemble) -> int:
 def pruned(ensemble: Ensemble, energy: Tensor, most: int) -> tuple[Ensemble, Tensor]:
     """Drop references that the current model no longer needs, and the least needed ones beyond `most`.
 
-    The newest draw stays. Free energies keep their path to the initial model: `shift` moves with the anchor.
+    The newest draw at the state itself stays. Free energies keep their path to the initial model: `shift` moves
+    with the anchor.
 
     Args:
-        ensemble: With the newest draw last.
+        ensemble: Draws in the order in which they were joined.
         energy: Energies of the current model `[n]`, eV.
         most: References that may stay.
 
@@ -106,7 +107,8 @@ def pruned(ensemble: Ensemble, energy: Tensor, most: int) -> tuple[Ensemble, Ten
         The ensemble, and the energies of the current model on what is left of its frames.
     """
     while len(ensemble.draws) > 1:
-        smaller = [_dropped(ensemble, energy, k) for k in range(len(ensemble.draws) - 1)]
+        others = [k for k, d in enumerate(ensemble.draws) if d is not ensemble.latest]
+        smaller = [_dropped(ensemble, energy, k) for k in others]
         left = [one.n_eff(u) for one, u in smaller]
         best = max(range(len(left)), key=left.__getitem__)
         if len(ensemble.draws) <= most and left[best] < (1.0 - USELESS) * ensemble.n_eff(energy):

@@ -11,6 +11,7 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.training.ensembles import Draw, Ensemble
+from mlip_refine.training.lending import with_lent
 from mlip_refine.training.references import joined, pruned, reference_energies
 
 Start = Mapping[str, tuple[Tensor, Tensor]]
@@ -29,11 +30,13 @@ class Policy:
         threshold: Effective frames, in whole draws (see `Ensemble.n_eff`), below which it is.
         max_references: Reference models whose frames are kept at a state; 1 keeps the newest alone.
         refresh: Least share of a whole draw, its equilibration included, that is sampled anew.
+        lend: Whether new frames are lent to other state points of their phase.
     """
 
     threshold: float = 0.5
     max_references: int = 6
     refresh: float = 0.5
+    lend: bool = False
 
     def share(self, n_eff: float) -> float:
         """Share of a whole draw that makes up for what is missing of one."""
@@ -77,7 +80,12 @@ class EnsembleSampler:
             SamplingError: If a phase does not survive.
             StatisticsError: If the frames are too few or too correlated.
         """
-        return {s: Ensemble.of(d) for s, d in self.draw(potential, sources, "initial").items()}
+        drawn = self.draw(potential, sources, "initial")
+        ensembles = {s: Ensemble.of(d) for s, d in drawn.items()}
+        if self.policy.lend:
+            known = {s: d.energy for s, d in drawn.items()}
+            ensembles |= with_lent(ensembles, drawn, known, reference_energies(potential))[0]
+        return ensembles
 
     def draw(
         self,
@@ -124,33 +132,38 @@ class EnsembleSampler:
         potential: Potential,
         old: Mapping[EnsembleSource, Ensemble],
         energies: Mapping[EnsembleSource, Tensor],
+        stale: Sequence[EnsembleSource],
         stage: str,
     ) -> tuple[dict[EnsembleSource, Ensemble], dict[EnsembleSource, Tensor]]:
         """Sample sources anew from their last frames, and join the draws to what is known.
 
         Args:
             potential: The current model.
-            old: The ensembles of the sources.
+            old: The ensembles of all sources.
             energies: Of the current model on their frames `[n]`, eV.
+            stale: The sources that are sampled.
             stage: Name of the sampling.
 
         Returns:
-            The new ensembles, and the energies of the current model on their frames: it is the reference of
-            the new draws, so none has to be evaluated.
+            The ensembles that have changed, and the energies of the current model on their frames: it is the
+            reference of the new draws, so none has to be evaluated.
 
         Raises:
             SamplingError: If a phase does not survive.
             StatisticsError: If new frames are too few or too correlated, or a reference has lost its overlap.
         """
-        start = {self.points[s].name: e.latest.ends for s, e in old.items()}
-        share = max(self.policy.share(e.n_eff(energies[s])) for s, e in old.items())
-        drawn = self.draw(potential, list(old), stage, share, start)
+        start = {self.points[s].name: old[s].latest.ends for s in stale}
+        share = max(self.policy.share(old[s].n_eff(energies[s])) for s in stale)
+        drawn = self.draw(potential, stale, stage, share, start)
         references = reference_energies(potential)
-        ensembles, known = {}, {}
-        for s, e in old.items():
-            grown = joined(e, drawn[s], energies[s], references)
-            ensembles[s], known[s] = pruned(grown, grown.energies[-1], self.policy.max_references)
-        return ensembles, known
+        fresh, known = {}, dict(energies)
+        for s in stale:
+            grown = joined(old[s], drawn[s], energies[s], references)
+            fresh[s], known[s] = pruned(grown, grown.energies[-1], self.policy.max_references)
+        if self.policy.lend:
+            lent = with_lent({**old, **fresh}, drawn, known, references)
+            fresh, known = fresh | lent[0], known | lent[1]
+        return fresh, {s: known[s] for s in fresh}
 
     def stored(
         self,

@@ -242,6 +242,7 @@ def _trainer(
             threshold=config.sampling.n_eff_threshold,
             max_references=config.sampling.max_references,
             refresh=config.sampling.refresh,
+            lend=config.sampling.lend,
         ),
     )
     return Trainer(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlip_refine.config import load_config
-from mlip_refine.report.run_files import Update, read_log
+from mlip_refine.report.run_files import read_log
 from mlip_refine.training.loop import StepReport
 from mlip_refine.workflows.finetune import _anchor, _trainer, prepare
 
@@ -52,7 +52,7 @@ def run(folder: Path, scheme: str, seed: int, overrides: list[str]) -> None:
         )
         alpha = math.nan if update.alpha is None else update.alpha
         print(f"{update.step:3d} {measured}  {sizes}  {alpha:.2f} {update.md_steps / 1e6:.3f}", flush=True)
-        if reached(read_log(prepared.folder)) is not None:
+        if reached(prepared.folder) is not None:
             raise Reached
 
     trainer = _trainer(prepared, _anchor(prepared), report)
@@ -72,12 +72,14 @@ def _share_first_frames(folder: Path, own: Path, seed: int) -> None:
             shutil.copyfile(path, target)
 
 
-def reached(log: list[Update]) -> int | None:
-    """The update that ends the first row of updates with every ΔG close to its target, 0."""
+def reached(folder: Path) -> int | None:
+    """The update of a run that ends the first row of updates with every ΔG close to its target."""
+    losses = load_config(folder / "config.yaml").losses
+    targets = {str(loss["name"]): float(loss.get("target", 0.0)) for loss in losses if "name" in loss}
     row = 0
-    for update in log:
-        values = [d["delta_g"].value for d in update.diagnostics.values() if "delta_g" in d]
-        row = row + 1 if all(abs(v) <= WITHIN for v in values) else 0
+    for update in read_log(folder):
+        found = {name: d["delta_g"].value for name, d in update.diagnostics.items() if "delta_g" in d}
+        row = row + 1 if all(abs(found[name] - targets[name]) <= WITHIN for name in found) else 0
         if row == IN_A_ROW:
             return update.step
     return None
@@ -89,7 +91,7 @@ def table(folder: Path) -> None:
     for path in sorted(folder.glob("*/log.jsonl")):
         scheme = path.parent.name.rpartition("-")[0]
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        end = reached(read_log(path.parent))
+        end = reached(path.parent)
         last = lines[-1 if end is None else end]
         spent.setdefault(scheme, []).append(last["md_steps"] / 1e6 if end is not None else math.inf)
         found = "  ".join(_delta_g(d["delta_g"]) for d in last["diagnostics"].values() if "delta_g" in d)

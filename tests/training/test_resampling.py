@@ -1,5 +1,6 @@
 """State points are sampled anew as their policy says, and come back from a checkpoint bit for bit."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory
 from mlip_refine.training import resampling
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
+from mlip_refine.training.lending import may_lend
 from mlip_refine.training.resampling import EnsembleSampler, Policy, stage_seed
 from mlip_refine.training.saved import restored_ensembles, saved_ensembles
 
@@ -76,7 +78,7 @@ def _moved(potential, factor: float) -> None:
 
 def _redrawn(sampler, potential, ensembles, stage):
     energies = {s: potential.energies(e.structures) for s, e in ensembles.items()}
-    fresh, known = sampler.redraw(potential, ensembles, energies, stage)
+    fresh, known = sampler.redraw(potential, ensembles, energies, list(ensembles), stage)
     return ensembles | fresh, known
 
 
@@ -164,6 +166,44 @@ def test_restored_bit_for_bit(titanium, sampler, sampled, tmp_path, kind, most):
                 assert torch.equal(one.reference[name], value)
     for name, value in titanium.parameters().items():
         assert torch.equal(value, moved[name])
+
+
+WARM = EnsembleSource("hcp", 1040.0, 2.0)
+
+
+@pytest.mark.parametrize("kind", ["nvt", "npt"])
+def test_frames_are_lent_within_a_phase(titanium, sampler, sampled, kind):
+    """From 1000 to 1040 K and back: nearly two whole draws each; and they come back from a checkpoint."""
+    drawer = sampler(kind, lend=True)
+    warm = replace(drawer.points[HCP], name=WARM.name, temperature=WARM.temperature)
+    drawer.points |= {WARM: warm}
+    ensembles = drawer.initial(titanium, [HCP, BCC, WARM])
+    assert {s: [d.point.name for d in e.draws] for s, e in ensembles.items()} == {
+        HCP: [HCP.name, WARM.name],
+        BCC: [BCC.name],
+        WARM: [WARM.name, HCP.name],
+    }
+    assert ensembles[HCP].n_eff(ensembles[HCP].energies[0]) > 1.6
+    _moved(titanium, 1.0002)
+    energies = {s: titanium.energies(e.structures) for s, e in ensembles.items()}
+    fresh, known = drawer.redraw(titanium, ensembles, energies, [HCP], "step-0001")
+    assert set(fresh) == {HCP, WARM}
+    assert [d.stage for d in fresh[WARM].draws] == ["initial", "initial", "step-0001"]
+    for source, ensemble in fresh.items():
+        assert torch.allclose(known[source], titanium.energies(ensemble.structures), rtol=1e-12)
+    after = restored_ensembles(drawer, titanium, saved_ensembles(ensembles | fresh))
+    for source, ensemble in (ensembles | fresh).items():
+        assert torch.equal(after[source].log_q, ensemble.log_q)
+
+
+def test_only_configurations_of_a_state_are_lent(sampler):
+    free, fixed = sampler("npt").points, sampler("nvt").points
+    squeezed = fixed[HCP].with_cell(0.99 * fixed[HCP].atoms.cell.array)
+    assert may_lend(free[HCP], replace(free[HCP], pressure=9.0))
+    assert may_lend(fixed[HCP], replace(fixed[HCP], temperature=9.0))
+    assert not may_lend(fixed[HCP], squeezed)
+    assert not may_lend(fixed[HCP], free[HCP])
+    assert not may_lend(free[HCP], replace(free[HCP], cell_freedom="isotropic"))
 
 
 def test_frames_that_are_gone_are_refused(titanium, sampler):
