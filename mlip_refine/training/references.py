@@ -95,8 +95,8 @@ def _successor(ensemble: Ensemble) -> int:
 def pruned(ensemble: Ensemble, energy: Tensor, most: int) -> tuple[Ensemble, Tensor]:
     """Drop references that the current model no longer needs, and the least needed ones beyond `most`.
 
-    The newest draw at the state itself stays. Free energies keep their path to the initial model: `shift` moves
-    with the anchor.
+    The newest draw at the state itself stays. Free energies keep their path to the initial model: `shift`
+    moves with the anchor.
 
     Args:
         ensemble: Draws in the order in which they were joined.
