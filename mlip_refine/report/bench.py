@@ -36,9 +36,11 @@ def print_bench(console: Console, result: BenchResult) -> None:
 
 
 def _machine_lines(machine: Machine) -> list[str]:
+    load = "" if machine.load is None else f"; load average before the start {machine.load:g}"
     return [
-        f"{machine.processor}, {machine.cores} cores, {machine.threads} threads; device {machine.device}",
-        f"{machine.dtype}; torch {machine.torch}, mace {machine.mace}, Python {machine.python}",
+        f"{machine.processor}, {machine.cores} cores, {machine.threads} threads{load}",
+        f"device {machine.device}, {machine.dtype}",
+        f"torch {machine.torch}, mace {machine.mace}, Python {machine.python}",
         "Medians of interleaved blocks; in parentheses the standard error of the last digits.",
     ]
 

@@ -126,6 +126,7 @@ class Machine:
         processor: Model of the CPU.
         cores: That this process may use.
         threads: Of torch.
+        load: Processes that were running on average in the minute before; `None` where it is not known.
         device: `cpu`, or the name of the GPU.
         python: Version.
         torch: Version.
@@ -136,6 +137,7 @@ class Machine:
     processor: str
     cores: int
     threads: int
+    load: float | None
     device: str
     python: str
     torch: str

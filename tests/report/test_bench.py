@@ -17,7 +17,7 @@ from mlip_refine.report.bench_records import (
     Topic,
 )
 
-MACHINE = Machine("A CPU [4.0]", 2, 1, "cpu", "3.12.1", "2.11", "0.3.16", "float32")
+MACHINE = Machine("A CPU [4.0]", 2, 1, 0.25, "cpu", "3.12.1", "2.11", "0.3.16", "float32")
 
 
 def _outcome(ratio: float) -> Outcome:
@@ -75,7 +75,8 @@ def test_a_row_without_numbers_says_why(printed):
 
 def test_topics_units_machine_and_the_count_of_goals(printed):
     text = "\n".join(printed)
-    assert "A CPU [4.0], 2 cores, 1 threads; device cpu" in text
+    assert "A CPU [4.0], 2 cores, 1 threads; load average before the start 0.25" in text
+    assert "device cpu, float32\ntorch 2.11, mace 0.3.16, Python 3.12.1\n" in text
     assert "engine step against the bare model, atom·steps/s" in text
     assert "peak memory of the streamed gradient, MiB" in text
     assert printed[-1] == "goals: 3 met, 1 missed, 1 rows without numbers"

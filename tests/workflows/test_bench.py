@@ -25,7 +25,7 @@ from mlip_refine.workflows.bench.run import planned
 from mlip_refine.workflows.bench.subject import QUICK, Subject
 from mlip_refine.workflows.bench.workloads import titanium
 
-TINY = replace(QUICK, rounds=2, block=0.0, steps=2, equilibration=2, cells=(2, 16), frames=4)
+TINY = replace(QUICK, rounds=2, duration=0.0, block=0.0, steps=2, equilibration=2, cells=(2, 16), frames=4)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,12 @@ def test_a_row_that_cannot_be_measured_says_why(error, reason):
     row = Job(Topic.ENGINE, "m", "4 x 54, NVT", _raising(error), "cueq").result()
     assert (row.failure, row.outcome, row.met) == (reason, None, None)
     assert (row.topic, row.model, row.workload, row.accelerate) == (Topic.ENGINE, "m", "4 x 54, NVT", "cueq")
+
+
+def test_an_acceleration_that_is_not_there_is_a_row_without_numbers(subject, monkeypatch):
+    monkeypatch.setattr(Potential, "frozen_copy", lambda self: self)
+    run = partial(engine_against_model, subject, titanium(1, 16), TINY, "cueq")
+    assert "no accelerated potentials" in Job(Topic.ENGINE, "m", "w", run, "cueq").result().failure
 
 
 def test_a_row_that_breaks_the_program_is_not_hidden():

@@ -1,12 +1,19 @@
 """Two things timed against each other: on a clock of our own the ratio is exact."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mlip_refine.workflows.bench import timing
+from mlip_refine.workflows.bench.subject import QUICK, Effort
 from mlip_refine.workflows.bench.timing import Side, compare, median, repetitions
 
 CPU = torch.device("cpu")
+
+
+def _rounds(n: int) -> Effort:
+    return replace(QUICK, rounds=n, duration=0.0)
 
 
 class Clock:
@@ -34,7 +41,9 @@ def clock(monkeypatch):
 
 
 def test_ratios_are_those_of_time_per_work(clock):
-    pairs = compare(Side(clock.work("a", 3.0), 30.0), Side(clock.work("b", 1.0), 5.0), 4, CPU, "steps/s")
+    pairs = compare(
+        Side(clock.work("a", 3.0), 30.0), Side(clock.work("b", 1.0), 5.0), _rounds(4), CPU, "steps/s"
+    )
     assert (pairs.our_speed.value, pairs.our_speed.unit) == (10.0, "steps/s")
     assert pairs.reference_speed.value == 5.0
     assert pairs.time_ratio.value == 0.5
@@ -45,7 +54,9 @@ def test_ratios_are_those_of_time_per_work(clock):
 def test_the_first_of_a_pair_changes_and_preparation_is_not_timed(clock):
     compare_log = clock.log
     prepare = clock.work("p", 100.0)
-    pairs = compare(Side(clock.work("a", 1.0), 1.0), Side(clock.work("b", 1.0), 1.0), 3, CPU, "", prepare)
+    pairs = compare(
+        Side(clock.work("a", 1.0), 1.0), Side(clock.work("b", 1.0), 1.0), _rounds(3), CPU, "", prepare
+    )
     warm_up, timed = compare_log[:4], compare_log[4:]
     assert warm_up == ["p", "a", "p", "b"]
     assert timed == ["p", "a", "b", "p", "b", "a", "p", "a", "b"]
@@ -59,7 +70,7 @@ def test_a_slow_spell_moves_neither_the_median_nor_a_pair(clock):
     def run() -> None:
         clock.now += next(slow)
 
-    pairs = compare(Side(run, 1.0), Side(run, 1.0), 9, CPU, "")
+    pairs = compare(Side(run, 1.0), Side(run, 1.0), _rounds(9), CPU, "")
     assert pairs.time_ratio.value == 1.0
     assert sorted((pairs.reference / pairs.ours).tolist()) == [1.0] * 8 + [100.0]
 
@@ -77,3 +88,13 @@ def test_the_error_of_a_median_is_that_of_normal_numbers():
 def test_blocks_last_as_long_as_wanted(clock):
     assert repetitions(clock.work("a", 0.02), CPU, target=0.5, least=4) == 25
     assert repetitions(clock.work("a", 2.0), CPU, target=0.5, least=4) == 4
+
+
+def test_pairs_go_on_while_there_is_time(clock):
+    """Two seconds a pair: at least three, eight in fifteen seconds, at most nine."""
+    numbers = []
+    for duration in (0.0, 15.0, 1000.0):
+        effort = replace(QUICK, rounds=3, most_rounds=9, duration=duration)
+        pairs = compare(Side(clock.work("a", 1.0), 1.0), Side(clock.work("b", 1.0), 1.0), effort, CPU, "")
+        numbers.append(len(pairs.ours))
+    assert numbers == [3, 8, 9]

@@ -39,7 +39,7 @@ def engine_against_ase(subject: Subject, workload: Workload, effort: Effort) -> 
         pairs = compare(
             Side(lambda: dynamics.advance(steps), steps * workload.n_atoms),
             Side(lambda: _advance(runs, ase_steps), ase_steps * workload.n_atoms),
-            effort.rounds,
+            effort,
             frozen.device,
             UNIT,
         )

@@ -41,7 +41,7 @@ def engine_against_model(
     pairs = compare(
         Side(lambda: dynamics.advance(steps), steps * n_atoms),
         Side(lambda: repeat(evaluate, calls), calls * n_atoms),
-        effort.rounds,
+        effort,
         frozen.device,
         UNIT,
         prepare=refresh,

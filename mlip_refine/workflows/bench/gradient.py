@@ -32,7 +32,7 @@ def streamed_against_floor(subject: Subject, workload: Workload, effort: Effort)
     pairs = compare(
         Side(lambda: streamed_gradient(potential, ensemble), effort.frames),
         Side(lambda: _floor(potential, ready, effort.frames), effort.frames),
-        effort.rounds,
+        effort,
         potential.device,
         "frames/s",
     )

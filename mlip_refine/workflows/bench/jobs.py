@@ -1,5 +1,6 @@
 """Rows to be measured, and what becomes of those that cannot be."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,10 +33,13 @@ class Job:
         try:
             return self._row(self.run(), "")
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return self._row(None, "out of memory")
+            failure = "out of memory"
         except MlipRefineError as error:
-            return self._row(None, str(error))
+            failure = str(error)
+        # Only here has the traceback let go of what the row had allocated.
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self._row(None, failure)
 
     def _row(self, outcome: Outcome | None, failure: str) -> Comparison:
         return Comparison(self.topic, self.model, self.workload, self.accelerate, outcome, failure)

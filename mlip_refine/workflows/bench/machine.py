@@ -18,6 +18,7 @@ def this_machine(device: torch.device, dtype: str) -> Machine:
         processor=_processor(),
         cores=_cores(),
         threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         python=platform.python_version(),
         torch=torch.__version__,

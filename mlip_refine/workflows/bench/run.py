@@ -18,7 +18,7 @@ from mlip_refine.workflows.bench.jobs import Job
 from mlip_refine.workflows.bench.machine import this_machine
 from mlip_refine.workflows.bench.memory import memory_of_frames
 from mlip_refine.workflows.bench.scaling import medium_subject, scaling_jobs
-from mlip_refine.workflows.bench.subject import FULL, QUICK, Effort, Subject
+from mlip_refine.workflows.bench.subject import FULL, QUICK, Effort, Subject, dtype_name
 from mlip_refine.workflows.bench.workloads import Workload, configured, parse_size, repeated, titanium
 from mlip_refine.workflows.setup import load_potential
 
@@ -71,13 +71,15 @@ def bench(
         potential = Potential.load(
             name, default_dtype=dtype or "float32", device=device or "auto", trust_pickle=trust_pickle
         )
+    # Before anything runs: its load is that of others.
+    machine = this_machine(potential.device, dtype_name(potential))
     every = ACCELERATIONS if potential.device.type == "cuda" else ACCELERATIONS[:1]
     modes = tuple(accelerate) or every
     with TemporaryDirectory(prefix="mlip-refine-bench-") as folder:
         subject = Subject(Path(name).name, potential, potential.save(Path(folder), "potential")[0])
         jobs = planned(subject, config, modes, effort, medium=medium)
         rows = list(_measured(jobs))
-    return BenchResult(this_machine(potential.device, subject.dtype), rows)
+    return BenchResult(machine, rows)
 
 
 def _refuse_beside_config(**options: object) -> None:

@@ -24,7 +24,7 @@ TEMPERATURE = 100.0
 
 def scaling_jobs(subjects: Sequence[Subject], accelerate: Sequence[str], effort: Effort) -> Iterator[Job]:
     """The engine against the bare model in NVT, for every potential, acceleration and batch."""
-    short = replace(effort, rounds=min(4, effort.rounds), steps=4, equilibration=4)
+    short = replace(effort, rounds=3, duration=4.0, steps=4, equilibration=4)
     for subject in subjects:
         batches = GPU_BATCHES if subject.potential.device.type == "cuda" else CPU_BATCHES
         for mode in accelerate:

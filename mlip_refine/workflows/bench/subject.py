@@ -1,9 +1,11 @@
 """The potential that a bench times, and how long it takes over it."""
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 
 
@@ -24,7 +26,7 @@ class Subject:
     @property
     def dtype(self) -> str:
         """Name of the floating type."""
-        return str(self.potential.dtype).removeprefix("torch.")
+        return dtype_name(self.potential)
 
     def frozen(self, accelerate: str = "none") -> Potential:
         """What sampling gets.
@@ -33,7 +35,14 @@ class Subject:
             InputError: If it cannot be accelerated that way here.
         """
         options: dict[str, Any] = {} if accelerate == "none" else {"accelerate": accelerate}
+        if options and "accelerate" not in signature(Potential.frozen_copy).parameters:
+            raise InputError("this version has no accelerated potentials", found=accelerate)
         return self.potential.frozen_copy(**options)
+
+
+def dtype_name(potential: Potential) -> str:
+    """`float32` or `float64`."""
+    return str(potential.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ class Effort:
 
     Attributes:
         sizes: Systems and atoms per system of the engine's workloads.
-        rounds: Pairs of blocks.
+        rounds: Pairs of blocks, at least.
+        most_rounds: And at most, while there is time.
+        duration: That the pairs of a row may take if they are no fewer than `rounds`, s.
         block: Least duration of a block, s.
         steps: Least steps of the engine in a block: several neighbour lists must fall into it.
         equilibration: Steps before anything is timed.
@@ -53,6 +64,8 @@ class Effort:
 
     sizes: tuple[tuple[int, int], ...]
     rounds: int
+    most_rounds: int
+    duration: float
     block: float
     steps: int
     equilibration: int
@@ -63,7 +76,9 @@ class Effort:
 
 FULL = Effort(
     sizes=((4, 54), (8, 128)),
-    rounds=8,
+    rounds=6,
+    most_rounds=24,
+    duration=12.0,
     block=0.3,
     steps=24,
     equilibration=40,
@@ -73,7 +88,9 @@ FULL = Effort(
 )
 QUICK = Effort(
     sizes=((4, 54),),
-    rounds=4,
+    rounds=3,
+    most_rounds=12,
+    duration=1.5,
     block=0.1,
     steps=6,
     equilibration=10,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlip_refine.report.bench_records import Outcome, Reading
 from mlip_refine.statistics import block_bootstrap
+from mlip_refine.workflows.bench.subject import Effort
 
 RESAMPLES = 400
 
@@ -82,7 +83,7 @@ def median(values: Sequence[float] | Tensor, unit: str) -> Reading:
 def compare(
     ours: Side,
     reference: Side,
-    rounds: int,
+    effort: Effort,
     device: torch.device,
     unit: str,
     prepare: Callable[[], object] = lambda: None,
@@ -92,20 +93,27 @@ def compare(
     Args:
         ours: What is measured.
         reference: What it is measured against.
-        rounds: Pairs of blocks; which side goes first changes from pair to pair.
+        effort: How many pairs of blocks, for how long; which side goes first changes from pair to pair.
         device: Where the work is done.
         unit: Of work per second.
         prepare: Called before every pair, outside the timing.
     """
-    sides, speeds = (ours, reference), torch.empty(rounds, 2, dtype=torch.float64)
+    sides: tuple[Side, Side] = (ours, reference)
     for side in sides:
         prepare()
         side.run()
-    for i in range(rounds):
+    speeds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(speeds) < effort.rounds or (
+        len(speeds) < effort.most_rounds and time.perf_counter() - start < effort.duration
+    ):
         prepare()
-        for k in (0, 1) if i % 2 == 0 else (1, 0):
-            speeds[i, k] = sides[k].work / seconds(sides[k].run, device)
-    return Pairs(speeds[:, 0], speeds[:, 1], unit)
+        pair = [0.0, 0.0]
+        for k in (0, 1) if len(speeds) % 2 == 0 else (1, 0):
+            pair[k] = sides[k].work / seconds(sides[k].run, device)
+        speeds.append(pair)
+    table = torch.tensor(speeds, dtype=torch.float64)
+    return Pairs(table[:, 0], table[:, 1], unit)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
