@@ -72,23 +72,39 @@ def equilibrate_cells(
 
 
 def strain_groups(point: StatePoint) -> list[list[int]]:
-    """Cartesian axes that strain together: all of them, or x with y when the lattice makes them equal."""
+    """Cartesian axes that strain together: all of them, or x with y where freedom or lattice want it."""
     if point.cell_freedom == "isotropic":
         return [[0, 1, 2]]
-    if point.atoms.cell.get_bravais_lattice().name in ("HEX", "TET", "RHL"):
+    if point.cell_freedom == "hexagonal":
+        return [[0, 1], [2]]
+    lattice = point.atoms.cell.get_bravais_lattice().name
+    if point.cell_freedom == "anisotropic" and lattice in ("HEX", "TET", "RHL"):
         return [[0, 1], [2]]
     return [[0], [1], [2]]
 
 
+def free_strains(point: StatePoint) -> Tensor:
+    """The strains that Newton's method varies, symmetric `[n_strains, 3, 3]`; triclinic cells shear too."""
+    axes = [[float(i in group) for i in range(3)] for group in strain_groups(point)]
+    strains = torch.diag_embed(torch.tensor(axes, dtype=torch.float64))
+    if point.cell_freedom != "triclinic":
+        return strains
+    shears = torch.zeros(3, 3, 3, dtype=torch.float64)
+    for shear, (i, j) in zip(shears, ((1, 2), (0, 2), (0, 1)), strict=True):
+        shear[i, j] = shear[j, i] = 1.0
+    return torch.cat([strains, shears])
+
+
 def _newton_step(run: Trajectory, tangent: Tensor) -> Tensor:
-    """Strain of every group that one Newton step from the mean stress of a run takes."""
+    """Amounts of the free strains that one Newton step from the mean stress of a run takes."""
     full: Tensor = torch.linalg.solve(tangent, -_excess(run))
     return full.clamp(-MAX_STRAIN, MAX_STRAIN)
 
 
 def _excess(run: Trajectory) -> Tensor:
-    """Mean stress of every group beyond the wanted one, eV/Å³."""
-    return _grouped(run.good().total_stress(), strain_groups(run.point)) + run.point.pressure * GPA
+    """Mean stress along every free strain beyond the wanted one, eV/Å³."""
+    wanted = -run.point.pressure * GPA * torch.eye(3, dtype=torch.float64)
+    return _along(run.good().total_stress() - wanted, free_strains(run.point))
 
 
 def _require_converged(name: str, run: Trajectory, strain: Tensor, iterations: int) -> None:
@@ -96,8 +112,8 @@ def _require_converged(name: str, run: Trajectory, strain: Tensor, iterations: i
 
     A step of strain ε against the excess stress σ lowers the free energy by ½ V ε σ.
     """
-    axes = torch.tensor([len(group) for group in strain_groups(run.point)])
-    gain = -0.5 * run.point.atoms.cell.volume * float((axes * strain * _excess(run)).sum())
+    squares = free_strains(run.point).square().sum((1, 2))
+    gain = -0.5 * run.point.atoms.cell.volume * float((squares * strain * _excess(run)).sum())
     if gain > MAX_LAST_GAIN * run.n_atoms or bool((strain.abs() >= MAX_STRAIN).any()):
         raise SamplingError(
             f"the cell of {name} has not settled: iteration {iterations} still strained it by "
@@ -106,36 +122,30 @@ def _require_converged(name: str, run: Trajectory, strain: Tensor, iterations: i
 
 
 def _static_tangent(potential: Potential, point: StatePoint) -> Tensor:
-    """d(stress of group g)/d(strain of group h) of the static lattice `[n_groups, n_groups]`, eV/Å³."""
-    groups = strain_groups(point)
+    """d(stress along g)/d(amount of h) of the static lattice `[n_strains, n_strains]`, eV/Å³."""
+    strains = free_strains(point)
     columns = []
-    for h in range(len(groups)):
-        strain = torch.zeros(len(groups))
-        strain[h] = STATIC_STRAIN
-        plus, minus = (_static_stress(potential, point, s, groups) for s in (strain, -strain))
+    for amounts in STATIC_STRAIN * torch.eye(len(strains), dtype=torch.float64):
+        plus, minus = (_static_stress(potential, point, a, strains) for a in (amounts, -amounts))
         columns.append((plus - minus) / (2 * STATIC_STRAIN))
     return torch.stack(columns, dim=1)
 
 
-def _static_stress(
-    potential: Potential, point: StatePoint, strain: Tensor, groups: list[list[int]]
-) -> Tensor:
-    strained = point.with_cell(_strained(point, strain))
+def _static_stress(potential: Potential, point: StatePoint, amounts: Tensor, strains: Tensor) -> Tensor:
+    strained = point.with_cell(_strained(point, amounts))
     graphs = potential.graphs.collate([potential.graphs.from_atoms(strained.atoms)])
-    return _grouped(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), groups)
+    return _along(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), strains)
 
 
-def _grouped(stress: Tensor, groups: list[list[int]]) -> Tensor:
-    diagonal = torch.diagonal(stress)
-    return torch.stack([diagonal[axes].mean() for axes in groups])
+def _along(stress: Tensor, strains: Tensor) -> Tensor:
+    """Components of a stress along strains: the mean of the axes that one stretches."""
+    return (strains * stress).sum((1, 2)) / strains.square().sum((1, 2))
 
 
-def _strained(point: StatePoint, strain: Tensor) -> np.ndarray:
-    """The cell of a point with its groups strained."""
-    stretch = np.ones(3)
-    for axes, value in zip(strain_groups(point), strain.tolist(), strict=True):
-        stretch[axes] += value
-    return np.array(point.atoms.cell) * stretch
+def _strained(point: StatePoint, amounts: Tensor) -> np.ndarray:
+    """The cell of a point with so much of its free strains."""
+    strain = (amounts[:, None, None] * free_strains(point)).sum(0).numpy()
+    return np.asarray(point.atoms.cell.array @ (np.eye(3) + strain))
 
 
 def _carried(

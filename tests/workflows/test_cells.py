@@ -129,6 +129,9 @@ def test_warm_crystals_get_the_cell_with_the_set_pressure(
     [
         (_fcc(), "isotropic", [[0, 1, 2]]),
         (_hcp(), "isotropic", [[0, 1, 2]]),
+        (_hcp(), "hexagonal", [[0, 1], [2]]),
+        (_fcc(), "hexagonal", [[0, 1], [2]]),
+        (_hcp(), "triclinic", [[0], [1], [2]]),
         (_hcp(), "anisotropic", [[0, 1], [2]]),
         (Atoms("Ti", cell=[3, 3, 4], pbc=True), "anisotropic", [[0, 1], [2]]),
         (Atoms("Ti", cell=[3, 3.5, 4], pbc=True), "anisotropic", [[0], [1], [2]]),
@@ -138,6 +141,23 @@ def test_strains_keep_the_symmetry_of_the_lattice(
     atoms: Atoms, freedom: Any, wanted: list[list[int]]
 ) -> None:
     assert strain_groups(StatePoint("p", atoms, 300.0, cell_freedom=freedom)) == wanted
+
+
+def test_a_triclinic_cell_relaxes_lengths_and_angles(potential: Any, open_guards: Callable[..., Any]) -> None:
+    """A sheared fcc crystal at 3 GPa and 0.1 K: the stress is the pressure alone, the angles are right."""
+    sheared = _fcc()
+    sheared.set_cell(
+        np.array(sheared.cell) @ [[1, 0.01, 0], [0.01, 1, -0.01], [0, -0.01, 1]], scale_atoms=True
+    )
+    point = StatePoint("fcc", sheared, 0.1, 3.0, cell_freedom="triclinic")
+    settings = open_guards(timestep=4.0, friction=10.0, interval=8.0)
+    found = equilibrate_cells(
+        potential, [point], settings, Length(20.0, 5), iterations=8, seed=1, stage="triclinic"
+    )["fcc"]
+    graphs = potential.graphs.collate([potential.graphs.from_atoms(found.atoms)])
+    stress = potential.evaluate(graphs, ["stress"])["stress"][0] / GPA
+    np.testing.assert_allclose(stress, -3.0 * np.eye(3), atol=5e-3)
+    np.testing.assert_allclose(found.atoms.cell.angles(), 90.0, atol=1e-2)
 
 
 def test_no_iterations_change_nothing(potential: Any, open_guards: Callable[..., Any]) -> None:
