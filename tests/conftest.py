@@ -110,13 +110,16 @@ class LennardJones(Analytic):
         return inside * (u - edge - (r - self.graphs.cutoff) * slope), inside * (du - slope)
 
     def _bare(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        six = (self.sigma / r) ** 6
-        return 4 * self.epsilon * (six**2 - six), -24 * self.epsilon * (2 * six**2 - six) / r
+        # Powers by products: torch's own have other last bits in the last elements of a tensor.
+        square = (self.sigma / r).square()
+        six = square * square * square
+        return 4 * self.epsilon * (six * six - six), -24 * self.epsilon * (2 * six * six - six) / r
 
     def parts(self, graphs: Any) -> tuple[Tensor, Tensor, Tensor]:
         i, j = graphs.edge_index
         system = graphs.batch[i]
-        shift = torch.bmm(graphs.unit_shifts.unsqueeze(1), graphs.cell[system]).squeeze(1)
+        # Summed by elements: products of matrices have other last bits in other batches.
+        shift = (graphs.unit_shifts[:, :, None] * graphs.cell[system]).sum(1)
         vectors = graphs.positions[j] - graphs.positions[i] + shift
         r = vectors.norm(dim=-1)
         u, du = self.pair(r)
