@@ -19,9 +19,11 @@ from mlip_refine.report.md_records import Average, MDPoint, MDResult, read_md
 from mlip_refine.report.steps import number
 
 PANELS = ("energy", "volume", "pressure")
-STATE = ("energy", "enthalpy", "volume", "density", "pressure")
-LENGTHS = ("a", "b", "c")
-ANGLES = ("alpha", "beta", "gamma")
+TABLES = {
+    "state point": ("energy", "enthalpy", "pressure"),
+    "cell": ("volume", "density", "a", "b", "c"),
+    "angles": ("alpha", "beta", "gamma"),
+}
 
 type Courses = Mapping[str, Mapping[int, Sequence[Mapping[str, str]]]]
 
@@ -33,24 +35,33 @@ def print_md(console: Console, result: MDResult) -> None:
         console: Of rich.
         result: What was found.
     """
-    for title, names in (("state point", STATE), ("cell", (*LENGTHS, *ANGLES))):
-        console.print()
-        console.print(_table(title, names, result.points))
+    for title, names in TABLES.items():
+        # Angles are told where a cell may change them.
+        points = [p for p in result.points if title != "angles" or any(_varies(p, name) for name in names)]
+        if points:
+            console.print()
+            console.print(_table(title, names, points))
     for line in _below(result):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _varies(point: MDPoint, name: str) -> bool:
+    mean = point.averages[name].mean
+    return mean is None or mean.se > 0
 
 
 def _table(title: str, names: Sequence[str], points: Sequence[MDPoint]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     table.add_column(title, overflow="fold")
-    if names is STATE:
-        table.add_column("frames", justify="right")
+    with_state = title == "state point"
+    for name in ("ensemble", "frames") * with_state:
+        table.add_column(name, justify="right")
     for name in names:
         table.add_column(f"{name}\n{points[0].averages[name].unit}", justify="right", overflow="fold")
     for point in points:
-        frames = [f"{point.frames_kept}/{point.frames_kept + point.frames_discarded}"] * (names is STATE)
-        label = f"{point.name}, {point.ensemble}" if names is STATE else f"{point.name}, {point.cell_freedom}"
-        table.add_row(label, *frames, *(_cell(point.averages[name]) for name in names))
+        frames = f"{point.frames_kept}/{point.frames_kept + point.frames_discarded}"
+        state = (point.ensemble, frames) * with_state
+        table.add_row(point.name, *state, *(_cell(point.averages[name]) for name in names))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from ase import Atoms
 from ase.build import bulk
 
 import mlip_refine
+from mlip_refine import cli
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.data import read_frames
 from mlip_refine.errors import InputError
@@ -172,6 +174,26 @@ def test_an_interrupted_run_ends_the_same(
     finally_ = mlip_refine.md(config, resume=True)
     assert finally_.speed is None
     assert json.loads((config.run_folder / "speed.json").read_text())["steps"] == 8
+
+
+def test_the_command_line_prints_files_and_averages(
+    finished: tuple[Config, MDResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all frames there, nothing is sampled, so no speed is told; a finished run keeps its results."""
+    config, result = finished
+    before = (result.folder / "md.json").read_bytes()
+    arguments = ["md", str(config.run_folder / "config.yaml"), "--resume"]
+    monkeypatch.setattr(sys, "argv", ["mlip-refine", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr().out
+    assert not end.value.code
+    assert "md.json       averages with errors" in printed
+    rows = [line.split()[:3] for line in printed.splitlines()]
+    for point in result.points:
+        assert [point.name, "npt", "6/6"] in rows
+    assert "atom·steps/s" not in printed
+    assert (result.folder / "md.json").read_bytes() == before
 
 
 def test_a_run_folder_is_not_overwritten(finished: tuple[Config, MDResult]) -> None:
