@@ -7,7 +7,7 @@ of an ensemble are evaluated many times under changing parameters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -77,20 +77,54 @@ class Graphs:
             unit_shifts=self.unit_shifts[pairs],
         )
 
-    def mace_input(self, head: int) -> dict[str, Tensor]:
-        """The dictionary that `mace.modules.ScaleShiftMACE.forward` reads."""
-        shifts = torch.bmm(self.unit_shifts.unsqueeze(1), self.cell[self.batch[self.edge_index[0]]])
+    def vectors(self) -> Tensor:
+        """Vectors from senders to receivers `[n_edges, 3]`, Å."""
+        sender, receiver = self.edge_index
+        system = self.batch.index_select(0, sender)
+        shifts = torch.bmm(self.unit_shifts.unsqueeze(1), self.cell.index_select(0, system)).squeeze(1)
+        positions = self.positions.detach()
+        return positions.index_select(0, receiver) - positions.index_select(0, sender) + shifts
+
+    def mace_input(self, vectors: Tensor, head: int) -> dict[str, Tensor]:
+        """The dictionary that `mace.modules.ScaleShiftMACE.forward` reads, with given edge vectors.
+
+        MACE adds the shifts of edges to differences of positions: with all positions zero, they are the
+        vectors. So these are the only variables of the geometry, and its derivatives are taken here.
+        """
         return {
-            "positions": self.positions.detach(),
+            "positions": torch.zeros_like(self.positions).as_subclass(_Constant),
             "cell": self.cell.reshape(-1, 3),
             "node_attrs": self.node_attrs,
             "batch": self.batch,
             "ptr": self.ptr,
             "edge_index": self.edge_index,
             "unit_shifts": self.unit_shifts,
-            "shifts": shifts.squeeze(1),
+            "shifts": vectors,
             "head": torch.full((self.n_graphs,), head, dtype=torch.long, device=self.cell.device),
         }
+
+    def forces(self, slope: Tensor) -> Tensor:
+        """Forces `[n_atoms, 3]`, eV/Å, from the derivative of the energies in the vectors `[n_edges, 3]`."""
+        sender, receiver = self.edge_index
+        forces = torch.zeros_like(self.positions).index_add(0, sender, slope)
+        return forces.index_add(0, receiver, slope, alpha=-1)
+
+    def stress(self, vectors: Tensor, slope: Tensor) -> Tensor:
+        """Stress `[n_graphs, 3, 3]`, eV/Å³, tensile positive: symmetric sum of vector x slope, per volume."""
+        virial = vectors.detach().unsqueeze(2) * slope.unsqueeze(1)
+        system = self.batch.index_select(0, self.edge_index[0])
+        total = torch.zeros_like(self.cell).index_add(0, system, 0.5 * (virial + virial.transpose(1, 2)))
+        return total / self.volume[:, None, None]
+
+
+class _Constant(torch.Tensor):
+    """Positions that MACE cannot switch gradients on for: nothing is to be kept for derivatives in them."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: ARG002
+        """Leave it as it is."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from mlip_refine.potential.replacement import Replacement, replacements
 _MAX_PADDING = 4.0
 """Largest ratio of padded rows to edges; beyond it (a few crowded atoms) the edge-wise product is used."""
 
-_WIDTHS, _SMALLEST_WIDTH = 4, 12
-"""Rows are as wide as a multiple of this, and no narrower: MKL multiplies small matrices and the rest of
-large ones in another order of summation, and how wide the rows are depends on all systems of the batch."""
+_WIDTHS, _SMALLEST_WIDTH, _FEWEST_CHANNELS = 4, 28, 16
+"""Rows are as wide as a multiple of this, no narrower, and of no fewer channels. How wide they are depends on
+all systems of the batch, and the order of summation on the CPU must not depend on that: MKL takes another one
+for the rest of a matrix, and torch does products of fewer than 400 multiplications without MKL."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class DenseConvolution(Replacement):
         n_nodes, n_edges = node_feats.shape[0], weights.shape[0]
         slots = self._cache.find(edge_index, n_nodes)
         if n_edges == 0 or n_nodes * slots.width > _MAX_PADDING * n_edges + n_nodes:
-            return self._edgewise(node_feats, edge_attrs, weights, edge_index)
+            return _edgewise(self.original, node_feats, edge_attrs, weights, edge_index)
         sent = node_feats.index_select(0, edge_index[0])
         weighted = (weights.view(n_edges, -1, self._channels) * sent.unsqueeze(1)).view(n_edges, -1)
         radial = _scatter_rows(weighted, slots).split(self._channels, dim=2)
@@ -132,13 +133,32 @@ class DenseConvolution(Replacement):
         }
         return torch.cat([messages[i].reshape(n_nodes, -1) for i in sorted(messages)], dim=1)
 
-    def _edgewise(
-        self, node_feats: Tensor, edge_attrs: Tensor, weights: Tensor, edge_index: Tensor
-    ) -> Tensor:
-        messages: Tensor = self.original(node_feats[edge_index[0]], edge_attrs, weights)
-        return messages.new_zeros(node_feats.shape[0], messages.shape[1]).index_add(
-            0, edge_index[1], messages
-        )
+
+class EdgewiseConvolution(Replacement):
+    """A convolution of any features, edge by edge as in MACE, whose sums have a fixed order.
+
+    The derivative of indexing with a tensor adds up with several threads in the order of their arrival;
+    that of `index_select` does not.
+
+    Attributes:
+        weight_numel: Number of weights per edge, as on the original.
+    """
+
+    def __init__(self, original: TensorProduct) -> None:
+        """Take over a tensor product."""
+        super().__init__(original)
+        self.weight_numel: int = original.weight_numel
+
+    def forward(self, node_feats: Tensor, edge_attrs: Tensor, weights: Tensor, edge_index: Tensor) -> Tensor:
+        """Sum the messages of every atom's neighbours (see `DenseConvolution.forward`)."""
+        return _edgewise(self.original, node_feats, edge_attrs, weights, edge_index)
+
+
+def _edgewise(
+    product: torch.nn.Module, node_feats: Tensor, edge_attrs: Tensor, weights: Tensor, edge_index: Tensor
+) -> Tensor:
+    messages: Tensor = product(node_feats.index_select(0, edge_index[0]), edge_attrs, weights)
+    return messages.new_zeros(node_feats.shape[0], messages.shape[1]).index_add(0, edge_index[1], messages)
 
 
 class _RowSum(torch.autograd.Function):
@@ -189,8 +209,8 @@ def _paths(product: TensorProduct) -> tuple[_Path, ...]:
 def is_scalar_convolution(module: torch.nn.Module) -> bool:
     """Tell whether `DenseConvolution` can stand for a module.
 
-    It must be a tensor product of e3nn of `N x 0e` with one irrep of each kind, weighted from outside, path
-    type "uvu", and with one path for every output.
+    It must be a tensor product of e3nn of `N x 0e`, N at least 16, with one irrep of each kind, weighted
+    from outside, path type "uvu", and with one path for every output.
     """
     if type(module) is not TensorProduct:
         return False
@@ -201,6 +221,7 @@ def is_scalar_convolution(module: torch.nn.Module) -> bool:
         not (product.internal_weights or product.shared_weights)
         and len(scalars) == 1
         and scalars[0].ir.is_scalar()
+        and scalars[0].mul >= _FEWEST_CHANNELS
         and all(mul == 1 for mul, _ in harmonics)
         and all(path.connection_mode == "uvu" and path.has_weight for path in paths)
         and sorted(path.i_out for path in paths) == list(range(len(outputs))) != []
@@ -212,7 +233,7 @@ def install_kernels(module: torch.nn.Module) -> int:
     """Replace, in place, every part of a MACE module that has an exact form of its own here.
 
     Returns:
-        How many were replaced; convolutions of features that are not scalars stay as they are.
+        How many were replaced.
     """
     radial = [
         (parent, name, STAND_INS[type(child)](child))
@@ -229,8 +250,10 @@ def install_kernels(module: torch.nn.Module) -> int:
 def _install_convolutions(module: torch.nn.Module) -> int:
     cache, count = SlotCache(), 0
     for block in _blocks(module):
-        if not hasattr(block, "conv_fusion") and is_scalar_convolution(block.conv_tp):
-            block.conv_tp = DenseConvolution(cast(TensorProduct, block.conv_tp), cache)
+        product = block.conv_tp
+        if not hasattr(block, "conv_fusion") and type(product) is TensorProduct:
+            dense = is_scalar_convolution(product)
+            block.conv_tp = DenseConvolution(product, cache) if dense else EdgewiseConvolution(product)
             block.conv_fusion = True
             count += 1
     return count
@@ -240,7 +263,7 @@ def remove_kernels(module: torch.nn.Module) -> None:
     """Restore, in place, what `install_kernels` replaced."""
     for parent, name, child in replacements(module):
         setattr(parent, name, child.original)
-        if isinstance(child, DenseConvolution):
+        if isinstance(child, DenseConvolution | EdgewiseConvolution):
             del parent.conv_fusion
 
 

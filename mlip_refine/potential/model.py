@@ -162,14 +162,21 @@ class Potential:
         """
         wanted = set(probes)
         derivatives = bool(wanted & {"forces", "stress"})
+        vectors = graphs.vectors().requires_grad_(derivatives)
         with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives), _same_from_the_first_call(self):
-            output = self.module(
-                graphs.mace_input(self.heads.index(self.head)),
-                training=create_graph,
-                compute_force=derivatives,
-                compute_stress="stress" in wanted,
-            )
-        return {name: output[name] for name in PROBES if name in wanted}
+            energy = self._energy(graphs, vectors)
+            found = {"energy": energy}
+            if derivatives:
+                slope = _slope(energy, vectors, create_graph=create_graph)
+                found["forces"] = graphs.forces(slope)
+                if "stress" in wanted:
+                    found["stress"] = graphs.stress(vectors, slope)
+        return {name: found[name] for name in PROBES if name in wanted}
+
+    def _energy(self, graphs: Graphs, vectors: Tensor) -> Tensor:
+        inputs = graphs.mace_input(vectors, self.heads.index(self.head))
+        energy: Tensor = self.module(inputs, compute_force=False)["energy"]
+        return energy
 
     def evaluate_chunked(self, graphs: Graphs, probes: Iterable[str]) -> dict[str, Tensor]:
         """Evaluate a batch of any size in parts that suit the device, without a graph in the parameters.
@@ -212,6 +219,16 @@ class Potential:
         return model_path, save_safetensors(
             module, folder / name, {"head": self.head, "model_hash": self.hash}
         )
+
+
+def _slope(energy: Tensor, vectors: Tensor, *, create_graph: bool) -> Tensor:
+    """Derivative of the energies in the edge vectors `[n_edges, 3]`, eV/Å; 0 without edges."""
+    if not energy.requires_grad:
+        return torch.zeros_like(vectors)
+    (slope,) = torch.autograd.grad(
+        energy.sum(), vectors, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return slope
 
 
 @contextmanager

@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, object]] = {
         "use_last_readout_only": True,
     },
     "three-layers": {"num_interactions": 3, "correlation": [2, 1, 2], "gate": torch.tanh},
-    "scalars": {"hidden_irreps": o3.Irreps("4x0e"), "avg_num_neighbors": np.float64(7.3)},
+    "scalars": {"hidden_irreps": o3.Irreps("16x0e"), "avg_num_neighbors": np.float64(7.3)},
 }
 
 
@@ -70,7 +70,7 @@ def _build(kind: str, dtype: torch.dtype) -> torch.nn.Module:
             "atomic_numbers": [14, 22],
             "correlation": 2,
             "radial_MLP": [8, 8],
-            "hidden_irreps": o3.Irreps("4x0e+4x1o"),
+            "hidden_irreps": o3.Irreps("16x0e+16x1o"),
             "MLP_irreps": o3.Irreps("4x0e"),
             "avg_num_neighbors": 8.0,
             "gate": torch.nn.functional.silu,

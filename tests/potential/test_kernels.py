@@ -15,7 +15,7 @@ from mlip_refine.potential.kernels import (
     remove_kernels,
 )
 
-REPLACED = {"residual": 2, "density": 4, "nonlinear": 2, "three-layers": 2, "scalars": 3}
+REPLACED = {"residual": 3, "density": 5, "nonlinear": 3, "three-layers": 4, "scalars": 3}
 
 
 def _pair(build, kind: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -83,8 +83,8 @@ def test_slots_are_found_once_per_edge_list_and_never_stale():
     cache = SlotCache()
     edges = torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]])
     slots = cache.find(edges, 3)
-    assert slots.width == 12
-    assert sorted(slots.row.tolist()) == [0, 12, 13, 24]
+    assert slots.width == 28
+    assert sorted(slots.row.tolist()) == [0, 28, 29, 56]
     assert cache.find(edges, 3) is slots
     assert cache.find(edges.clone(), 3) is not slots
     changed = cache.find(edges, 3)

@@ -1,5 +1,6 @@
 """Dummy edges: without any effect, and with the effect that no system sees the rest of its batch."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -80,14 +81,37 @@ def test_an_isolated_atom_needs_no_dummies(titanium):
     assert graphs.edge_index.shape == (2, 0)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_system_does_not_see_the_others_of_its_batch(titanium, dtype):
-    """Twelve systems behind one that changes 16 times, from the very first call on, bit for bit."""
+def test_a_system_does_not_see_the_others_of_its_batch(titanium, threads, dtype, n_threads):
+    """Twelve systems behind one that changes 17 times, from the very first call on, bit for bit."""
+    threads(n_threads)
     potential = titanium.frozen_copy(dtype)
     others, first = [_cell(potential, i) for i in range(1, 13)], None
     for seed in range(103, 200, 6):
         graphs = potential.graphs.collate([_cell(potential, seed), *others])
         out = potential.evaluate(graphs, PROBES)
         found = [out["energy"][1:], out["forces"][16:], out["stress"][1:]]
+        first = first or found
+        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True)), seed
+
+
+@pytest.mark.parametrize("n_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["residual", "density", "nonlinear"])
+def test_other_models_see_no_others_either(build, threads, kind, n_threads):
+    """In float32, where with two threads indexing adds up in any order."""
+    threads(n_threads)
+    potential = Potential(build(kind, torch.float32), default_dtype="float32")
+    others, first = [_cell(potential, i) for i in range(1, 17)], None
+    for seed in range(103, 200, 16):
+        out = potential.evaluate(potential.graphs.collate([_cell(potential, seed), *others]), PROBES)
+        found = [out["energy"][1:].detach(), out["forces"][16:]]
         first = first or found
         assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True)), seed
