@@ -156,7 +156,9 @@ class Trainer:
     def _follow(self) -> list[EnsembleSource]:
         """Know the energies of the current model on all frames; sample anew where too few still count."""
         missing = {s: e for s, e in self.ensembles.items() if s not in self.energies}
-        self.energies |= probe_energies(self.potential, missing)
+        known = self.energies | probe_energies(self.potential, missing)
+        # Gradients are summed in the order of the ensembles, whatever a trust region has evaluated already.
+        self.energies = {s: known[s] for s in self.ensembles}
         self._require_finite(self.energies)
         threshold = self.sampler.policy.threshold
         stale = [
