@@ -31,7 +31,7 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of the run folder, if any.")]
 BenchConfig = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="Time what this config samples, not titanium.")
+    Path | None, typer.Argument(metavar="CONFIG", help="Time what this config samples, not titanium.")
 ]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a model file that may run code: only files you trust.")
@@ -110,11 +110,11 @@ def bench(  # noqa: PLR0913 - the options of a command
     config: BenchConfig = None,
     *,
     model: Annotated[
-        str | None, typer.Option(help="Embedded name, path or foundation model [titanium-compact].")
+        str | None, typer.Option(help="Embedded name, path or foundation model (titanium-compact).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [auto].")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64 [float32].")] = None,
-    sizes: Annotated[str, typer.Option(help="Systems x atoms of each [4x54,8x128].")] = "",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64 (float32).")] = None,
+    sizes: Annotated[str, typer.Option(help="Systems x atoms of each (4x54,8x128).")] = "",
     accelerate: Annotated[str, typer.Option(help="Of none, compile and cueq, such as none,cueq.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Half a minute, larger errors.")] = False,

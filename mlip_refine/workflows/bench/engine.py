@@ -37,16 +37,15 @@ def engine_against_model(
         frozen.evaluate_chunked(graphs, probes)
 
     steps = repetitions(lambda: dynamics.advance(1), frozen.device, effort.block, effort.steps)
-    calls = repetitions(evaluate, frozen.device, effort.block, min(4, effort.steps))
     pairs = compare(
         Side(lambda: dynamics.advance(steps), steps * n_atoms),
-        Side(lambda: repeat(evaluate, calls), calls * n_atoms),
+        Side(lambda: repeat(evaluate, steps), steps * n_atoms),
         effort,
         frozen.device,
         UNIT,
         prepare=refresh,
     )
-    details = {"edges": graphs.edge_index.shape[1], "steps_per_block": steps, "calls_per_block": calls}
+    details = {"edges": graphs.edge_index.shape[1], "steps_per_block": steps}
     return pairs.outcome(pairs.time_ratio, details)
 
 
