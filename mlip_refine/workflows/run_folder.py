@@ -59,6 +59,7 @@ RESUMABLE = (
     "base",
     "output",
     "free_energy.max_error",
+    "md.export",
     "training.steps",
     "training.tolerance",
     "training.patience",
