@@ -28,7 +28,8 @@ _ROWS = 4
 class _Pairs:
     """All pairs within cutoff and skin, and where they were found.
 
-    The few translations that occur are held once: `shift` says which of them each pair has.
+    The few translations that occur are held once: `shift` says which of them each pair has. `spare` numbers
+    the spare pairs of a system from 0; for true pairs it is `_ROWS`.
     """
 
     positions: Tensor
@@ -41,6 +42,7 @@ class _Pairs:
     shift: Tensor
     translations: Tensor
     translation_system: Tensor
+    spare: Tensor
 
 
 class SkinList:
@@ -58,6 +60,7 @@ class SkinList:
             rigid: Whether the cells never change.
         """
         self._builder, self._rigid = builder, rigid
+        self._whole = builder.dtype == torch.float64 and builder.device.type == "cpu"
         self._reach = builder.cutoff + SKIN
         self._pairs: _Pairs | None = None
         self._elements = torch.tensor(builder.atomic_numbers, device=builder.device)
@@ -92,6 +95,12 @@ class SkinList:
         wrapped = _apply(fractional - wraps, cell[index])
         edges, shifts = _find_pairs(wrapped, cell, state.pbc, self._reach, index)
         unit_shifts = (shifts - wraps[edges[1]] + wraps[edges[0]]).round().long()
+        spare = torch.full_like(edges[0], _ROWS)
+        if self._whole:
+            spare_edges, spare_shifts, numbers = _spare_pairs(index, cell, self._reach)
+            edges = torch.cat([edges, spare_edges], dim=1)
+            unit_shifts = torch.cat([unit_shifts, spare_shifts])
+            spare = torch.cat([spare, numbers])
         order = torch.argsort(_code(edges[1] * len(index) + edges[0], unit_shifts))
         edges, unit_shifts = edges[:, order].contiguous(), unit_shifts[order]
         edge_system = index[edges[0]]
@@ -113,6 +122,7 @@ class SkinList:
             shift=shift,
             translations=unit_shifts[example].to(positions),
             translation_system=edge_system[example],
+            spare=spare[order],
         )
 
     def graphs(self, positions: Tensor, cell: Tensor, system_idx: Tensor) -> Graphs:
@@ -125,8 +135,8 @@ class SkinList:
         vectors = positions.index_select(0, receiver) - positions.index_select(0, sender)
         vectors += translations.index_select(0, pairs.shift)
         inside = vectors.square().sum(-1) < self._builder.cutoff**2
-        if positions.dtype == torch.float64 and positions.device.type == "cpu":
-            inside = _whole_rows(inside, pairs.edge_system, len(cell))
+        if self._whole:
+            inside = _whole_rows(inside, pairs)
         kept = inside.nonzero().squeeze(1)
         return Graphs(
             positions=positions,
@@ -154,18 +164,32 @@ def _code(first: Tensor, unit_shifts: Tensor) -> Tensor:
     return first
 
 
-def _whole_rows(inside: Tensor, edge_system: Tensor, n_systems: int) -> Tensor:
-    """Keep a few pairs beyond the cutoff, which contribute exactly zero, to fill up the rows of every system.
+def _spare_pairs(system_idx: Tensor, cell: Tensor, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of the last atom of every system with images of itself beyond reach: they contribute nothing.
+
+    They are the last of their system in canonical order, so that no true pair changes its place for them.
+
+    Returns:
+        Pairs `[2, n]`, unit shifts `[n, 3]` and numbers of the spare pairs within their system `[n]`.
+    """
+    last = torch.bincount(system_idx).cumsum(0) - 1
+    # Twice the reach stays beyond the cutoff for as long as a list may hold in a cell that changes.
+    far = (2 * reach / cell[:, 0].norm(dim=-1)).ceil().long() + 1
+    numbers = torch.arange(_ROWS - 1, device=last.device).repeat(len(last))
+    atoms = last.repeat_interleave(_ROWS - 1)
+    shifts = torch.zeros(len(atoms), 3, dtype=torch.long, device=last.device)
+    shifts[:, 0] = far.repeat_interleave(_ROWS - 1) + numbers
+    return torch.stack([atoms, atoms]), shifts, numbers
+
+
+def _whole_rows(inside: Tensor, pairs: _Pairs) -> Tensor:
+    """Keep as many spare pairs as fill up the rows of every system.
 
     With whole rows the last bits of a system do not depend on what else is in the batch.
     """
-    counts = torch.zeros(n_systems, dtype=torch.long).index_add_(0, edge_system, inside.long())
-    outside = (~inside).long()
-    rank = outside.cumsum(0)
-    total = torch.zeros(n_systems, dtype=torch.long).index_add_(0, edge_system, outside)
-    before = total.cumsum(0) - total
-    wanted = before + (-counts) % _ROWS
-    return inside | ((outside > 0) & (rank <= wanted[edge_system]))
+    counts = torch.zeros(len(pairs.cell), dtype=torch.long)
+    counts.index_add_(0, pairs.edge_system, inside.long())
+    return inside | (pairs.spare < ((-counts) % _ROWS)[pairs.edge_system])
 
 
 def _find_pairs(
