@@ -115,7 +115,7 @@ def bench(  # noqa: PLR0913 - the options of a command
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64 (float32).")] = None,
     sizes: Annotated[str, typer.Option(help="Systems x atoms of each (4x54,8x128).")] = "",
-    accelerate: Annotated[str, typer.Option(help="Of none, compile and cueq, such as none,cueq.")] = "",
+    accelerate: Annotated[str, typer.Option(help="Of none, compile, cueq, auto: such as none,cueq.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Half a minute, larger errors.")] = False,
     medium: Annotated[bool, typer.Option("--medium", help="On a CPU too: a large model.")] = False,

@@ -23,7 +23,7 @@ from mlip_refine.workflows.bench.workloads import Workload, configured, parse_si
 from mlip_refine.workflows.setup import load_potential
 
 DEFAULT_MODEL = "titanium-compact"
-ACCELERATIONS = ("none", "compile", "cueq")
+ACCELERATIONS = ("none", "compile", "cueq", "auto")
 
 
 def bench(
@@ -47,8 +47,8 @@ def bench(
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `None` is `auto`.
         dtype: `float32` or `float64`; `None` is `float32`.
         sizes: Systems x atoms of each, such as `4x54`: the batches of the engine.
-        accelerate: Ways to accelerate the potential, a table row each: `none`, `compile`, `cueq`. Empty takes
-            `none` on the CPU and all of them on a GPU.
+        accelerate: Ways to accelerate the potential, a table row each: `none`, `compile`, `cueq` or `auto`.
+            Empty takes `none` on the CPU and the first three on a GPU.
         quick: Measure less in half a minute, with larger errors.
         medium: Time a MACE of the size of foundation models on the CPU too; on a GPU that is always done.
         trust_pickle: Load a model file that may run code.
@@ -73,7 +73,7 @@ def bench(
         )
     # Before anything runs: its load is that of others.
     machine = this_machine(potential.device, dtype_name(potential))
-    every = ACCELERATIONS if potential.device.type == "cuda" else ACCELERATIONS[:1]
+    every = ("none", "compile", "cueq") if potential.device.type == "cuda" else ("none",)
     modes = tuple(accelerate) or every
     with TemporaryDirectory(prefix="mlip-refine-bench-") as folder:
         subject = Subject(Path(name).name, potential, potential.save(Path(folder), "potential")[0])

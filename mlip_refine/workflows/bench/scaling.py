@@ -18,13 +18,16 @@ from mlip_refine.workflows.bench.workloads import titanium
 GPU_BATCHES = ((4, 54), (20, 54), (100, 54), (400, 54), (925, 54))
 CPU_BATCHES = ((1, 16), (4, 16))
 
+# Steps before the timing: what is compiled is compiled within them.
+WARM_UP = 12
+
 # Random weights bind no crystal: cold atoms keep their places for as long as this takes.
 TEMPERATURE = 100.0
 
 
 def scaling_jobs(subjects: Sequence[Subject], accelerate: Sequence[str], effort: Effort) -> Iterator[Job]:
     """The engine against the bare model in NVT, for every potential, acceleration and batch."""
-    short = replace(effort, rounds=3, duration=4.0, steps=4, equilibration=4)
+    short = replace(effort, rounds=3, duration=4.0, steps=4, equilibration=WARM_UP)
     for subject in subjects:
         batches = GPU_BATCHES if subject.potential.device.type == "cuda" else CPU_BATCHES
         for mode in accelerate:

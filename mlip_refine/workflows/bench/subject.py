@@ -34,9 +34,10 @@ class Subject:
         Raises:
             InputError: If it cannot be accelerated that way here.
         """
-        options: dict[str, Any] = {} if accelerate == "none" else {"accelerate": accelerate}
-        if options and "accelerate" not in signature(Potential.frozen_copy).parameters:
+        offered = "accelerate" in signature(Potential.frozen_copy).parameters
+        if accelerate != "none" and not offered:
             raise InputError("this version has no accelerated potentials", found=accelerate)
+        options: dict[str, Any] = {"accelerate": accelerate} if offered else {}
         return self.potential.frozen_copy(**options)
 
 
