@@ -111,12 +111,12 @@ def test_one_bad_system_of_four_is_set_back_alone(
     (failure,) = failures
     found = failure.step
     assert (failure.point, failure.replica) == ("warm", 0)
-    assert FAULT < found <= FAULT + {"displaced": 60, "hot": JUDGED}.get(kind, 2)
+    assert FAULT < found <= FAULT + {"displaced": 100, "hot": JUDGED}.get(kind, 2)
     line = f"warm, replica 0, step {found}: set back to step {SAFE} (restart 1 of 3), {failure.reason}"
     assert runs["warm"].verdicts == (line,)
     assert reason in failure.reason
     frames = [START + EVERY * (i + 1) for i in range(11)]
-    assert runs["warm"].kept[0].tolist() == [step <= SAFE or step > found for step in frames]
+    assert runs["warm"].kept[0].tolist() == [step <= SAFE or step >= found for step in frames]
     for name in SERIES:
         before = getattr(runs["warm"], name)[0, :2]
         assert torch.equal(before, getattr(healthy[ensemble]["warm"], name)[0, :2])
@@ -141,7 +141,7 @@ def test_a_departure_keeps_the_time_step(analytic: SimpleNamespace, inject: Call
     dynamics = _dynamics(analytic, "nvt")
     first = dynamics.integrator.timestep.clone()
     inject(dynamics, _displace, 2, [30])
-    runs = dynamics.record(5)
+    runs = dynamics.record(7)
     assert "left its lattice sites" in runs["warm"].verdicts[0]
     assert torch.equal(dynamics.integrator.timestep, first)
 
