@@ -2,21 +2,22 @@
 
 A `Structure` is one periodic configuration with its neighbour list; `collate` joins structures into
 one `Graphs` batch. Neighbour lists are found once per structure and travel with it, because the frames
-of an ensemble are evaluated many times under changing parameters.
+of an ensemble are evaluated many times under changing parameters. How they are kept small is told in
+`mlip_refine.potential.neighbours`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 import torch
 from ase import Atoms
-from matscipy.neighbours import neighbour_list
 from torch import Tensor
 
 from mlip_refine.errors import InputError
-from mlip_refine.potential.padding import far_shifts
+from mlip_refine.potential.neighbours import LONGEST_REACH, PairTable, chosen_pairs, needed_reach
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,22 @@ class Structure:
         positions: `[n_atoms, 3]`, Å, float64.
         cell: Lattice vectors as rows `[3, 3]`, Å, float64.
         species: Index of every atom's element in the model `[n_atoms]`.
-        edge_index: Senders and receivers `[2, n_edges]`, sorted by receiver, int32.
-        unit_shifts: Lattice translations `[n_edges, 3]`, int8.
+        pairs: Senders and receivers `[2, n_pairs]` of a `PairTable` that many structures may share.
+        shifts: Lattice translations `[n_pairs, 3]` of the table.
+        chosen: Which pairs of the table are edges, one bit each `[n_bytes]`.
     """
 
     positions: Tensor
     cell: Tensor
     species: Tensor
-    edge_index: Tensor
-    unit_shifts: Tensor
+    pairs: Tensor
+    shifts: Tensor
+    chosen: Tensor
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, dummies included."""
+        return int(np.unpackbits(self.chosen.numpy()).sum())
 
 
 @dataclass(frozen=True)
@@ -155,8 +163,8 @@ class GraphBuilder:
         cutoff: Å.
         dtype: Floating type of batches.
         device: Where batches go.
-        edge_multiple: The edges of every system of a batch are padded to a multiple of this with dummy
-            edges beyond the cutoff (see `mlip_refine.potential.padding`).
+        edge_multiple: Every structure's edges are filled up to a multiple of this with dummies beyond the
+            cutoff (see `mlip_refine.potential.neighbours`).
     """
 
     atomic_numbers: tuple[int, ...]
@@ -184,16 +192,8 @@ class GraphBuilder:
     def structure(self, positions: Tensor, cell: Tensor, species: Tensor) -> Structure:
         """Find the neighbours of one configuration (positions `[n, 3]`, cell rows `[3, 3]`, Å)."""
         positions, cell = positions.detach().cpu().double(), cell.detach().cpu().double()
-        sender, receiver, shifts = neighbour_list(
-            "ijS",
-            cutoff=self.cutoff,
-            positions=positions.numpy(),
-            cell=cell.numpy(),
-            pbc=np.ones(3, dtype=bool),
-        )
-        # Seen from the other end every pair is there once more: so they come sorted by receiver.
-        edges = torch.from_numpy(np.stack([receiver, sender]).astype(np.int32))
-        return Structure(positions, cell, species, edges, torch.from_numpy((-shifts).astype(np.int8)))
+        table = PairTable.find(positions, cell, self.cutoff, self.edge_multiple - 1)
+        return Structure(positions, cell, species, table.pairs, table.shifts, table.all())
 
     def from_atoms(self, atoms: Atoms) -> Structure:
         """A structure from an ASE `Atoms` object, which must be periodic in three dimensions."""
@@ -207,37 +207,63 @@ class GraphBuilder:
         return self.structure(positions, cell, self.species(atoms.numbers))
 
     def frames(self, positions: Tensor, cells: Tensor, numbers: np.ndarray) -> list[Structure]:
-        """Structures of an ensemble: positions `[n_frames, n_atoms, 3]`, cells `[n_frames, 3, 3]`."""
+        """Structures of frames: positions `[n_frames, n_atoms, 3]`, unwrapped, cells `[n_frames, 3, 3]`."""
         species = self.species(numbers)
-        return [self.structure(x, h, species) for x, h in zip(positions, cells, strict=True)]
+        positions, cells = positions.detach().cpu().double(), cells.detach().cpu().double()
+        sharing = self._sharing(positions, cells, species) if len(positions) > 1 else {}
+        return [
+            sharing[i] if i in sharing else self.structure(x, h, species)
+            for i, (x, h) in enumerate(zip(positions, cells, strict=True))
+        ]
+
+    def _sharing(self, positions: Tensor, cells: Tensor, species: Tensor) -> dict[int, Structure]:
+        """Those frames, by number, that stay so close to their mean that they can share a table."""
+        sites, cell, reach = needed_reach(positions, cells, self.cutoff)
+        near = (reach < LONGEST_REACH * self.cutoff).nonzero().squeeze(1)
+        if not len(near):
+            return {}
+        table = PairTable.find(sites, cell, float(reach[near].max()), self.edge_multiple - 1)
+        chosen = table.within(positions[near], cells[near], self.cutoff)
+        return {
+            i: Structure(positions[i], cells[i], species, table.pairs, table.shifts, bits)
+            for i, bits in zip(near.tolist(), chosen, strict=True)
+        }
 
     def collate(self, structures: Sequence[Structure]) -> Graphs:
         """Join structures into one batch on the model's device and dtype, edges sorted by receiver."""
         sizes = torch.tensor([len(s.species) for s in structures])
-        ptr = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
-        cells = torch.stack([s.cell for s in structures])
-        edges, shifts = self._edges(structures, ptr.tolist(), cells)
+        ptr = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
         species = torch.cat([s.species for s in structures])
         one_hot = torch.nn.functional.one_hot(species, len(self.atomic_numbers))
         real: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        on_device = ptr.to(self.device)
+        edges = [
+            self._edges(structures[run], on_device[run]) for run in _runs([id(s.pairs) for s in structures])
+        ]
         return Graphs(
             positions=torch.cat([s.positions for s in structures]).to(**real),
-            cell=cells.to(**real),
+            cell=torch.stack([s.cell for s in structures]).to(**real),
             node_attrs=one_hot.to(**real),
             batch=torch.repeat_interleave(torch.arange(len(structures)), sizes).to(self.device),
-            ptr=ptr.to(self.device),
-            edge_index=edges.to(self.device),
-            unit_shifts=shifts.to(**real),
+            ptr=on_device,
+            edge_index=torch.cat([index for index, _ in edges], dim=1),
+            unit_shifts=torch.cat([shifts for _, shifts in edges]),
         )
 
-    def _edges(self, structures: Sequence[Structure], ptr: list[int], cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Edges `[2, n_edges]` and shifts `[n_edges, 3]` of a batch, every system's padded."""
-        edges, shifts, far = [], [], far_shifts(cells, self.cutoff).to(torch.int8)
-        for i, structure in enumerate(structures):
-            n_spares = -structure.edge_index.shape[1] % self.edge_multiple
-            edges += [structure.edge_index.long() + ptr[i], torch.full((2, n_spares), ptr[i + 1] - 1)]
-            shifts += [structure.unit_shifts, far[i].expand(n_spares, 3)]
-        return torch.cat(edges, dim=1), torch.cat(shifts)
+    def _edges(self, structures: Sequence[Structure], starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges `[2, n_edges]` and shifts `[n_edges, 3]` of structures that share a table."""
+        table = structures[0]
+        bits = torch.stack([s.chosen for s in structures]).to(self.device)
+        frame, pair = chosen_pairs(bits, len(table.shifts))
+        pairs, shifts = table.pairs.to(self.device).long(), table.shifts.to(self.device).to(self.dtype)
+        index = pairs.index_select(1, pair) + starts.index_select(0, frame)
+        return index, shifts.index_select(0, pair)
+
+
+def _runs(keys: Sequence[int]) -> list[slice]:
+    """Slices of consecutive equal keys."""
+    bounds = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
+    return [slice(i, j) for i, j in pairwise(bounds)]
 
 
 def chunks(structures: Sequence[Structure], max_atoms: int) -> list[slice]:

@@ -14,7 +14,7 @@ from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential.archive import module_hash, save_model, save_safetensors
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure, chunks
 from mlip_refine.potential.kernels import install_kernels, remove_kernels
-from mlip_refine.potential.padding import ROWS
+from mlip_refine.potential.neighbours import MULTIPLE
 from mlip_refine.potential.resolve import resolve_model
 from mlip_refine.potential.unpickle import load_module
 
@@ -85,7 +85,7 @@ class Potential:
             cutoff=float(module.r_max),  # type: ignore[arg-type]
             dtype=DTYPES[default_dtype],
             device=next(module.parameters()).device,
-            edge_multiple=ROWS if resolve_device(device).type == "cpu" else 1,
+            edge_multiple=MULTIPLE if resolve_device(device).type == "cpu" else 1,
         )
         _thaw(self.module, freeze)
         install_kernels(self.module)
