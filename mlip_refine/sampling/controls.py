@@ -19,9 +19,6 @@ from mlip_refine.sampling.guards import GuardSettings
 from mlip_refine.sampling.integrators import Controls
 from mlip_refine.sampling.state_points import StatePoint
 
-# Relaxation of a Nosé-Hoover chain, in periods of the fastest vibration.
-CHAIN_PERIODS = 2.0
-
 
 @dataclass(frozen=True)
 class MDSettings:
@@ -29,7 +26,7 @@ class MDSettings:
 
     Attributes:
         timestep: fs; `None` takes a thirtieth of the fastest vibration of each phase.
-        friction: Langevin friction of the atoms, 1/ps; `None` takes a tenth of its angular frequency.
+        friction: Of the thermostat of the atoms, 1/ps; `None` takes a tenth of its angular frequency.
         interval: Time between stored frames, fs.
         barostat_time: Period of volume oscillations in NPT and NPH, fs; `None` takes four of its periods.
         guards: When a system is set back.
@@ -112,7 +109,12 @@ def batch_controls(potential: Potential, systems: Sequence[StatePoint], real: di
 
 
 def _chain_time(point: StatePoint) -> float:
-    return CHAIN_PERIODS * defaults.STEPS_PER_PERIOD * float(point.timestep or 0.0) * FS
+    """Relaxation time of a chain, torch-sim time: the inverse friction, as for Langevin noise."""
+    if not point.friction:
+        raise SamplingError(
+            f"{point.name}: a Nosé-Hoover chain relaxes in 1/friction; give a friction above 0"
+        )
+    return 1e3 * FS / point.friction
 
 
 def _cell_masses(potential: Potential, systems: Sequence[StatePoint], real: dict[str, Any]) -> Tensor:

@@ -96,7 +96,6 @@ class MolecularDynamics:
         A run that goes on from a `snapshot` of the last record gives the same bits as one that never stopped.
         """
         self.forcefield.forget_neighbours()
-        self._watch.start(self.step)
         recorder, interval = Recorder(len(self.state.energy)), self.steps(self.settings.interval)
         for _ in range(n_frames):
             for left in reversed(range(interval)):
@@ -104,7 +103,7 @@ class MolecularDynamics:
                 self._step(recorder)
                 if tick:
                     tick(self.step)
-            recorder.take(self.step, self.state, self.forcefield, self._watch.given_up)
+            recorder.take(self.step, self.state, self.forcefield, self._watch.idle(self.step))
         self._watch.finish(self.step, recorder)
         lines, self._watch.verdicts = self._verdicts(), {}
         return recorder.trajectories(self.points, lines)

@@ -1,5 +1,6 @@
 """Verdicts on running systems: overheated, or no longer in the phase they started in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,11 +56,6 @@ class RollingAverage:
         self._sums: list[Tensor] = []
         self._sum: Tensor | None = None
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._step, self._sums, self._sum = 0, [], None
-        self.filled.zero_()
-
     def forget(self, system: int) -> None:
         """Let a system that was set back fill its parts anew."""
         self.filled[system] = 0
@@ -87,6 +83,23 @@ class RollingAverage:
     def mean(self) -> Tensor:
         """Averaged fractional positions `[n_atoms, 3]`."""
         return torch.stack(self._sums).mean(0)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What `restore` goes on from."""
+        empty = torch.empty(0)
+        return {
+            "average.parts": torch.stack(self._sums) if self._sums else empty,
+            "average.sum": empty if self._sum is None else self._sum.clone(),
+            "average.step": torch.tensor(self._step),
+            "average.filled": self.filled.clone(),
+        }
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from a snapshot."""
+        device = self._index.device
+        self._sums = list(saved["average.parts"].to(device)) if len(saved["average.parts"]) else []
+        self._sum = saved["average.sum"].to(device) if len(saved["average.sum"]) else None
+        self._step, self.filled = int(saved["average.step"]), saved["average.filled"].clone()
 
     def parts(self) -> list[Tensor]:
         """Fractional positions averaged over each part, the oldest first."""

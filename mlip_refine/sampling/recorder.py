@@ -20,8 +20,8 @@ class Recorder:
         self._kept: list[Tensor] = []
         self._series: dict[str, list[Tensor]] = {}
 
-    def take(self, step: int, state: BatchState, forcefield: ForceField, given_up: Sequence[int]) -> None:
-        """Store the present frame; systems that were given up do not count."""
+    def take(self, step: int, state: BatchState, forcefield: ForceField, idle: Sequence[int]) -> None:
+        """Store the present frame; systems that are idle do not count."""
         frame = {
             "positions": state.positions,
             "cells": state.row_vector_cell,
@@ -33,7 +33,7 @@ class Recorder:
             # A copy in any case: the dynamics goes on in place.
             self._series.setdefault(name, []).append(value.detach().to("cpu", torch.float64, copy=True))
         kept = torch.ones(self._n_systems, dtype=torch.bool)
-        kept[list(given_up)] = False
+        kept[list(idle)] = False
         self._kept.append(kept)
         self._steps.append(step)
 

@@ -62,12 +62,23 @@ class Failure:
 
 @dataclass
 class _Past:
-    """States that passed: the newest, and the one a whole average before it."""
+    """States that passed: the newest, and the one a whole average before it; steps `[n_systems]`."""
 
     newest: dict[str, Tensor]
-    newest_step: list[int]
     safe: dict[str, Tensor]
-    safe_step: list[int]
+    newest_step: Tensor
+    safe_step: Tensor
+
+    def snapshot(self) -> dict[str, Tensor]:
+        states = {"newest": self.newest, "safe": self.safe}
+        copies = {f"{k}.{name}": v.clone() for k, state in states.items() for name, v in state.items()}
+        return copies | {"newest.step": self.newest_step.clone(), "safe.step": self.safe_step.clone()}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        for kind, state in (("newest", self.newest), ("safe", self.safe)):
+            for name, value in state.items():
+                value.copy_(saved[f"{kind}.{name}"])
+        self.newest_step, self.safe_step = saved["newest.step"].clone(), saved["safe.step"].clone()
 
 
 @dataclass
@@ -112,19 +123,18 @@ class Watch:
         self._judges: dict[str, PhaseIdentity] = {}
         self._suspicions = [0] * len(self.systems)
         self._hottest = hottest(self.settings, self.integrator.dof)
-        self.start(0)
-
-    def start(self, step: int) -> None:
-        """Begin a segment: what happened before is forgotten, the present state is one to come back to."""
-        self._average.reset()
-        now, steps = self.integrator.state.snapshot(), [step] * len(self.systems)
-        self._past = _Past(now, list(steps), {k: v.clone() for k, v in now.items()}, list(steps))
-        self._suspicions = [0] * len(self.systems)
+        start = torch.zeros(2, len(self.systems), dtype=torch.long)
+        self._past = _Past(state.snapshot(), state.snapshot(), *start.unbind())
+        self._set_back_at = [-1] * len(self.systems)
 
     @property
     def given_up(self) -> list[int]:
         """Systems that failed too often."""
         return [i for i, n in enumerate(self.restarts) if n > self.settings.restarts]
+
+    def idle(self, step: int) -> list[int]:
+        """Systems whose state at a step is no frame: given up, or just set back to an earlier state."""
+        return sorted({*self.given_up, *(i for i, at in enumerate(self._set_back_at) if at == step)})
 
     def after_step(self, step: int, recorder: Recorder | None) -> None:
         """Look at the batch after a step."""
@@ -136,14 +146,17 @@ class Watch:
             self._judge(step, recorder)
 
     def finish(self, step: int, recorder: Recorder) -> None:
-        """Judge what the last steps of a segment did, before its frames are used; suspects do not pass."""
+        """Judge what the last steps of a segment did, before its frames are used.
+
+        Frames of a system under suspicion do not count, though it may yet come back.
+        """
         state = self.integrator.state
         lost = ~torch.isfinite(state.energy)
         for values in (state.positions, state.momenta, state.forces):
             lost.index_put_((state.system_idx,), ~torch.isfinite(values).all(-1), accumulate=True)
         self._lost(lost, step, recorder)
         for i in [i for i, n in enumerate(self._suspicions) if n]:
-            self._set_back(i, step, "it was leaving its phase", recorder, numerical=False)
+            recorder.discard(i, int(self._past.safe_step[i]))
 
     def _lost(self, systems: Tensor, step: int, recorder: Recorder | None) -> None:
         for i in systems.nonzero().flatten().tolist():
@@ -188,14 +201,15 @@ class Watch:
         state, past = self.integrator.state, self._past
         state.copy_systems(chosen, past.newest, past.safe)
         state.copy_systems(chosen, state.dynamic(), past.newest)
-        for i in chosen.nonzero().flatten().tolist():
-            past.safe_step[i], past.newest_step[i] = past.newest_step[i], step
+        past.safe_step[chosen] = past.newest_step[chosen]
+        past.newest_step[chosen] = step
 
     def _set_back(
         self, system: int, step: int, reason: str, recorder: Recorder | None, *, numerical: bool
     ) -> None:
         point, replica = self.systems[system]
-        known, since = system in self.given_up, self._past.safe_step[system]
+        known, since = system in self.given_up, int(self._past.safe_step[system])
+        self._set_back_at[system] = step
         if recorder:
             recorder.discard(system, since)
         if not known:
@@ -251,16 +265,20 @@ class Watch:
         ]
 
     def snapshot(self) -> dict[str, Tensor]:
-        """How often systems were set back."""
-        return {
+        """What was seen of the systems, and how often they were set back."""
+        counts = {
             "restarts": torch.tensor(self.restarts),
             "shortenings": torch.tensor(self._shortenings),
+            "suspicions": torch.tensor(self._suspicions),
         }
+        return counts | self._past.snapshot() | self._average.snapshot()
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot; what was told before stays with the segment in which it happened."""
         self.restarts = saved["restarts"].tolist()
-        self._shortenings = saved["shortenings"].tolist()
+        self._shortenings, self._suspicions = saved["shortenings"].tolist(), saved["suspicions"].tolist()
+        self._past.restore(saved)
+        self._average.restore(saved)
         for i, (point, replica) in enumerate(self.systems):
             if self.restarts[i]:
                 key = stream_key(self.seed, point.name, replica, self.restarts[i])

@@ -52,9 +52,9 @@ FAULTS = {
     "displaced": (_displace, "it left its lattice sites"),
 }
 
-# Where the fault happens, what had passed a whole average before (the averages fill at 71 and 119), where a
+# Where the fault happens, what had passed a whole average before (the averages fill at 48, 96 and 144), where a
 # part of an average ends, and when frames are taken.
-START, FAULT, SAFE, JUDGED, EVERY = 23, 125, 71, 12, 20
+START, FAULT, SAFE, JUDGED, EVERY = 23, 125, 48, 12, 20
 
 
 def _aluminium() -> Atoms:
@@ -112,11 +112,13 @@ def test_one_bad_system_of_four_is_set_back_alone(
     found = failure.step
     assert (failure.point, failure.replica) == ("warm", 0)
     assert FAULT < found <= FAULT + {"displaced": 100, "hot": JUDGED}.get(kind, 2)
-    line = f"warm, replica 0, step {found}: set back to step {SAFE} (restart 1 of 3), {failure.reason}"
+    # Two swapped atoms of 32 are not yet seen in the average that ends at 144.
+    safe = 96 if kind == "displaced" else SAFE
+    line = f"warm, replica 0, step {found}: set back to step {safe} (restart 1 of 3), {failure.reason}"
     assert runs["warm"].verdicts == (line,)
     assert reason in failure.reason
     frames = [START + EVERY * (i + 1) for i in range(11)]
-    assert runs["warm"].kept[0].tolist() == [step <= SAFE or step >= found for step in frames]
+    assert runs["warm"].kept[0].tolist() == [step <= safe or step > found for step in frames]
     for name in SERIES:
         before = getattr(runs["warm"], name)[0, :2]
         assert torch.equal(before, getattr(healthy[ensemble]["warm"], name)[0, :2])
