@@ -9,7 +9,7 @@ of an ensemble are evaluated many times under changing parameters. How they are 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.potential.neighbours import LONGEST_REACH, PairTable, chosen_pairs, needed_reach
+
+
+class Offsets(NamedTuple):
+    """First atoms `[n_graphs + 1]` and first edges `[n_graphs + 1]` of consecutive graphs, with the ends."""
+
+    atoms: Sequence[int]
+    edges: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -53,29 +60,24 @@ class Graphs:
         volume: Tensor = torch.linalg.det(self.cell).abs()
         return volume
 
-    def split(self, max_atoms: int) -> list["Graphs"]:
-        """Consecutive parts of at most `max_atoms` atoms; the edges must be sorted by receiver."""
-        starts = self.ptr.tolist()
-        first = [0]
-        for i in range(1, self.n_graphs):
-            if starts[i + 1] - starts[first[-1]] > max_atoms:
-                first.append(i)
-        ends = [*first[1:], self.n_graphs]
-        edges = torch.searchsorted(self.edge_index[1].contiguous(), self.ptr).tolist()
-        return (
-            [self] if len(first) == 1 else [self._part(i, j, edges) for i, j in zip(first, ends, strict=True)]
-        )
+    def offsets(self) -> Offsets:
+        """Where every graph starts; the edges must be sorted by receiver. Waits for the device once."""
+        edges = torch.searchsorted(self.edge_index[1].contiguous(), self.ptr)
+        return Offsets(*torch.stack([self.ptr, edges]).tolist())
 
-    def _part(self, start: int, end: int, edges: list[int]) -> "Graphs":
-        atoms, pairs = slice(int(self.ptr[start]), int(self.ptr[end])), slice(edges[start], edges[end])
+    def part(self, graphs: slice, offsets: Offsets) -> "Graphs":
+        """Consecutive graphs of the batch as a batch of their own."""
+        start, stop = graphs.start, graphs.stop
+        atoms = slice(offsets.atoms[start], offsets.atoms[stop])
+        edges = slice(offsets.edges[start], offsets.edges[stop])
         return Graphs(
             positions=self.positions[atoms],
-            cell=self.cell[start:end],
+            cell=self.cell[start:stop],
             node_attrs=self.node_attrs[atoms],
             batch=self.batch[atoms] - start,
-            ptr=self.ptr[start : end + 1] - atoms.start,
-            edge_index=self.edge_index[:, pairs] - atoms.start,
-            unit_shifts=self.unit_shifts[pairs],
+            ptr=self.ptr[start : stop + 1] - atoms.start,
+            edge_index=self.edge_index[:, edges] - atoms.start,
+            unit_shifts=self.unit_shifts[edges],
         )
 
     def vectors(self) -> Tensor:
@@ -264,17 +266,3 @@ def _runs(keys: Sequence[int]) -> list[slice]:
     """Slices of consecutive equal keys."""
     bounds = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
     return [slice(i, j) for i, j in pairwise(bounds)]
-
-
-def chunks(structures: Sequence[Structure], max_atoms: int) -> list[slice]:
-    """Split a list into consecutive slices of at most `max_atoms` atoms (at least one structure each)."""
-    slices, start, atoms = [], 0, 0
-    for i, structure in enumerate(structures):
-        n = len(structure.species)
-        if i > start and atoms + n > max_atoms:
-            slices.append(slice(start, i))
-            start, atoms = i, 0
-        atoms += n
-    if structures:
-        slices.append(slice(start, len(structures)))
-    return slices

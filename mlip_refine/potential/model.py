@@ -2,7 +2,7 @@
 
 import copy
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential.archive import module_hash, save_model, save_safetensors
-from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure, chunks
+from mlip_refine.potential.batching import Chunker, Systems, Work
+from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
 from mlip_refine.potential.kernels import install_kernels, remove_kernels
 from mlip_refine.potential.neighbours import MULTIPLE
 from mlip_refine.potential.resolve import resolve_model
@@ -20,9 +21,6 @@ from mlip_refine.potential.unpickle import load_module
 
 PROBES = ("energy", "forces", "stress")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-# Energies of this many atoms at a time: large enough to fill the hardware, small enough for its caches.
-CHUNK_ATOMS = {"cpu": 900, "cuda": 20_000}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -54,6 +52,7 @@ class Potential:
         module: The MACE module.
         head: Name of the head that is evaluated.
         graphs: Builder of structures and batches for this model.
+        chunker: Knows how many systems fit at a time.
     """
 
     def __init__(
@@ -87,6 +86,7 @@ class Potential:
             device=next(module.parameters()).device,
             edge_multiple=MULTIPLE if resolve_device(device).type == "cpu" else 1,
         )
+        self.chunker = Chunker(self.graphs.device)
         _thaw(self.module, freeze)
         install_kernels(self.module)
 
@@ -182,23 +182,59 @@ class Potential:
         """Evaluate a batch of any size in parts that suit the device, without a graph in the parameters.
 
         The edges must be sorted by receiver.
+
+        Raises:
+            MlipRefineError: If memory runs out for a single system.
         """
-        wanted = tuple(probes)
-        parts = [self.evaluate(part, wanted) for part in graphs.split(CHUNK_ATOMS[self.device.type])]
-        return {name: torch.cat([part[name].detach() for part in parts]) for name in wanted}
+        wanted, systems = tuple(probes), Systems.of_graphs(graphs)
+        work = Work.FORCES if {"forces", "stress"} & set(wanted) else Work.ENERGY
+
+        def detached(part: slice) -> dict[str, Tensor]:
+            chunk = graphs if part == slice(0, systems.count) else graphs.part(part, systems.offsets)
+            with torch.no_grad():
+                return {name: value.detach() for name, value in self.evaluate(chunk, wanted).items()}
+
+        parts = list(self.chunker.run(work, systems, detached))
+        return parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in wanted}
 
     def energies(self, structures: Sequence[Structure]) -> Tensor:
-        """Energies of many structures in chunks, without a graph: `[n]`, eV, float64, on the CPU."""
-        parts = []
-        with torch.no_grad():
-            for part in self.chunks(structures):
-                energy = self.evaluate(self.graphs.collate(structures[part]))["energy"]
-                parts.append(energy.detach().double().cpu())
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        """Energies of many structures in chunks, without a graph: `[n]`, eV, float64, on the CPU.
 
-    def chunks(self, structures: Sequence[Structure]) -> list[slice]:
-        """Slices of the list that are evaluated at once on this device."""
-        return chunks(structures, CHUNK_ATOMS[self.device.type])
+        Raises:
+            MlipRefineError: If memory runs out for a single system.
+        """
+
+        def energy(_: slice, graphs: Graphs) -> Tensor:
+            with torch.no_grad():
+                return self.evaluate(graphs)["energy"].double().cpu()
+
+        return torch.cat([torch.zeros(0).double(), *self.in_chunks(Work.ENERGY, structures, energy)])
+
+    def in_chunks[T](
+        self, work: Work, structures: Sequence[Structure], evaluate: Callable[[slice, Graphs], T]
+    ) -> Iterator[T]:
+        """Do work on many structures, as many at a time as are fast and fit.
+
+        Args:
+            work: Its kind.
+            structures: Structures.
+            evaluate: Does it for one chunk: which of the structures, and their batch. It may be called again
+                for a part of a chunk for which memory ran out (`Chunker.run`).
+
+        Yields:
+            The result of every chunk, in order.
+
+        Raises:
+            MlipRefineError: If memory runs out for a single system.
+        """
+        systems = Systems.of_structures(structures)
+        yield from self.chunker.run(
+            work, systems, lambda part: evaluate(part, self.graphs.collate(structures[part]))
+        )
+
+    def chunks(self, structures: Sequence[Structure], work: Work = Work.FORCES) -> list[slice]:
+        """Slices of the list that are fast, and fit as far as is known, on this device."""
+        return self.chunker.plan(work, Systems.of_structures(structures))
 
     def frozen_copy(self, default_dtype: str | None = None) -> "Potential":
         """An independent copy without gradients in its parameters: what sampling gets."""

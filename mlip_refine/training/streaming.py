@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, LossResult
-from mlip_refine.potential import Potential, Structure
+from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.training.ensembles import Ensemble
 
 
@@ -41,11 +41,28 @@ def ensemble_losses(
 
 
 def backpropagate(potential: Potential, structures: Sequence[Structure], adjoint: Tensor) -> None:
-    """Pass two: add Σ_i adjoint_i ∂U_i/∂θ to the gradients of the parameters, chunk by chunk."""
-    for part in potential.chunks(structures):
-        graphs = potential.graphs.collate(structures[part])
+    """Pass two: add Σ_i adjoint_i ∂U_i/∂θ to the gradients of the parameters, chunk by chunk.
+
+    A chunk is added once its gradient is complete: one that runs out of memory on the way leaves no trace.
+
+    Raises:
+        MlipRefineError: If memory runs out for a single system.
+    """
+    parameters = list(potential.trainable_parameters().values())
+
+    def gradients(part: slice, graphs: Graphs) -> tuple[Tensor | None, ...]:
         energy = potential.evaluate(graphs)["energy"]
-        energy.backward(adjoint[part].to(energy))
+        return torch.autograd.grad(energy, parameters, adjoint[part].to(energy), allow_unused=True)
+
+    for found in potential.in_chunks(Work.GRADIENT, structures, gradients):
+        _accumulate(parameters, found)
+
+
+def _accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            # A copy: autograd may hand out one tensor for several parameters.
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _adjoint(leaf: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ase.neighborlist import neighbor_list
 
 from mlip_refine.errors import InputError
 from mlip_refine.potential import GraphBuilder
-from mlip_refine.potential.graphs import Graphs, chunks
+from mlip_refine.potential.graphs import Graphs
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_unwrapped_atoms_have_the_same_neighbours(builder: GraphBuilder) -> None
     torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
 
 
-def test_collate_and_split_are_inverse(builder: GraphBuilder) -> None:
+def test_collate_and_part_are_inverse(builder: GraphBuilder) -> None:
     structures = [builder.from_atoms(_crystal(i, s)) for i, s in enumerate(["cubic", "small", "triclinic"])]
     graphs = builder.collate(structures)
     assert graphs.ptr.tolist() == [0, 16, 18, 34]
@@ -67,9 +67,11 @@ def test_collate_and_split_are_inverse(builder: GraphBuilder) -> None:
         graphs.edge_index[:, order],
         graphs.unit_shifts[order],
     )
-    for limit, sizes in [(1, [1, 1, 1]), (18, [2, 1]), (100, [3])]:
-        parts = graphs.split(limit)
-        assert [p.n_graphs for p in parts] == sizes
+    offsets = graphs.offsets()
+    assert offsets.atoms == [0, 16, 18, 34]
+    assert offsets.edges == [0, *torch.bincount(graphs.batch[graphs.edge_index[0]]).cumsum(0).tolist()]
+    for ends in [(1, 2, 3), (2, 3), (3,)]:
+        parts = [graphs.part(slice(i, j), offsets) for i, j in zip((0, *ends), ends, strict=False)]
         torch.testing.assert_close(torch.cat([_lengths(p) for p in parts]), _lengths(graphs))
         torch.testing.assert_close(torch.cat([p.node_attrs for p in parts]), graphs.node_attrs)
         torch.testing.assert_close(torch.cat([p.volume for p in parts]), graphs.volume)
@@ -77,17 +79,6 @@ def test_collate_and_split_are_inverse(builder: GraphBuilder) -> None:
             assert part.ptr[0] == 0
             assert part.ptr[-1] == len(part.positions)
             assert part.edge_index.max() < len(part.positions)
-
-
-def test_chunks_hold_at_most_so_many_atoms(builder: GraphBuilder) -> None:
-    structures = [
-        builder.from_atoms(_crystal(i, s)) for i, s in enumerate(["cubic", "small", "small", "cubic"])
-    ]
-    assert chunks(structures, 1) == [slice(i, i + 1) for i in range(4)]
-    assert chunks(structures, 18) == [slice(0, 2), slice(2, 4)]
-    assert chunks(structures, 20) == [slice(0, 3), slice(3, 4)]
-    assert chunks(structures, 1000) == [slice(0, 4)]
-    assert chunks([], 10) == []
 
 
 def test_one_hot_follows_the_models_order(builder: GraphBuilder) -> None:

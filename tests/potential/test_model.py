@@ -12,8 +12,7 @@ from ase.build import bulk
 from mace.calculators import MACECalculator
 
 from mlip_refine.errors import InputError
-from mlip_refine.potential import Potential, resolve_device
-from mlip_refine.potential import model as model_module
+from mlip_refine.potential import Potential, batching, resolve_device
 from mlip_refine.potential.ase import ase_calculator
 from mlip_refine.potential.graphs import Graphs
 from mlip_refine.potential.resolve import resolve_model
@@ -157,7 +156,7 @@ def test_chunks_do_not_change_results(titanium: Potential, monkeypatch: pytest.M
     structures = [titanium.graphs.from_atoms(a) for a in _frames() * 2]
     whole = titanium.evaluate(titanium.graphs.collate(structures), PROBES)
     for limit in (1, 20, 40, 1000):
-        monkeypatch.setitem(model_module.CHUNK_ATOMS, "cpu", limit)
+        monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", limit)
         torch.testing.assert_close(
             titanium.energies(structures), whole["energy"].detach(), rtol=1e-12, atol=1e-10
         )
@@ -170,7 +169,7 @@ def test_a_batch_in_parts_equals_the_batch(titanium: Potential, monkeypatch: pyt
     graphs = _sorted(_graphs(titanium, _frames() * 2))
     whole = titanium.evaluate(graphs, PROBES)
     for limit in (1, 20, 40, 1000):
-        monkeypatch.setitem(model_module.CHUNK_ATOMS, "cpu", limit)
+        monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", limit)
         parts = titanium.evaluate_chunked(graphs, PROBES)
         for name in PROBES:
             assert not parts[name].requires_grad

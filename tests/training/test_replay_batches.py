@@ -6,7 +6,7 @@ import torch
 
 from mlip_refine.data import Frame
 from mlip_refine.losses.replay import Replay, ReplayOptions
-from mlip_refine.potential import model
+from mlip_refine.potential import batching
 from mlip_refine.quantities import GPA
 from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors, labels
 
@@ -41,7 +41,7 @@ def frames(titanium, hcp, bcc):
 
 @pytest.mark.parametrize("chunk_atoms", [1, 900])
 def test_held_out_errors_are_those_put_in(titanium, frames, monkeypatch, chunk_atoms):
-    monkeypatch.setitem(model.CHUNK_ATOMS, "cpu", chunk_atoms)
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", chunk_atoms)
     errors = held_out_errors(titanium, frames)
     assert errors.energy_mae_mev_per_atom == pytest.approx(1e3 * ENERGY_OFF, rel=1e-9)
     assert errors.forces_mae_mev_per_A == pytest.approx(1e3 * FORCES_OFF, rel=1e-9)

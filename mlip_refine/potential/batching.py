@@ -1,0 +1,237 @@
+"""How many systems are evaluated at a time: as many as are fast and fit, found by measuring.
+
+Speed gives one bound, in atoms. On a GPU memory gives another: the peak of a small first chunk is measured
+and scaled up, and measured again when chunks have grown. Where memory runs out all the same, the chunk is
+halved.
+"""
+
+import gc
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, partial
+from typing import Self
+
+import torch
+
+from mlip_refine.errors import MlipRefineError
+from mlip_refine.potential.device_memory import CudaMemory, Memory, is_out_of_memory
+from mlip_refine.potential.graphs import Graphs, Offsets, Structure
+from mlip_refine.progress import console
+
+CHUNK_ATOMS = {"cpu": 900, "cuda": 20_000}
+"""Atoms at a time by device: enough to fill the hardware; on a CPU few enough for its caches."""
+
+PROBE_ATOMS = 256
+"""Size of the first chunk on a device whose memory is measured."""
+
+_GROWTH = 8.0
+"""Largest step from one measured size to the next: what is extrapolated stays near what was seen."""
+
+_SHARE = 0.8
+"""Part of the free memory that is planned for; the rest is for fragments and other users of the device."""
+
+
+class Work(StrEnum):
+    """Kinds of evaluation, which need memory in different measure."""
+
+    ENERGY = "energies"
+    FORCES = "forces"
+    GRADIENT = "gradients"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Size of a chunk, or a bound on it.
+
+    Attributes:
+        atoms: Number of atoms.
+        edges: Number of edges: neighbours of all atoms.
+    """
+
+    atoms: float
+    edges: float
+
+    def fits(self, limit: Self) -> bool:
+        """Whether neither number is above its bound."""
+        return self.atoms <= limit.atoms and self.edges <= limit.edges
+
+    def times(self, factor: float) -> "Extent":
+        """Both numbers scaled."""
+        return Extent(factor * self.atoms, factor * self.edges)
+
+    def over(self, other: Self) -> float:
+        """How many times another chunk bounds this one: with costs linear in both, it costs no more."""
+        return max(self.atoms / max(other.atoms, 1), self.edges / max(other.edges, 1))
+
+    def __str__(self) -> str:
+        return f"{self.atoms:.0f} atoms with {self.edges:.0f} edges"
+
+
+UNBOUNDED = Extent(math.inf, math.inf)
+
+
+class Systems:
+    """Sizes of consecutive systems.
+
+    Attributes:
+        count: Number of systems.
+        total: Their extent.
+    """
+
+    def __init__(self, count: int, total: Extent, offsets: Callable[[], Offsets]) -> None:
+        """Keep what is known; `offsets` is asked only if the systems are divided."""
+        self.count, self.total = count, total
+        self._find_offsets = offsets
+
+    @classmethod
+    def of_structures(cls, structures: Sequence[Structure]) -> Self:
+        """Sizes of structures."""
+        atoms, edges = [0], [0]
+        for structure in structures:
+            atoms.append(atoms[-1] + len(structure.species))
+            edges.append(edges[-1] + structure.n_edges)
+        return cls(len(structures), Extent(atoms[-1], edges[-1]), lambda: Offsets(atoms, edges))
+
+    @classmethod
+    def of_graphs(cls, graphs: Graphs) -> Self:
+        """Sizes of a batch, edges sorted by receiver; the device is waited for only if it is divided."""
+        total = Extent(len(graphs.positions), graphs.edge_index.shape[1])
+        return cls(graphs.n_graphs, total, graphs.offsets)
+
+    @cached_property
+    def offsets(self) -> Offsets:
+        """First atom and first edge of every system, and the ends."""
+        return self._find_offsets()
+
+    def extent(self, part: slice) -> Extent:
+        """Size of some of the systems."""
+        if part == slice(0, self.count):
+            return self.total
+        atoms, edges = self.offsets
+        return Extent(atoms[part.stop] - atoms[part.start], edges[part.stop] - edges[part.start])
+
+    def take(self, start: int, limit: Extent) -> slice:
+        """The systems from `start` on that fit into a limit, at least one."""
+        if start == 0 and self.total.fits(limit):
+            return slice(0, self.count)
+        atoms, edges = self.offsets
+        stop = min(
+            bisect_right(atoms, atoms[start] + limit.atoms), bisect_right(edges, edges[start] + limit.edges)
+        )
+        return slice(start, max(start + 1, stop - 1))
+
+
+class Chunker:
+    """Does work on many systems in chunks that suit a device, and remembers what fits.
+
+    Attributes:
+        device: Where the work is done.
+        memory: Of the device, if it is measured: on a GPU. On a CPU chunks are small for speed's sake.
+    """
+
+    def __init__(self, device: torch.device, memory: Memory | None = None) -> None:
+        """Know nothing yet.
+
+        Args:
+            device: Where the work is done.
+            memory: Meter in place of the device's own.
+        """
+        self.device = device
+        self.memory = memory or (CudaMemory(device) if device.type == "cuda" else None)
+        self._fitting: dict[Work, Extent] = {}
+        self._measured: dict[Work, Extent] = {}
+
+    def limit(self, work: Work) -> Extent:
+        """The largest chunk for a kind of work that is fast, and fits as far as is known now."""
+        fitting = self._fitting.get(work, UNBOUNDED)
+        return Extent(min(CHUNK_ATOMS[self.device.type], fitting.atoms), fitting.edges)
+
+    def plan(self, work: Work, systems: Systems) -> list[slice]:
+        """Chunks of the largest size that is not known to be too large."""
+        parts, start = [], 0
+        while start < systems.count:
+            parts.append(systems.take(start, self.limit(work)))
+            start = parts[-1].stop
+        return parts
+
+    def run[T](self, work: Work, systems: Systems, evaluate: Callable[[slice], T]) -> Iterator[T]:
+        """Do the work chunk by chunk, in smaller ones where memory runs out.
+
+        Args:
+            work: Its kind.
+            systems: Sizes of the systems.
+            evaluate: Does the work for one chunk. It may be called again for a part of a chunk that failed,
+                so it must leave nothing behind but its result.
+
+        Yields:
+            The result of every chunk, in order.
+
+        Raises:
+            MlipRefineError: If a single system does not fit.
+        """
+        start, failed = 0, None
+        while start < systems.count:
+            part = systems.take(start, self._next(work))
+            extent = systems.extent(part)
+            done = self._measured_attempt(work, extent, partial(evaluate, part))
+            if done is None:
+                failed = failed or extent
+                self._halve(work, part, extent)
+                continue
+            if failed is not None:
+                _report(work, failed, extent)
+            start, failed = part.stop, None
+            yield done[0]
+
+    def _next(self, work: Work) -> Extent:
+        """Bound on the next chunk: a probe where memory is to be measured and has not been."""
+        if self.memory is None or work in self._fitting:
+            return self.limit(work)
+        return Extent(PROBE_ATOMS, math.inf)
+
+    def _measured_attempt[T](self, work: Work, extent: Extent, evaluate: Callable[[], T]) -> tuple[T] | None:
+        """Try a chunk, and learn from its peak if it is much larger than any before."""
+        seen = self._measured.get(work, Extent(0, 0))
+        if self.memory is None or extent.over(seen) < 2:
+            return _attempt(evaluate)
+        before = self.memory.mark()
+        done = _attempt(evaluate)
+        if done is not None:
+            used = max(self.memory.peak() - before, 1)
+            self._measured[work] = extent
+            self._fitting[work] = extent.times(min(_GROWTH, _SHARE * self.memory.available() / used))
+        return done
+
+    def _halve(self, work: Work, part: slice, extent: Extent) -> None:
+        """Remember that a chunk does not fit, and free what its failed evaluation held."""
+        gc.collect(1)  # cycles among the failed frames, which are young; all generations would take a second
+        if self.memory is not None:
+            self.memory.release()
+        if part.stop - part.start == 1:
+            raise MlipRefineError(
+                f"out of memory in the {work} of a single system of {extent} on {self.device}: it takes a "
+                "smaller system, lower precision, or a device with more memory"
+            )
+        self._fitting[work] = extent.times(0.5)
+        # A limit that was found the hard way is not raised by measuring.
+        self._measured[work] = UNBOUNDED
+
+
+def _attempt[T](evaluate: Callable[[], T]) -> tuple[T] | None:
+    """The result, or `None` if memory ran out.
+
+    The error ends here, and with it the last hold on the frames that it came through and on their tensors.
+    """
+    try:
+        return (evaluate(),)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def _report(work: Work, failed: Extent, fitting: Extent) -> None:
+    console.print(f"out of memory in the {work} of {failed} at once: going on with {fitting}", soft_wrap=True)
