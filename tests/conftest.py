@@ -44,7 +44,7 @@ class Analytic:
     def evaluate_chunked(self, graphs: Any, probes: Iterable[str]) -> dict[str, Tensor]:
         return self.evaluate(graphs, probes)
 
-    def frozen_copy(self, default_dtype: str | None = None) -> "Analytic":
+    def frozen_copy(self, default_dtype: str | None = None, accelerate: str = "none") -> "Analytic":
         return self
 
     def energies(self, structures: Sequence[Any]) -> Tensor:

@@ -88,6 +88,11 @@ class Sampling(Section):
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="Precision of the dynamics; energies that enter weights are recomputed."
     )
+    accelerate: Literal["auto", "none", "compile", "cueq"] = Field(
+        "auto",
+        description="How forces are found: plainly, with torch.compile or cuEquivariance; auto: on a GPU the "
+        "fastest of these, timed on the spot, that agrees with the plain model. One that fails is left.",
+    )
     guards: Guards = Field(default_factory=Guards, description="When a running system is stopped.")
 
     @model_validator(mode="after")

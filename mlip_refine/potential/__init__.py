@@ -8,8 +8,9 @@ import io
 with contextlib.redirect_stdout(io.StringIO()):
     import mace.modules  # noqa: F401
 
+from mlip_refine.potential.accelerate import Acceleration
 from mlip_refine.potential.batching import Work
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
 from mlip_refine.potential.model import Potential, resolve_device
 
-__all__ = ["GraphBuilder", "Graphs", "Potential", "Structure", "Work", "resolve_device"]
+__all__ = ["Acceleration", "GraphBuilder", "Graphs", "Potential", "Structure", "Work", "resolve_device"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.potential.accelerate import Acceleration, Accelerator, Experience, accelerator
 from mlip_refine.potential.archive import module_hash, save_model, save_safetensors
 from mlip_refine.potential.batching import Chunker, Systems, Work
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
@@ -89,6 +90,8 @@ class Potential:
         self.chunker = Chunker(self.graphs.device)
         _thaw(self.module, freeze)
         install_kernels(self.module)
+        self._accelerator: Accelerator | None = None
+        self._experience = Experience()
 
     @classmethod
     def load(
@@ -164,19 +167,30 @@ class Potential:
         derivatives = bool(wanted & {"forces", "stress"})
         vectors = graphs.vectors().requires_grad_(derivatives)
         with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives), _same_from_the_first_call(self):
-            energy = self._energy(graphs, vectors)
-            found = {"energy": energy}
             if derivatives:
-                slope = _slope(energy, vectors, create_graph=create_graph)
-                found["forces"] = graphs.forces(slope)
+                energy, slope = self._energy_and_slope(graphs, vectors, create_graph=create_graph)
+                found = {"energy": energy, "forces": graphs.forces(slope)}
                 if "stress" in wanted:
                     found["stress"] = graphs.stress(vectors, slope)
+            else:
+                found = {"energy": self._energy(graphs, vectors)}
         return {name: found[name] for name in PROBES if name in wanted}
 
     def _energy(self, graphs: Graphs, vectors: Tensor) -> Tensor:
         inputs = graphs.mace_input(vectors, self.heads.index(self.head))
         energy: Tensor = self.module(inputs, compute_force=False)["energy"]
         return energy
+
+    def _energy_and_slope(
+        self, graphs: Graphs, vectors: Tensor, *, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        if self._accelerator and not create_graph:
+            return self._accelerator(graphs, vectors)
+        return self._eager(graphs, vectors, create_graph=create_graph)
+
+    def _eager(self, graphs: Graphs, vectors: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        energy = self._energy(graphs, vectors)
+        return energy, _slope(energy, vectors, create_graph=create_graph)
 
     def evaluate_chunked(self, graphs: Graphs, probes: Iterable[str]) -> dict[str, Tensor]:
         """Evaluate a batch of any size in parts that suit the device, without a graph in the parameters.
@@ -236,13 +250,21 @@ class Potential:
         """Slices of the list that are fast, and fit as far as is known, on this device."""
         return self.chunker.plan(work, Systems.of_structures(structures))
 
-    def frozen_copy(self, default_dtype: str | None = None) -> "Potential":
-        """An independent copy without gradients in its parameters: what sampling gets."""
+    def frozen_copy(self, default_dtype: str | None = None, accelerate: Acceleration = "none") -> "Potential":
+        """An independent copy without gradients in its parameters: what sampling gets.
+
+        Args:
+            default_dtype: `float32` or `float64`; `None` keeps that of the original.
+            accelerate: How forces are found (see `mlip_refine.potential.accelerate`).
+        """
         name = default_dtype or str(self.dtype).removeprefix("torch.")
         module = copy.deepcopy(self.module)
         remove_kernels(module)
         frozen = Potential(module, head=self.head, default_dtype=name, device=str(self.device))
         frozen.module.requires_grad_(requires_grad=False)
+        frozen._experience = self._experience
+        number = self.heads.index(self.head)
+        frozen._accelerator = accelerator(frozen._eager, frozen.module, number, accelerate, self._experience)
         return frozen
 
     def save(self, folder: Path, name: str) -> tuple[Path, Path]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleSource
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.training.ensembles import Draw, Ensemble
 from mlip_refine.training.lending import with_lent
@@ -59,6 +59,7 @@ class EnsembleSampler:
         min_effective: Independent frames below which an ensemble is refused.
         policy: When and how state points are sampled anew.
         md_steps: Steps of molecular dynamics taken so far, summed over atoms.
+        accelerate: How the sampling copy finds forces (see `Potential.frozen_copy`).
     """
 
     points: Mapping[EnsembleSource, StatePoint]
@@ -70,6 +71,7 @@ class EnsembleSampler:
     min_effective: float
     policy: Policy = field(default_factory=Policy)
     md_steps: int = 0
+    accelerate: Acceleration = "none"
 
     def initial(
         self, potential: Potential, sources: Sequence[EnsembleSource]
@@ -102,7 +104,8 @@ class EnsembleSampler:
             StatisticsError: If the frames are too few or too correlated.
         """
         points, length = [self.points[s] for s in sources], self._shortened(share)
-        frozen, seed = potential.frozen_copy(self.sampling_dtype), stage_seed(self.seed, stage)
+        frozen = potential.frozen_copy(self.sampling_dtype, self.accelerate)
+        seed = stage_seed(self.seed, stage)
         runs = sample(
             frozen, points, self.settings, length, seed=seed, stage=stage, store=self.store, start=start
         )

@@ -237,6 +237,7 @@ def _trainer(
         store=run.store,
         seed=config.seed,
         sampling_dtype=config.sampling.dtype,
+        accelerate=config.sampling.accelerate,
         min_effective=config.sampling.min_effective_frames,
         policy=Policy(
             threshold=config.sampling.n_eff_threshold,

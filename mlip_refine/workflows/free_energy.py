@@ -137,7 +137,7 @@ def compute_free_energies(
     points = {s: replace(p, ensemble="nvt") for s, p in points.items()}
     for loss in losses:
         require_equal_sizes(loss, points)
-    frozen = potential.frozen_copy(config.sampling.dtype)
+    frozen = potential.frozen_copy(config.sampling.dtype, config.sampling.accelerate)
     cells = _cells(config, frozen, points, store)
     energies = absolute_free_energies(
         frozen,

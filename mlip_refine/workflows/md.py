@@ -125,7 +125,7 @@ def _prepare(config: Config, *, resume: bool) -> _Run:
     """Check everything that can be checked before a file is written, then open the run folder."""
     section, given = _section(config), config
     sources = _sources(config, section)
-    potential = load_potential(config).frozen_copy(config.sampling.dtype)
+    potential = load_potential(config).frozen_copy(config.sampling.dtype, config.sampling.accelerate)
     points = [_state_point(config, section, source, potential) for source in sources]
     config = with_timestep(config, potential, points)
     if section.interval < timestep(config):

@@ -102,7 +102,8 @@ def phase_changes(
     fresh = {s: replace(p, replicas=section.replicas, ensemble="nvt") for s, p in points.items()}
     seed = config.seed + section.seed_offset
     named = {"before": before, "after": after}
-    sampling_copy = {name: p.frozen_copy(config.sampling.dtype) for name, p in named.items()}
+    how = config.sampling
+    sampling_copy = {name: p.frozen_copy(how.dtype, how.accelerate) for name, p in named.items()}
     moved = equilibrate_cells(
         sampling_copy["after"],
         list(fresh.values()),

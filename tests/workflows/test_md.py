@@ -72,8 +72,8 @@ class _Loaded:
             self.frozen = load_potential(config).frozen_copy(config.sampling.dtype)
         return self
 
-    def frozen_copy(self, dtype: str) -> Any:
-        assert dtype == "float32"
+    def frozen_copy(self, dtype: str, accelerate: str) -> Any:
+        assert (dtype, accelerate) == ("float32", "auto")
         return self.frozen
 
 
