@@ -52,8 +52,8 @@ FAULTS = {
     "displaced": (_displace, "it left its lattice sites"),
 }
 
-# Where the fault happens, what had passed a whole average before (the averages fill at 48, 96 and 144), where a
-# part of an average ends, and when frames are taken.
+# Where the fault happens, what had passed a whole average before (the averages fill at 48, 96 and 144), where
+# a part of an average ends, and when frames are taken.
 START, FAULT, SAFE, JUDGED, EVERY = 23, 125, 48, 12, 20
 
 

@@ -68,7 +68,7 @@ def _run(crystal: Crystal, cell: np.ndarray, seed: int, frames: int = 600, repli
         model_energy=series,
         bias_energy=series,
         stress=series[..., None, None].expand(replicas, frames, 3, 3),
-        kept=torch.ones(replicas, n_frames, dtype=torch.bool),
+        kept=torch.ones(replicas, frames, dtype=torch.bool),
     )
 
 
