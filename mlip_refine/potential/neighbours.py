@@ -129,6 +129,8 @@ def needed_reach(positions: Tensor, cells: Tensor, cutoff: float) -> tuple[Tenso
         Mean sites `[n_atoms, 3]`, mean cell `[3, 3]` and R of every frame `[n_frames]`, Å.
     """
     fractional = positions @ torch.linalg.inv(cells)
+    # Neighbours do not change when a whole crystal drifts, as it does between replicas and draws.
+    fractional = fractional - (fractional - fractional[:1]).mean(1, keepdim=True)
     sites, mean_cell = fractional.mean(0), cells.mean(0)
     moved = ((fractional - sites) @ cells).norm(dim=-1).amax(1)
     strain = torch.linalg.matrix_norm(torch.linalg.solve(mean_cell, cells) - torch.eye(3).to(cells))

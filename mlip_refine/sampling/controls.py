@@ -54,6 +54,8 @@ def _resolved(
 ) -> StatePoint:
     if point.thermostat == "nose_hoover" and point.ensemble != "nvt":
         raise SamplingError(f"{point.name}: a Nosé-Hoover chain goes with nvt, not with {point.ensemble}")
+    if point.hamiltonian.bias is not None and point.freedom != "fixed":
+        raise SamplingError(f"{point.name}: a harmonic bias belongs to a fixed cell, not to {point.ensemble}")
     values = {
         name: getattr(point, name) if getattr(point, name) is not None else getattr(settings, name)
         for name in ("timestep", "friction", "barostat_time")
@@ -91,7 +93,7 @@ def batch_controls(potential: Potential, systems: Sequence[StatePoint], real: di
     langevin = [p.ensemble == "npt" or (p.ensemble, p.thermostat) == ("nvt", "langevin") for p in systems]
     friction = [float(p.friction or 0.0) * 1e-3 / FS * on for p, on in zip(systems, langevin, strict=True)]
     period = [float(p.barostat_time or 0.0) * FS for p in systems]
-    # A cell that forgets its velocity in about one radian is critically damped, and decorrelates soonest.
+    # A cell that forgets its velocity in about one radian is well damped, and decorrelates soon.
     moving = [p.ensemble == "npt" for p in systems]
     cell_friction = [2 * math.pi / t if on else 0.0 for t, on in zip(period, moving, strict=True)]
     chained = [p.thermostat == "nose_hoover" and p.ensemble == "nvt" for p in systems]

@@ -96,6 +96,7 @@ class MolecularDynamics:
         A run that goes on from a `snapshot` of the last record gives the same bits as one that never stopped.
         """
         self.forcefield.forget_neighbours()
+        self._watch.equilibrated(self.step)
         recorder, interval = Recorder(len(self.state.energy)), self.steps(self.settings.interval)
         for _ in range(n_frames):
             for left in reversed(range(interval)):

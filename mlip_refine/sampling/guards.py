@@ -58,7 +58,8 @@ class RollingAverage:
 
     def forget(self, system: int) -> None:
         """Let a system that was set back fill its parts anew."""
-        self.filled[system] = 0
+        # A part that is under way has seen what went wrong.
+        self.filled[system] = 0 if self._sum is None else -1
 
     def add(self, positions: Tensor, row_cell: Tensor) -> bool:
         """Look at a step; true when a part was completed."""

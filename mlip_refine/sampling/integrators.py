@@ -75,7 +75,9 @@ class Integrator:
         self.state, self.forcefield, self.controls, self.noise = state, forcefield, controls, noise
         self.flexible = bool(controls.projection.abs().sum() > 0)
         counts = torch.bincount(state.system_idx).to(state.positions)
-        self.counts, self.dof = counts, 3.0 * counts - 3.0 * controls.conserves_momentum
+        # A single atom keeps its momentum: it would have no motion without it.
+        self.dof = 3.0 * counts - 3.0 * (controls.conserves_momentum & (counts > 1))
+        self._eye = torch.eye(3).to(state.positions)
         chained = torch.isfinite(controls.chain_time)
         self.chains = (
             NoseHooverChains(controls.kt, self.dof, controls.chain_time) if bool(chained.any()) else None
@@ -98,7 +100,7 @@ class Integrator:
         self._cell_decay, self._cell_amplitude = cell_decay[:, None, None], variance.sqrt()[:, None, None]
 
     def draw_momenta(self, systems: Sequence[int]) -> None:
-        """Give systems momenta of the Maxwell distribution, and cells theirs; the total momentum is zero."""
+        """Give systems momenta of the Maxwell distribution, total momentum zero, and stop their cells."""
         state, controls = self.state, self.controls
         for i in systems:
             atoms = state.system_idx == i
@@ -134,7 +136,7 @@ class Integrator:
             self._outer()
         if self.flexible:
             rate = self.state.strain_rate
-            shrink = -(rate + (_trace(rate) / self.dof)[:, None, None] * torch.eye(3).to(rate))
+            shrink = -(rate + (_trace(rate) / self.dof)[:, None, None] * self._eye)
             root = self._per_atom(_exp(shrink * (self.timestep / 4)[:, None, None]))
             momenta = _apply(root, self.state.momenta).addcmul_(self.state.forces, self._kick_factor)
             self.state.momenta.copy_(_apply(root, momenta))
@@ -157,7 +159,7 @@ class Integrator:
         volume = torch.linalg.det(state.cell).abs()
         hydrostatic = _trace(kinetic) / self.dof - volume * controls.pressure
         force = kinetic - volume[:, None, None] * state.stress
-        force += hydrostatic[:, None, None] * torch.eye(3).to(force)
+        force += hydrostatic[:, None, None] * self._eye
         factor = self.timestep / 2 / controls.cell_mass
         state.strain_rate.add_(self._project(force) * factor[:, None, None])
 
@@ -216,7 +218,7 @@ def _trace(matrices: Tensor) -> Tensor:
 def _exp(matrices: Tensor) -> Tensor:
     """Exponential of matrices of norm far below one: the series to fourth order is exact in float64."""
     square = matrices @ matrices
-    eye = torch.eye(3).to(matrices)
+    eye = torch.diag_embed(torch.ones_like(matrices[..., 0]))
     return eye + matrices + square / 2 + matrices @ square / 6 + square @ square / 24
 
 

@@ -9,6 +9,9 @@ from mlip_refine.sampling.forcefield import ForceField
 from mlip_refine.sampling.state import BatchState
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 
+# A step that no run reaches.
+NEVER = 2**62
+
 
 class Recorder:
     """Collects frames of all systems; frames of a system can be discarded afterwards."""
@@ -17,6 +20,7 @@ class Recorder:
         """Start without frames."""
         self._n_systems = n_systems
         self._steps: list[int] = []
+        self._revoked = torch.full((n_systems,), NEVER)
         self._kept: list[Tensor] = []
         self._series: dict[str, list[Tensor]] = {}
 
@@ -38,7 +42,8 @@ class Recorder:
         self._steps.append(step)
 
     def discard(self, system: int, since: int) -> None:
-        """Let the frames of a system after a step not count."""
+        """Let the frames of a system after a step not count, here and in earlier segments."""
+        self._revoked[system] = min(int(self._revoked[system]), since)
         for step, kept in zip(self._steps, self._kept, strict=True):
             if step > since:
                 kept[system] = False
@@ -68,6 +73,8 @@ class Recorder:
                 positions=block.view(len(block), point.replicas, n, 3).transpose(0, 1).contiguous(),
                 **per_system,
                 kept=kept[systems].clone(),
+                steps=torch.tensor(self._steps),
+                revoked=self._revoked[systems].clone(),
                 verdicts=tuple(lines),
             )
             system, atom = systems.stop, atom + n * point.replicas

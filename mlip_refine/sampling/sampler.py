@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import reduce
+from functools import partial, reduce
 
 from torch import Tensor
 
@@ -77,7 +77,7 @@ def sample(
         parts.append(found[0])
         snapshot = found[1]
     if len(parts) < len(length.segments()):
-        dump = store.dump if store else None
+        dump = partial(store.dump, stage) if store else None
         dynamics = MolecularDynamics(potential, points, settings, seed, start, dump)
         parts += _run(dynamics, length, parts, snapshot, stage, store, key)
     result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
@@ -123,21 +123,32 @@ def _key(
     seed: int,
     start: Start | None,
 ) -> str:
-    """Identifies what was sampled: model, points, settings, seed and start."""
-    digest = hashlib.sha256(potential.hash.encode())
+    """What is sampled, as JSON: model, points, settings, seed and start; arrays by their hash."""
+    arrays = hashlib.sha256()
+    for point in points:
+        atoms = point.atoms
+        for array in (atoms.positions, atoms.cell.array, atoms.numbers, atoms.get_masses()):
+            arrays.update(array.tobytes())
+        if point.hamiltonian.bias is not None:
+            arrays.update(point.hamiltonian.bias.force_constants.numpy().tobytes())
+        if start and point.name in start:
+            arrays.update(b"".join(t.contiguous().numpy().tobytes() for t in start[point.name]))
     described = [
         {f.name: getattr(p, f.name) for f in fields(p) if f.name not in ("atoms", "hamiltonian")}
         | {"scale": p.hamiltonian.scale, "bias_scale": p.hamiltonian.bias_scale}
         for p in points
     ]
-    digest.update(json.dumps([described, asdict(settings), asdict(length), seed]).encode())
-    for point in points:
-        digest.update(point.atoms.positions.tobytes() + point.atoms.cell.array.tobytes())
-        if point.hamiltonian.bias is not None:
-            digest.update(point.hamiltonian.bias.force_constants.numpy().tobytes())
-        if start and point.name in start:
-            digest.update(b"".join(t.contiguous().numpy().tobytes() for t in start[point.name]))
-    return digest.hexdigest()
+    sampled = {
+        "model_hash": potential.hash,
+        "head": potential.head,
+        "dtype": str(potential.dtype),
+        "points": described,
+        "settings": asdict(settings),
+        "length": asdict(length),
+        "seed": seed,
+        "arrays": arrays.hexdigest(),
+    }
+    return json.dumps(sampled, indent=1)
 
 
 def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -104,6 +104,8 @@ class Trajectory:
         bias_energy: Unscaled bias energy `[replicas, n_frames]`, eV.
         stress: Model stress `[replicas, n_frames, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
         kept: Frames without a verdict against them `[replicas, n_frames]`.
+        steps: Steps of the run at which the frames were taken `[n_frames]`.
+        revoked: Step after which the frames of earlier segments do not count either `[replicas]`.
         verdicts: What happened to systems, one line each.
     """
 
@@ -114,6 +116,8 @@ class Trajectory:
     bias_energy: Tensor
     stress: Tensor
     kept: Tensor
+    steps: Tensor | None = None
+    revoked: Tensor | None = None
     verdicts: tuple[str, ...] = ()
 
     @property
@@ -141,10 +145,21 @@ class Trajectory:
         return self.positions[replicas, last[alive]], self.cells[replicas, last[alive]]
 
     def extend(self, later: Self) -> Self:
-        """This trajectory followed by a later segment of the same replicas."""
+        """This trajectory followed by a later segment of the same replicas.
+
+        What was found later counts: a system that is set back to a step before the later segment takes its
+        frames since then with it.
+        """
         joined: dict[str, Any] = {
-            name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in (*SERIES, "kept")
+            name: torch.cat([getattr(self, name), getattr(later, name)], dim=1) for name in SERIES
         }
+        kept, steps, revoked = self.kept, None, None
+        if self.steps is not None and later.steps is not None:
+            steps = torch.cat([self.steps, later.steps])
+            if self.revoked is not None and later.revoked is not None:
+                kept = kept & (self.steps <= later.revoked[:, None])
+                revoked = torch.minimum(self.revoked, later.revoked)
+        joined |= {"kept": torch.cat([kept, later.kept], dim=1), "steps": steps, "revoked": revoked}
         verdicts = tuple(dict.fromkeys(self.verdicts + later.verdicts))
         return replace(self, **joined, verdicts=verdicts)
 

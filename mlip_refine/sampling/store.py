@@ -1,5 +1,6 @@
 """Frames on disk: one HDF5 file per sampled segment, written atomically, with its provenance."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,10 @@ from mlip_refine.errors import InputError
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 from mlip_refine.sampling.watch import Failure
 
-FORMAT = "mlip_refine frames 2"
+FORMAT = "mlip_refine frames 3"
+
+# What says which frames count.
+_MARKS = ("kept", "steps", "revoked")
 
 
 class FrameStore:
@@ -37,11 +41,11 @@ class FrameStore:
         """File of a segment."""
         return self.folder / f"{stage}.{segment:04d}.h5"
 
-    def dump(self, failure: Failure) -> None:
+    def dump(self, stage: str, failure: Failure) -> None:
         """Write the last frames of a system that failed, for inspection."""
         folder = self.folder / "failed"
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{failure.point}-{failure.replica}-step-{failure.step}.extxyz"
+        name = f"{stage}-{failure.point}-{failure.replica}-step-{failure.step}.extxyz"
         for atoms in failure.frames:
             atoms.info["failure"] = failure.reason
         write(folder / name, failure.frames, format="extxyz")
@@ -54,12 +58,13 @@ class FrameStore:
         snapshot: Mapping[str, Tensor],
         key: str,
     ) -> None:
-        """Write a segment; it appears whole or not at all. `key` identifies what was sampled."""
+        """Write a segment; it appears whole or not at all. `key` says in full what was sampled."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(stage, segment)
         partial = path.with_suffix(".partial")
         with h5py.File(partial, "w") as file:
-            file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": key})
+            file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": _digest(key)})
+            file.create_dataset("sampled", data=key)
             for name, value in snapshot.items():
                 file.create_dataset(f"snapshot/{name}", data=value.cpu().numpy())
             for name, trajectory in frames.items():
@@ -89,12 +94,12 @@ class FrameStore:
                     raise InputError("this is not a file of frames", where=str(path), expected=FORMAT)
                 if key is not None and (file.attrs["provenance"], file.attrs["key"]) != (
                     self.provenance,
-                    key,
+                    _digest(key),
                 ):
                     return None
                 snapshot = {name: torch.from_numpy(np.asarray(d)) for name, d in file["snapshot"].items()}
                 frames = {name: _read_trajectory(file[f"points/{name}"], p) for name, p in points.items()}
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise InputError(
                 "the file of frames cannot be read",
                 where=str(path),
@@ -104,10 +109,16 @@ class FrameStore:
         return frames, snapshot
 
 
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
     for name in SERIES:
         group.create_dataset(name, data=getattr(trajectory, name).numpy(), compression="lzf")
-    group.create_dataset("kept", data=trajectory.kept.numpy())
+    for name in _MARKS:
+        if getattr(trajectory, name) is not None:
+            group.create_dataset(name, data=getattr(trajectory, name).numpy())
     group.attrs["verdicts"] = json.dumps(trajectory.verdicts)
     group.attrs["units"] = "Å, eV, eV/Å³ (tensile positive)"
 
@@ -115,6 +126,5 @@ def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
 def _read_trajectory(group: h5py.Group, point: StatePoint) -> Trajectory:
     series = {name: torch.from_numpy(np.asarray(group[name])) for name in SERIES}
     verdicts = tuple(json.loads(group.attrs["verdicts"]))
-    return Trajectory(
-        point=point, **series, kept=torch.from_numpy(np.asarray(group["kept"])), verdicts=verdicts
-    )
+    marks = {name: torch.from_numpy(np.asarray(group[name])) for name in _MARKS if name in group}
+    return Trajectory(point=point, **series, **marks, verdicts=verdicts)

@@ -125,16 +125,22 @@ class Watch:
         self._hottest = hottest(self.settings, self.integrator.dof)
         start = torch.zeros(2, len(self.systems), dtype=torch.long)
         self._past = _Past(state.snapshot(), state.snapshot(), *start.unbind())
-        self._set_back_at = [-1] * len(self.systems)
+        self._waiting, self._equilibration = [-1] * len(self.systems), -1
+        free = [p.ensemble in ("nve", "nph") for p, _ in self.systems]
+        self._allowed = [0 if on else self.settings.restarts for on in free]
 
     @property
     def given_up(self) -> list[int]:
-        """Systems that failed too often."""
-        return [i for i, n in enumerate(self.restarts) if n > self.settings.restarts]
+        """Systems that failed too often; without a thermostat new momenta are another ensemble: at once."""
+        return [i for i, n in enumerate(self.restarts) if n > self._allowed[i]]
 
     def idle(self, step: int) -> list[int]:
-        """Systems whose state at a step is no frame: given up, or just set back to an earlier state."""
-        return sorted({*self.given_up, *(i for i, at in enumerate(self._set_back_at) if at == step)})
+        """Systems whose state at a step is no frame: given up, or not equilibrated since set back."""
+        return sorted({*self.given_up, *(i for i, until in enumerate(self._waiting) if step <= until)})
+
+    def equilibrated(self, step: int) -> None:
+        """Say at which step the equilibration ended; later calls change nothing."""
+        self._equilibration = step if self._equilibration < 0 else self._equilibration
 
     def after_step(self, step: int, recorder: Recorder | None) -> None:
         """Look at the batch after a step."""
@@ -148,15 +154,14 @@ class Watch:
     def finish(self, step: int, recorder: Recorder) -> None:
         """Judge what the last steps of a segment did, before its frames are used.
 
-        Frames of a system under suspicion do not count, though it may yet come back.
+        Systems under suspicion are judged in the next segment: most come back. To discard their frames here
+        would only cut excursions at the ends of segments.
         """
         state = self.integrator.state
         lost = ~torch.isfinite(state.energy)
         for values in (state.positions, state.momenta, state.forces):
             lost.index_put_((state.system_idx,), ~torch.isfinite(values).all(-1), accumulate=True)
         self._lost(lost, step, recorder)
-        for i in [i for i, n in enumerate(self._suspicions) if n]:
-            recorder.discard(i, int(self._past.safe_step[i]))
 
     def _lost(self, systems: Tensor, step: int, recorder: Recorder | None) -> None:
         for i in systems.nonzero().flatten().tolist():
@@ -209,7 +214,8 @@ class Watch:
     ) -> None:
         point, replica = self.systems[system]
         known, since = system in self.given_up, int(self._past.safe_step[system])
-        self._set_back_at[system] = step
+        # What the equilibration had not yet done for the safe state is made up for.
+        self._waiting[system] = step + max(0, self._equilibration - since)
         if recorder:
             recorder.discard(system, since)
         if not known:
@@ -224,7 +230,7 @@ class Watch:
 
     def _tell(self, system: int, step: int, since: int, reason: str) -> None:
         point, replica = self.systems[system]
-        often = self.settings.restarts
+        often = self._allowed[system]
         what = f"set back to step {since} (restart {self.restarts[system]} of {often})"
         if system in self.given_up:
             what = "stopped" + (f" after {often} restarts" if often else "")
@@ -270,6 +276,8 @@ class Watch:
             "restarts": torch.tensor(self.restarts),
             "shortenings": torch.tensor(self._shortenings),
             "suspicions": torch.tensor(self._suspicions),
+            "waiting": torch.tensor(self._waiting),
+            "equilibration": torch.tensor(self._equilibration),
         }
         return counts | self._past.snapshot() | self._average.snapshot()
 
@@ -277,6 +285,7 @@ class Watch:
         """Go on from a snapshot; what was told before stays with the segment in which it happened."""
         self.restarts = saved["restarts"].tolist()
         self._shortenings, self._suspicions = saved["shortenings"].tolist(), saved["suspicions"].tolist()
+        self._waiting, self._equilibration = saved["waiting"].tolist(), int(saved["equilibration"])
         self._past.restore(saved)
         self._average.restore(saved)
         for i, (point, replica) in enumerate(self.systems):

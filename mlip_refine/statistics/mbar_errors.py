@@ -9,10 +9,15 @@ from torch import Tensor
 _DISCONNECTED = 1e-12
 
 
+def _meaningful(error: float) -> float:
+    """An error to ten digits: the last ones of a linear solver change from run to run."""
+    return float(f"{error:.10g}")
+
+
 def error_of_difference(theta: Tensor, i: int, j: int) -> float:
     """Standard error of ``f_j - f_i`` from the covariance of free energies ``[K, K]``."""
     variance = float(theta[i, i] + theta[j, j] - 2.0 * theta[i, j])
-    return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.inf
+    return _meaningful(math.sqrt(max(variance, 0.0))) if math.isfinite(variance) else math.inf
 
 
 def equations(weights: Tensor, n_k: Tensor, multiplicity: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ def stratified_error(influence: Tensor, sizes: Sequence[int], inefficiencies: Se
     for part, n, g in zip(torch.split(influence, list(sizes)), sizes, inefficiencies, strict=True):
         spread = float(((part - part.mean()) ** 2).sum())
         variance += (g * n / (n - g) * spread if n > g else math.inf) if spread > 0.0 else 0.0
-    return math.sqrt(variance)
+    return _meaningful(math.sqrt(variance))
 
 
 def second_eigenvalue(overlap: Tensor, n_k: Tensor) -> float:

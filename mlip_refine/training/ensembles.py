@@ -25,6 +25,9 @@ from mlip_refine.statistics import (
 )
 
 
+ROUNDING = 1e-6
+
+
 @dataclass(frozen=True)
 class Draw:
     """Frames that one reference model drew at one state.
@@ -194,7 +197,9 @@ class Ensemble:
         work = reduced(self.point, fixed, self.volume) + self.log_q
         inefficiency = max(1.0, float(kish_size(-work)) / self.change(fixed).n_eff)
         apparent = exp_estimate(work, inefficiency).se / self.point.beta
-        rest = math.sqrt(max(0.0, self.error(fixed) ** 2 - apparent**2))
+        whole = self.error(fixed) ** 2
+        # Below this share the difference is rounding.
+        rest = math.sqrt(whole - apparent**2) if whole - apparent**2 > ROUNDING * whole else 0.0
         return Frames(
             probes={"energy": energy},
             log_q=self.log_q,

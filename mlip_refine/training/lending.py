@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.sampling import StatePoint
 from mlip_refine.training.ensembles import Draw, Ensemble
@@ -51,8 +52,11 @@ def with_lent(
 
 
 def _helped(ensemble: Ensemble, draw: Draw, energy: Tensor, references: Energies) -> tuple[Ensemble, Tensor]:
-    """The ensemble with a lent draw of the current model, if it is worth it."""
-    grown = joined(ensemble, draw, energy, references)
+    """The ensemble with a lent draw of the current model, if it overlaps and is worth it."""
+    try:
+        grown = joined(ensemble, draw, energy, references)
+    except StatisticsError:
+        return ensemble, energy
     now = grown.energies[-1]
     gain = grown.n_eff(now) - ensemble.n_eff(energy)
     return (grown, now) if gain >= WORTH * len(draw) / ensemble.whole else (ensemble, energy)

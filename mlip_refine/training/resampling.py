@@ -184,9 +184,6 @@ class EnsembleSampler:
             return {s: Draw.from_trajectory(potential, run, stage, reference) for s, run in found.items()}
 
     def _read(self, point: StatePoint, stage: str) -> Trajectory | None:
-        """Frames of a point; a stage with several kinds of ensemble has a file for each."""
-        for label in (stage, f"{stage}-{point.ensemble}-{point.cell_freedom}"):
-            found = self.store.read(label, 0, {point.name: point}, None)
-            if found is not None:
-                return found[0][point.name]
-        return None
+        """Frames of a point."""
+        found = self.store.read(stage, 0, {point.name: point}, None)
+        return None if found is None else found[0][point.name]

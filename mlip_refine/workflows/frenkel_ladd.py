@@ -94,7 +94,8 @@ def absolute_free_energies(
         SamplingError: If a phase does not stay what it is, or the reference cannot be fitted.
     """
     # The reference is bound to the very sites: a crystal that slipped to equivalent ones is lost to it.
-    points = [replace(p, identity="sites") for p in points]
+    # And its modes are uncoupled: only noise reaches every one of them.
+    points = [replace(p, identity="sites", thermostat="langevin") for p in points]
     fits = sample(potential, points, settings, ladder.fit, seed=seed, stage=f"{stage}-fit", store=store)
     references = {name: _fit(run, ladder.reference) for name, run in fits.items()}
     windows = [w for p in points for w in _windows(p, references[p.name], ladder.windows)]

@@ -40,7 +40,7 @@ STAGE = "md"
 class RecordedLength(Length):
     """A length whose first frames are the equilibration.
 
-    It ends with a segment, so that no system is set back from what counts into what does not.
+    It ends with a segment, so that an interrupted equilibration is not begun anew.
 
     Attributes:
         skipped: Frames of the equilibration, among `frames`.

@@ -95,7 +95,7 @@ def test_three_faults_in_a_batch_of_eight(
         assert step < found <= step + 100
         assert f": set back to step {SAFE} (restart 1 of 3), " in first
         assert first.endswith(reason or ("it overheated", "it left its lattice sites"))
-        dump = tmp_path / "frames" / "failed" / f"{name}-{replica}-step-{found}.extxyz"
+        dump = tmp_path / "frames" / "failed" / f"s-{name}-{replica}-step-{found}.extxyz"
         assert all(len(frame) == 54 for frame in read(dump, ":"))
         kept = runs[name].kept[replica]
         assert not kept.all()

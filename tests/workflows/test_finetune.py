@@ -135,10 +135,10 @@ def _stop_after(monkeypatch, steps: int) -> None:
     """Interrupt molecular dynamics after some steps, as Ctrl-C would."""
     step, left = MolecularDynamics._step, iter(range(steps))
 
-    def limited(dynamics: MolecularDynamics) -> None:
+    def limited(dynamics: MolecularDynamics, recorder) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        step(dynamics)
+        step(dynamics, recorder)
 
     monkeypatch.setattr(MolecularDynamics, "_step", limited)
 
