@@ -24,7 +24,6 @@ from mlip_refine.statistics import (
     stratified_error,
 )
 
-
 ROUNDING = 1e-6
 
 
