@@ -82,11 +82,15 @@ class SlotCache:
 
 def _find_slots(edge_index: Tensor, n_nodes: int, version: int) -> _Slots:
     receiver = edge_index[1]
-    order = torch.argsort(receiver, stable=True)
     count = torch.bincount(receiver, minlength=n_nodes)
     first = torch.cumsum(count, 0) - count
-    place = torch.empty_like(receiver)
-    place[order] = torch.arange(len(receiver), device=receiver.device) - first[receiver[order]]
+    number = torch.arange(len(receiver), device=receiver.device)
+    if bool((receiver.diff() >= 0).all()):
+        place = number - first.index_select(0, receiver)
+    else:
+        order = torch.argsort(receiver, stable=True)
+        place = torch.empty_like(receiver)
+        place[order] = number - first[receiver[order]]
     width = max(-(-int(count.max()) // _WIDTHS) * _WIDTHS, _SMALLEST_WIDTH) if len(receiver) else 0
     return _Slots(edge_index, version, n_nodes, width, receiver * width + place)
 

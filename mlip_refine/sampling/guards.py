@@ -117,6 +117,11 @@ class Displacement:
         total = masses.new_zeros(len(self.counts)).index_add_(0, system_idx, masses)
         self._weights = masses / total[system_idx]
 
+    def settle(self, system: int, fractional: Tensor) -> None:
+        """Take the present places of a crystal that slipped as its sites."""
+        mine = self._index == system
+        self.sites[mine] = fractional[mine]
+
     def __call__(self, fractional: Tensor, row_cell: Tensor) -> Tensor:
         """Displacements of fractional positions in cells (rows) `[n_systems]`, Å."""
         delta = ((fractional - self.sites)[:, :, None] * row_cell[self._index]).sum(1)

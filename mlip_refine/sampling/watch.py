@@ -35,7 +35,7 @@ LASTING = PARTS
 
 # Closer to its sites than this share of the allowed displacement no crystal is another phase: the shuffles
 # from bcc to hcp and to ω move atoms by 0.14 neighbour distances (r.m.s.), the default limit is 0.2.
-AT_HOME = 0.4
+AT_HOME = 0.5
 
 # A numerical fault is retried with the time step times this.
 SHORTER = 0.5
@@ -176,22 +176,32 @@ class Watch:
         self._remember(step)
 
     def _suspect(self, step: int, recorder: Recorder | None) -> None:
-        """Count verdicts against systems; what lasts is a departure."""
+        """Weigh verdicts against systems; what lasts is a departure."""
         cell, mean = self.integrator.forcefield.cell, self._average.mean()
         moved = (self._displacement(mean, cell).double().cpu() / self._limit).tolist()
+        whole = (self._average.filled % PARTS == 0).tolist()
         for i in self._average.ready.nonzero().flatten().tolist():
-            reason = self._departed(i, moved[i], mean, cell)
-            self._suspicions[i] = self._suspicions[i] + 1 if reason else 0
-            if reason and self._suspicions[i] >= LASTING:
-                self._set_back(i, step, reason, recorder, numerical=False)
+            if moved[i] <= 1 and (moved[i] < AT_HOME or self.systems[i][0].identity == "sites"):
+                self._suspicions[i] = 0
+            elif moved[i] > 1 or whole[i]:
+                # Matching templates takes time: what is not far away is looked at once in an average.
+                weight = 1 if moved[i] > 1 else LASTING // 2
+                self._weigh(i, self._departed(i, mean, cell), weight, step, recorder)
+                if moved[i] > 1 and not self._suspicions[i]:
+                    self._displacement.settle(i, mean)
 
-    def _departed(self, system: int, moved: float, fractional: Tensor, cell: Tensor) -> str | None:
-        """Why a system is not its phase, if so; `moved` is its displacement over the allowed one."""
+    def _weigh(
+        self, system: int, reason: str | None, weight: int, step: int, recorder: Recorder | None
+    ) -> None:
+        self._suspicions[system] = self._suspicions[system] + weight if reason else 0
+        if reason and self._suspicions[system] >= LASTING:
+            self._set_back(system, step, reason, recorder, numerical=False)
+
+    def _departed(self, system: int, fractional: Tensor, cell: Tensor) -> str | None:
+        """Why a system that has moved is not its phase, if so."""
         point, _ = self.systems[system]
         if point.identity == "sites":
-            return "it left its lattice sites" if moved > 1 else None
-        if moved < AT_HOME:
-            return None
+            return "it left its lattice sites"
         if point.name not in self._judges:
             limit = self.settings.max_displacement
             self._judges[point.name] = PhaseIdentity(point.atoms, max_displacement=limit)
@@ -278,6 +288,7 @@ class Watch:
             "suspicions": torch.tensor(self._suspicions),
             "waiting": torch.tensor(self._waiting),
             "equilibration": torch.tensor(self._equilibration),
+            "sites": self._displacement.sites.clone(),
         }
         return counts | self._past.snapshot() | self._average.snapshot()
 
@@ -286,6 +297,7 @@ class Watch:
         self.restarts = saved["restarts"].tolist()
         self._shortenings, self._suspicions = saved["shortenings"].tolist(), saved["suspicions"].tolist()
         self._waiting, self._equilibration = saved["waiting"].tolist(), int(saved["equilibration"])
+        self._displacement.sites.copy_(saved["sites"])
         self._past.restore(saved)
         self._average.restore(saved)
         for i, (point, replica) in enumerate(self.systems):

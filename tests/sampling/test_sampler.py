@@ -245,7 +245,7 @@ def test_failures_are_dumped_beside_the_frames(potential: Any, tmp_path: Path) -
     assert len(dumps) == len(runs["b"].verdicts) > 0
     first = runs["b"].verdicts[0]
     step, reason = first.split("step ")[1].split(":")[0], first.split(", ")[-1]
-    frames = read(tmp_path / "frames" / "failed" / f"b-0-step-{step}.extxyz", ":")
+    frames = read(tmp_path / "frames" / "failed" / f"s-b-0-step-{step}.extxyz", ":")
     assert all(frame.info["failure"] == reason for frame in frames)
     assert all(len(frame) == len(wild.atoms) for frame in frames)
 
