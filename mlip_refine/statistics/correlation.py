@@ -119,7 +119,9 @@ def _inefficiency(replicas: Tensor, kept: Tensor | None = None) -> float:
     correlation = torch.where(observed, _pair_sums(deviations) / pairs.clamp(min=1.0), 0.0) / variance
     lags = torch.arange(1, n - 1, dtype=replicas.dtype, device=replicas.device)
     terms = correlation[1 : n - 1] * (1.0 - lags / n)
-    return max(1.0, 1.0 + 2.0 * float(terms[: _first_crossing(correlation[1 : n - 1])].sum()))
+    g = 1.0 + 2.0 * float(terms[: _first_crossing(correlation[1 : n - 1])].sum())
+    # Ten digits: the last ones of a Fourier transform change from call to call.
+    return max(1.0, float(f"{g:.10g}"))
 
 
 def _first_crossing(correlation: Tensor) -> int:

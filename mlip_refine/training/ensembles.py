@@ -184,7 +184,8 @@ class Ensemble:
         where old frames still count.
         """
         per_frame = self.independent / sum(len(d) for d in self.draws)
-        return self.change(energy).n_eff / (self.whole * per_frame)
+        # Ten digits: decisions that rest on it must not depend on how a product happens to be summed.
+        return float(f"{self.change(energy).n_eff / (self.whole * per_frame):.10g}")
 
     def frames(self, energy: Tensor) -> Frames:
         """What a loss sees, with energies `[n]` of the current model.

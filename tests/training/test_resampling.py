@@ -41,10 +41,7 @@ class Sampled:
     def __call__(self, potential, points, settings, length, *, seed, stage, store, start):
         self.calls.append((stage, [p.name for p in points], length, start))
         frames = {p.name: _trajectory(p, seed + i, length.frames) for i, p in enumerate(points)}
-        kinds = {f"-{p.ensemble}-{p.cell_freedom}" if p.ensemble == "npt" else "" for p in points}
-        for kind in kinds:
-            chosen = {p.name: frames[p.name] for p in points if kind.endswith(p.cell_freedom) or not kind}
-            store.write(stage + kind, 0, chosen, {"step": torch.tensor(3)}, "key")
+        store.write(stage, 0, frames, {"step": torch.tensor(3)}, "key")
         return frames
 
 
