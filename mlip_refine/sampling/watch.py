@@ -186,9 +186,10 @@ class Watch:
             elif moved[i] > 1 or whole[i]:
                 # Matching templates takes time: what is not far away is looked at once in an average.
                 weight = 1 if moved[i] > 1 else LASTING // 2
-                self._weigh(i, self._departed(i, mean, cell), weight, step, recorder)
-                if moved[i] > 1 and not self._suspicions[i]:
+                reason = self._departed(i, mean, cell)
+                if moved[i] > 1 and reason is None:
                     self._displacement.settle(i, mean)
+                self._weigh(i, reason, weight, step, recorder)
 
     def _weigh(
         self, system: int, reason: str | None, weight: int, step: int, recorder: Recorder | None
