@@ -90,7 +90,7 @@ def batch_controls(potential: Potential, systems: Sequence[StatePoint], real: di
         return torch.tensor(values, **real)
 
     kt = column([KB * p.temperature for p in systems])
-    langevin = [p.ensemble == "npt" or (p.ensemble, p.thermostat) == ("nvt", "langevin") for p in systems]
+    langevin = [p.langevin for p in systems]
     friction = [float(p.friction or 0.0) * 1e-3 / FS * on for p, on in zip(systems, langevin, strict=True)]
     period = [float(p.barostat_time or 0.0) * FS for p in systems]
     # A cell that forgets its velocity in about one radian is well damped, and decorrelates soon.

@@ -81,6 +81,11 @@ class StatePoint:
         return self.cell_freedom if self.ensemble in ("npt", "nph") else "fixed"
 
     @property
+    def langevin(self) -> bool:
+        """Whether Langevin noise holds the temperature of the atoms."""
+        return self.ensemble == "npt" or (self.ensemble == "nvt" and self.thermostat == "langevin")
+
+    @property
     def pv(self) -> float:
         """Pressure times the volume of the ideal cell, eV."""
         return self.pressure * GPA * float(self.atoms.cell.volume)

@@ -238,7 +238,6 @@ def _point(run: _Run, trajectory: Trajectory) -> MDPoint:
     point, section = trajectory.point, _section(run.config)
     cut = {name: getattr(trajectory, name)[:, run.length.skipped :] for name in (*SERIES, "kept")}
     frames = replace(trajectory, **cut).good()
-    langevin = point.ensemble == "npt" or (point.ensemble, point.thermostat) == ("nvt", "langevin")
     return MDPoint(
         name=point.name,
         phase=run.phases[point.name],
@@ -251,7 +250,7 @@ def _point(run: _Run, trajectory: Trajectory) -> MDPoint:
         identity=point.identity,
         timestep_fs=timestep(run.config),
         interval_fs=run.interval,
-        friction_per_ps=point.friction if langevin else None,
+        friction_per_ps=point.friction if point.langevin else None,
         barostat_time_fs=point.barostat_time if point.freedom != "fixed" else None,
         replicas=section.replicas,
         steps=run.length.frames * run.steps_per_frame,
