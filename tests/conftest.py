@@ -118,9 +118,7 @@ class LennardJones(Analytic):
     def parts(self, graphs: Any) -> tuple[Tensor, Tensor, Tensor]:
         i, j = graphs.edge_index
         system = graphs.batch[i]
-        # Summed by elements: products of matrices have other last bits in other batches.
-        shift = (graphs.unit_shifts[:, :, None] * graphs.cell[system]).sum(1)
-        vectors = graphs.positions[j] - graphs.positions[i] + shift
+        vectors = graphs.vectors
         r = vectors.norm(dim=-1)
         u, du = self.pair(r)
         pull = (du / r)[:, None] * vectors

@@ -7,7 +7,7 @@ of an ensemble are evaluated many times under changing parameters. How they are 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -38,7 +38,7 @@ class Graphs:
         batch: Graph of every atom `[n_atoms]`.
         ptr: First atom of every graph, and the end `[n_graphs + 1]`.
         edge_index: Senders and receivers `[2, n_edges]`.
-        unit_shifts: Lattice translations of the sender-receiver vectors `[n_edges, 3]`.
+        vectors: From senders to receivers `[n_edges, 3]`, Å: the only variables of the geometry.
     """
 
     positions: Tensor
@@ -47,7 +47,7 @@ class Graphs:
     batch: Tensor
     ptr: Tensor
     edge_index: Tensor
-    unit_shifts: Tensor
+    vectors: Tensor
 
     @property
     def n_graphs(self) -> int:
@@ -77,16 +77,13 @@ class Graphs:
             batch=self.batch[atoms] - start,
             ptr=self.ptr[start : stop + 1] - atoms.start,
             edge_index=self.edge_index[:, edges] - atoms.start,
-            unit_shifts=self.unit_shifts[edges],
+            vectors=self.vectors[edges],
         )
 
-    def vectors(self) -> Tensor:
-        """Vectors from senders to receivers `[n_edges, 3]`, Å."""
-        sender, receiver = self.edge_index
-        system = self.batch.index_select(0, sender)
-        shifts = torch.bmm(self.unit_shifts.unsqueeze(1), self.cell.index_select(0, system)).squeeze(1)
-        positions = self.positions.detach()
-        return positions.index_select(0, receiver) - positions.index_select(0, sender) + shifts
+    def displaced(self, displacements: Tensor) -> "Graphs":
+        """The same graphs with atoms displaced by `[n_atoms, 3]`, Å; no edge comes or goes."""
+        starts, ends = (displacements.index_select(0, atoms) for atoms in self.edge_index)
+        return replace(self, positions=self.positions + displacements, vectors=self.vectors + (ends - starts))
 
     def mace_input(self, vectors: Tensor, head: int) -> dict[str, Tensor]:
         """The dictionary that `mace.modules.ScaleShiftMACE.forward` reads, with given edge vectors.
@@ -101,7 +98,6 @@ class Graphs:
             "batch": self.batch,
             "ptr": self.ptr,
             "edge_index": self.edge_index,
-            "unit_shifts": self.unit_shifts,
             "shifts": vectors,
             "head": torch.full((self.n_graphs,), head, dtype=torch.long, device=self.cell.device),
         }
@@ -242,14 +238,21 @@ class GraphBuilder:
         edges = [
             self._edges(structures[run], on_device[run]) for run in _runs([id(s.pairs) for s in structures])
         ]
+        edge_index = torch.cat([index for index, _ in edges], dim=1)
+        positions = torch.cat([s.positions for s in structures]).to(**real)
+        cell = torch.stack([s.cell for s in structures]).to(**real)
+        batch = torch.repeat_interleave(torch.arange(len(structures)), sizes).to(self.device)
+        cells = cell.index_select(0, batch.index_select(0, edge_index[0]))
+        shifts = torch.bmm(torch.cat([shifts for _, shifts in edges]).unsqueeze(1), cells).squeeze(1)
+        starts, ends = (positions.index_select(0, atoms) for atoms in edge_index)
         return Graphs(
-            positions=torch.cat([s.positions for s in structures]).to(**real),
-            cell=torch.stack([s.cell for s in structures]).to(**real),
+            positions=positions,
+            cell=cell,
             node_attrs=one_hot.to(**real),
-            batch=torch.repeat_interleave(torch.arange(len(structures)), sizes).to(self.device),
+            batch=batch,
             ptr=on_device,
-            edge_index=torch.cat([index for index, _ in edges], dim=1),
-            unit_shifts=torch.cat([shifts for _, shifts in edges]),
+            edge_index=edge_index,
+            vectors=ends - starts + shifts,
         )
 
     def _edges(self, structures: Sequence[Structure], starts: Tensor) -> tuple[Tensor, Tensor]:

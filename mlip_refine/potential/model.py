@@ -165,7 +165,7 @@ class Potential:
         """
         wanted = set(probes)
         derivatives = bool(wanted & {"forces", "stress"})
-        vectors = graphs.vectors().requires_grad_(derivatives)
+        vectors = graphs.vectors.detach().requires_grad_(derivatives)
         with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives), _same_from_the_first_call(self):
             if derivatives:
                 energy, slope = self._energy_and_slope(graphs, vectors, create_graph=create_graph)

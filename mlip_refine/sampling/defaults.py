@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from ase import Atoms
@@ -39,7 +38,7 @@ def shortest_period(potential: Potential, atoms: Atoms) -> float:
     vector = torch.randn(graphs.positions.shape, generator=torch.Generator().manual_seed(1)).to(root)
     for _ in range(_ITERATIONS):
         vector = vector / vector.norm().clamp(min=1e-12)
-        ends = [replace(graphs, positions=graphs.positions + s * scale * vector / root) for s in (1, -1)]
+        ends = [graphs.displaced(sign * scale * vector / root) for sign in (1, -1)]
         plus, minus = (potential.evaluate(g, ("forces",))["forces"].detach() for g in ends)
         vector = (minus - plus) / (2 * scale * root)
     curvature = float(vector.norm())

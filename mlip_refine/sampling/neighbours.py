@@ -37,7 +37,6 @@ class _Pairs:
     node_attrs: Tensor
     ptr: Tensor
     edge_index: Tensor
-    unit_shifts: Tensor
     edge_system: Tensor
     shift: Tensor
     translations: Tensor
@@ -117,7 +116,6 @@ class SkinList:
             node_attrs=(state.atomic_numbers[:, None] == self._elements).to(positions),
             ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
             edge_index=edges,
-            unit_shifts=unit_shifts.to(positions),
             edge_system=edge_system,
             shift=shift,
             translations=unit_shifts[example].to(positions),
@@ -145,7 +143,7 @@ class SkinList:
             batch=system_idx,
             ptr=pairs.ptr,
             edge_index=pairs.edge_index.index_select(1, kept),
-            unit_shifts=pairs.unit_shifts.index_select(0, kept),
+            vectors=vectors.index_select(0, kept),
         )
 
 

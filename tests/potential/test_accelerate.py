@@ -58,11 +58,11 @@ def _compiled(potential: Potential, graphs: CompiledGraphs) -> CompiledModule:
 
 def _assert_equal(potential: Potential, way: EnergyAndSlope, graphs: Graphs, tolerance: float) -> None:
     """Energies, forces and stresses."""
-    energy, slope = way(graphs, graphs.vectors())
+    energy, slope = way(graphs, graphs.vectors)
     expected = potential.evaluate(graphs, ("energy", "forces", "stress"))
     torch.testing.assert_close(energy, expected["energy"].detach(), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(graphs.forces(slope), expected["forces"], rtol=tolerance, atol=tolerance)
-    stress = graphs.stress(graphs.vectors(), slope)
+    stress = graphs.stress(graphs.vectors, slope)
     torch.testing.assert_close(stress, expected["stress"], rtol=tolerance, atol=tolerance)
 
 
@@ -129,7 +129,7 @@ def test_batches_of_too_many_shapes_are_not_compiled(build):
     known = CompiledGraphs(_interpreted, {other: dict.fromkeys(range(8), _raising)})
     graphs = _batch(potential, 0)
     with pytest.raises(RuntimeError, match="more than 8 shapes"):
-        _compiled(potential, known)(graphs, graphs.vectors())
+        _compiled(potential, known)(graphs, graphs.vectors)
 
 
 def _raising(*_: object) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class _Scene:
 
     def run(self, accelerator: Accelerator, calls: int) -> tuple[Tensor, Tensor]:
         for _ in range(calls):
-            result = accelerator(self.graphs, self.graphs.vectors())
+            result = accelerator(self.graphs, self.graphs.vectors)
         return result
 
 
@@ -198,7 +198,7 @@ def test_a_wrong_way_is_refused_in_every_copy(scene, energy, slope):
     for _ in range(2):
         accelerator = scene.accelerator(wrong=scene.way("wrong", energy, slope))
         found = scene.run(accelerator, ONE_OFFS + 3)
-        expected = _springs(scene.graphs, scene.graphs.vectors())
+        expected = _springs(scene.graphs, scene.graphs.vectors)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
     assert scene.calls.count("wrong") == 1

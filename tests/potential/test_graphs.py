@@ -18,9 +18,7 @@ def builder() -> GraphBuilder:
 
 
 def _lengths(graphs: Graphs) -> torch.Tensor:
-    i, j = graphs.edge_index
-    shift = torch.bmm(graphs.unit_shifts.unsqueeze(1), graphs.cell[graphs.batch[i]]).squeeze(1)
-    return (graphs.positions[j] - graphs.positions[i] + shift).norm(dim=1)
+    return graphs.vectors.norm(dim=1)
 
 
 def _crystal(seed: int, shape: str) -> Atoms:
@@ -65,7 +63,7 @@ def test_collate_and_part_are_inverse(builder: GraphBuilder) -> None:
         graphs.batch,
         graphs.ptr,
         graphs.edge_index[:, order],
-        graphs.unit_shifts[order],
+        graphs.vectors[order],
     )
     offsets = graphs.offsets()
     assert offsets.atoms == [0, 16, 18, 34]
@@ -122,4 +120,4 @@ def test_isolated_atoms_have_no_neighbours(builder: GraphBuilder) -> None:
     pair = Atoms("TiSi", positions=[[1, 1, 1], [1, 1, 9]], cell=np.eye(3) * 20, pbc=True)
     graphs = builder.collate([builder.from_atoms(lone), builder.from_atoms(pair)])
     assert graphs.edge_index.shape == (2, 0)
-    assert graphs.unit_shifts.shape == (0, 3)
+    assert graphs.vectors.shape == (0, 3)

@@ -180,7 +180,7 @@ def _sorted(graphs: Graphs) -> Graphs:
     from dataclasses import replace
 
     order = torch.argsort(graphs.edge_index[1], stable=True)
-    return replace(graphs, edge_index=graphs.edge_index[:, order], unit_shifts=graphs.unit_shifts[order])
+    return replace(graphs, edge_index=graphs.edge_index[:, order], vectors=graphs.vectors[order])
 
 
 def test_frozen_patterns_are_left_out_of_training(shared: Potential) -> None:

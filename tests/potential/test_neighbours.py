@@ -87,7 +87,7 @@ def test_batches_mix_tables(builder):
     pure = builder.collate(shared)
     for graphs in (mixed, pure):
         assert (graphs.edge_index[1].diff() >= 0).all()
-    lengths = [graphs.vectors().norm(dim=-1) for graphs in (mixed, pure)]
+    lengths = [graphs.vectors.norm(dim=-1) for graphs in (mixed, pure)]
     for found in lengths:
         assert int((found < 4.0).sum()) == sum(len(_edges(f)) for f in shared)
     one, two = (torch.sort(found[found < 4.0]).values for found in lengths)
