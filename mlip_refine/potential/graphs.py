@@ -149,7 +149,7 @@ class Structure:
     @property
     def n_edges(self) -> int:
         """Number of edges, dummies included."""
-        return int(np.unpackbits(self.chosen.numpy()).sum())
+        return int.from_bytes(self.chosen.numpy()).bit_count()
 
 
 @dataclass(frozen=True)
