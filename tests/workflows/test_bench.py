@@ -98,7 +98,19 @@ def test_memory_is_that_of_fresh_processes(subject):
     assert 100 < outcome.reference.value < here - 1024
     assert 0.95 < outcome.ratio.value < 1.5
     assert outcome.details["loaded_MiB"] < outcome.reference.value
-    assert outcome.details["frames_MiB"] == pytest.approx(2.2, rel=0.3)
+    assert outcome.details["frames_MiB"] == pytest.approx(0.22, rel=0.3)
+
+
+def test_what_structures_share_counts_once(subject):
+    """Frames of a crystal share a table of pairs; every frame has 16 positions and a cell of its own."""
+    ensemble = rattled_ensemble(subject.potential, titanium(1, 16).points[0], 20)
+    few, many = (memory.held_by(ensemble.structures[:n]) for n in (1, 20))
+    table = ensemble.structures[0]
+    shared = sum(t.numel() * t.element_size() for t in (table.pairs, table.shifts, table.species))
+    own = sum(t.numel() * t.element_size() for t in (table.positions, table.cell, table.chosen))
+    assert all(s.pairs is table.pairs for s in ensemble.structures)
+    assert many == pytest.approx(shared + 20 * own, rel=0.05)
+    assert many < 20 * few
 
 
 def test_what_a_process_measures(subject):

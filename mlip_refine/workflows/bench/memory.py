@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from ase import Atoms
 
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.files import write_json
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Potential, Structure
 from mlip_refine.report.bench_records import Outcome, Reading
 from mlip_refine.sampling import StatePoint
 from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_gradient
@@ -106,12 +107,15 @@ def measure(job: Process) -> dict[str, float]:
     loaded = peak_memory(potential.device)
     ensemble = rattled_ensemble(potential, job.point, job.n_frames)
     streamed_gradient(potential, ensemble)
-    frames = sum(
-        tensor.numel() * tensor.element_size()
-        for structure in ensemble.structures
-        for tensor in vars(structure).values()
-    )
+    frames = held_by(ensemble.structures)
     return {"peak": peak_memory(potential.device), "loaded": loaded, "frames": frames}
+
+
+def held_by(structures: Iterable[Structure]) -> int:
+    """Memory of structures, bytes; what several of them share counts once."""
+    tensors = (tensor for structure in structures for tensor in vars(structure).values())
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def peak_memory(device: torch.device) -> float:
