@@ -99,6 +99,8 @@ class Sampling(Section):
     def _consistent(self) -> Self:
         if self.timestep is not None and self.interval < self.timestep:
             raise problem(f"at least one timestep ({self.timestep:g} fs)", key="interval")
+        if self.lend and self.max_references == 1:
+            raise problem("at least 2 with lend: lent frames are a reference too", key="max_references")
         if self.min_effective_frames > self.frames * self.replicas:
             most = self.frames * self.replicas
             raise problem(

@@ -86,7 +86,8 @@ class EnsembleSampler:
         ensembles = {s: Ensemble.of(d) for s, d in drawn.items()}
         if self.policy.lend:
             known = {s: d.energy for s, d in drawn.items()}
-            ensembles |= with_lent(ensembles, drawn, known, reference_energies(potential))[0]
+            references = reference_energies(potential)
+            ensembles |= with_lent(ensembles, drawn, known, references, self.policy.max_references)[0]
         return ensembles
 
     def draw(
@@ -164,7 +165,7 @@ class EnsembleSampler:
             grown = joined(old[s], drawn[s], energies[s], references)
             fresh[s], known[s] = pruned(grown, grown.energies[-1], self.policy.max_references)
         if self.policy.lend:
-            lent = with_lent({**old, **fresh}, drawn, known, references)
+            lent = with_lent({**old, **fresh}, drawn, known, references, self.policy.max_references)
             fresh, known = fresh | lent[0], known | lent[1]
         return fresh, {s: known[s] for s in fresh}
 

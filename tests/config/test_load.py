@@ -85,6 +85,10 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
             "run.yaml:5: sampling.interval cannot be used; found '1 fs', expected at least",
         ),
         (
+            "sampling:\n  lend: true\n  max_references: 1\n",
+            "run.yaml:6: sampling.max_references cannot be used; found 1, expected at least 2 with lend",
+        ),
+        (
             "phases:\n  hcp:\n    prototype: hpc\n",
             "run.yaml:6: phases.hcp.prototype cannot be used; found 'hpc'",
         ),

@@ -193,6 +193,24 @@ def test_frames_are_lent_within_a_phase(titanium, sampler, sampled, kind):
         assert torch.equal(after[source].log_q, ensemble.log_q)
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_lent_frames_are_references_too(titanium, sampler, sampled, most):
+    """Three temperatures lend to each other, again and again, and no state keeps more than it may."""
+    drawer = sampler("npt", lend=True, max_references=most, refresh=1.0)
+    for temperature in (980.0, 1020.0):
+        source = EnsembleSource("hcp", temperature, 2.0)
+        drawer.points |= {source: replace(drawer.points[HCP], name=source.name, temperature=temperature)}
+    hot = [s for s in drawer.points if s != BCC]
+    ensembles = drawer.initial(titanium, hot)
+    assert [len(e.draws) for e in ensembles.values()] == [most] * 3
+    _moved(titanium, 1.0002)
+    ensembles, known = _redrawn(drawer, titanium, ensembles, "step-0001")
+    for source, ensemble in ensembles.items():
+        assert len(ensemble.draws) <= most
+        assert ensemble.latest.stage == "step-0001"
+        assert torch.allclose(known[source], titanium.energies(ensemble.structures), rtol=1e-12)
+
+
 def test_only_configurations_of_a_state_are_lent(sampler):
     free, fixed = sampler("npt").points, sampler("nvt").points
     squeezed = fixed[HCP].with_cell(0.99 * fixed[HCP].atoms.cell.array)
