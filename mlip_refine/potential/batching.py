@@ -40,6 +40,8 @@ class Work(StrEnum):
     ENERGY = "energies"
     FORCES = "forces"
     GRADIENT = "gradients"
+    BORN = "second derivatives"
+    BORN_GRADIENT = "gradients of second derivatives"
 
 
 @dataclass(frozen=True)

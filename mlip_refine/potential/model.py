@@ -18,9 +18,10 @@ from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
 from mlip_refine.potential.kernels import install_kernels, remove_kernels
 from mlip_refine.potential.neighbours import MULTIPLE
 from mlip_refine.potential.resolve import resolve_model
+from mlip_refine.potential.second import Curvature, Second
 from mlip_refine.potential.unpickle import load_module
 
-PROBES = ("energy", "forces", "stress")
+PROBES = ("energy", "forces", "stress", "born")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -124,6 +125,11 @@ class Potential:
         """SHA-256 of the tensors and the architecture, independent of device and pickling."""
         return module_hash(self.module)
 
+    @property
+    def way(self) -> str:
+        """How forces were found last: `none` for plainly, `compile` or `cueq` (see `frozen_copy`)."""
+        return self._accelerator.last if self._accelerator else "none"
+
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Name and tensor of every parameter that training may change."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -157,24 +163,61 @@ class Potential:
         Args:
             graphs: The batch.
             probes: Any of `energy` `[n_graphs]` eV, `forces` `[n_atoms, 3]` eV/Å, `stress`
-                `[n_graphs, 3, 3]` eV/Å³, tensile positive.
-            create_graph: Keep forces and stress differentiable in the parameters.
+                `[n_graphs, 3, 3]` eV/Å³, tensile positive, and `born` `[n_graphs, 6, 6]` eV/Å³ (see
+                `Curvature.born`).
+            create_graph: Keep forces, stress and Born term differentiable in the parameters.
 
         Returns:
             A tensor per probe. Energies are differentiable whenever gradients are enabled.
         """
         wanted = set(probes)
-        derivatives = bool(wanted & {"forces", "stress"})
-        vectors = graphs.vectors.detach().requires_grad_(derivatives)
-        with torch.set_grad_enabled(torch.is_grad_enabled() or derivatives), _same_from_the_first_call(self):
-            if derivatives:
-                energy, slope = self._energy_and_slope(graphs, vectors, create_graph=create_graph)
-                found = {"energy": energy, "forces": graphs.forces(slope)}
-                if "stress" in wanted:
-                    found["stress"] = graphs.stress(vectors, slope)
-            else:
-                found = {"energy": self._energy(graphs, vectors)}
+        if "born" in wanted:
+            found = self._with_born(graphs, create_graph=create_graph)
+        elif wanted & {"forces", "stress"}:
+            found = self._with_slope(graphs, stress="stress" in wanted, create_graph=create_graph)
+        else:
+            with _same_from_the_first_call(self):
+                found = {"energy": self._energy(graphs, graphs.vectors.detach())}
         return {name: found[name] for name in PROBES if name in wanted}
+
+    def curvature(self, graphs: Graphs) -> Curvature:
+        """Energy and slope of a batch, ready for second derivatives along any number of directions."""
+        vectors = graphs.vectors.detach().requires_grad_()
+        with torch.enable_grad(), _same_from_the_first_call(self):
+            energy, slope = self._eager(graphs, vectors, create_graph=True)
+        return Curvature(graphs, vectors, energy, slope)
+
+    def second(
+        self,
+        graphs: Graphs,
+        displacements: Tensor | None = None,
+        strains: Tensor | None = None,
+        *,
+        create_graph: bool = False,
+    ) -> Second:
+        """Second derivatives of the energy times one direction per graph (see `Curvature.along`).
+
+        For several directions of one batch, `curvature` saves the forward pass.
+        """
+        return self.curvature(graphs).along(displacements, strains, create_graph=create_graph)
+
+    def _with_slope(self, graphs: Graphs, *, stress: bool, create_graph: bool) -> dict[str, Tensor]:
+        vectors = graphs.vectors.detach().requires_grad_()
+        with torch.enable_grad(), _same_from_the_first_call(self):
+            energy, slope = self._energy_and_slope(graphs, vectors, create_graph=create_graph)
+            found = {"energy": energy, "forces": graphs.forces(slope)}
+            return found | ({"stress": graphs.stress(vectors, slope)} if stress else {})
+
+    def _with_born(self, graphs: Graphs, *, create_graph: bool) -> dict[str, Tensor]:
+        curvature = self.curvature(graphs)
+        slope = curvature.slope if create_graph else curvature.slope.detach()
+        with torch.set_grad_enabled(create_graph):
+            return {
+                "energy": curvature.energy,
+                "forces": graphs.forces(slope),
+                "stress": graphs.stress(curvature.vectors, slope),
+                "born": curvature.born(create_graph=create_graph),
+            }
 
     def _energy(self, graphs: Graphs, vectors: Tensor) -> Tensor:
         inputs = graphs.mace_input(vectors, self.heads.index(self.head))
@@ -201,7 +244,7 @@ class Potential:
             MlipRefineError: If memory runs out for a single system.
         """
         wanted, systems = tuple(probes), Systems.of_graphs(graphs)
-        work = Work.FORCES if {"forces", "stress"} & set(wanted) else Work.ENERGY
+        work = _work_of(wanted)
 
         def detached(part: slice) -> dict[str, Tensor]:
             chunk = graphs if part == slice(0, systems.count) else graphs.part(part, systems.offsets)
@@ -277,6 +320,12 @@ class Potential:
         return model_path, save_safetensors(
             module, folder / name, {"head": self.head, "model_hash": self.hash}
         )
+
+
+def _work_of(probes: Iterable[str]) -> Work:
+    if "born" in probes:
+        return Work.BORN
+    return Work.FORCES if {"forces", "stress"} & set(probes) else Work.ENERGY
 
 
 def _slope(energy: Tensor, vectors: Tensor, *, create_graph: bool) -> Tensor:
