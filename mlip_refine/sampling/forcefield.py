@@ -1,6 +1,6 @@
 """The force field that torch-sim integrates: a frozen potential, neighbours with a skin, and a bias."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -163,12 +163,13 @@ def _group_biases(hamiltonians: list[Hamiltonian], sizes: list[int], real: dict[
             groups.setdefault(id(h.bias), []).append(i)
     biases = []
     for systems in groups.values():
-        reference = hamiltonians[systems[0]].bias
+        reference: HarmonicReference = hamiltonians[systems[0]].bias  # type: ignore[assignment]
         atoms = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in systems])
         biases.append(
             _Bias(
-                reference=reference,  # type: ignore[arg-type]
-                force_constants=reference.projected.to(**real),  # type: ignore[union-attr]
+                # Sites that lie elsewhere would be copied to the device at every step.
+                reference=replace(reference, sites=reference.sites.to(**real)),
+                force_constants=reference.projected.to(**real),
                 systems=torch.tensor(systems, device=real["device"]),
                 atoms=atoms.to(real["device"]),
                 scale=torch.tensor([hamiltonians[i].bias_scale for i in systems], **real),

@@ -168,6 +168,17 @@ def test_scale_and_bias_mix_energies_and_forces(titanium: Potential, analytic: S
     torch.testing.assert_close(forcefield.bias_energy, u, rtol=1e-10, atol=1e-12)
 
 
+def test_a_bias_lies_where_the_batch_is(titanium: Potential, analytic: SimpleNamespace) -> None:
+    """Nothing of it is converted or copied in a step."""
+    frozen, atoms = titanium.frozen_copy("float32"), _systems()[1]
+    reference = analytic.harmonic(atoms, {3.3: 2.0})
+    forcefield = ForceField(frozen, [Hamiltonian(0.5, 0.5, reference)] * 2, [len(atoms)] * 2)
+    (bias,) = forcefield.biases
+    for tensor in (bias.reference.sites, bias.force_constants, bias.scale):
+        assert (tensor.dtype, tensor.device) == (frozen.dtype, frozen.device)
+    assert reference.sites.dtype == torch.float64
+
+
 def test_a_lost_system_does_not_reach_its_neighbours(titanium: Potential) -> None:
     systems = _systems()
     exact = _forcefield(titanium, systems)(_state(systems))
