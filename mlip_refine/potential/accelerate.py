@@ -57,7 +57,11 @@ class Experience:
 
 
 class Accelerator:
-    """Evaluates a batch in the best way known for its shape (see `EnergyAndSlope`)."""
+    """Evaluates a batch in the best way known for its shape (see `EnergyAndSlope`).
+
+    Attributes:
+        last: Way of the last call; `none` is the plain copy.
+    """
 
     def __init__(
         self,
@@ -78,9 +82,11 @@ class Accelerator:
         self._made: dict[str, EnergyAndSlope] = {"none": eager}
         self._chosen: dict[_Shape, str] = {}
         self._calls: Counter[_Shape] = Counter()
+        self.last = "none"
 
     def __call__(self, graphs: Graphs, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Energies and derivatives of a batch, without a graph in the parameters."""
+        self.last = "none"
         shape = (len(graphs.batch), graphs.n_graphs)
         name = self._chosen.get(shape)
         if name is None:
@@ -90,9 +96,12 @@ class Accelerator:
             name = self._chosen[shape] = self._choose(shape, graphs, vectors)
         if name != "none" and not self._is_refused(name) and len(vectors) > 0:
             try:
-                return self._made[name](graphs, vectors)
+                found = self._made[name](graphs, vectors)
             except Exception as error:  # noqa: BLE001 - compilers of others may raise anything
                 self._refuse(name, _first_line(error))
+            else:
+                self.last = name
+                return found
         return self._eager(graphs, vectors)
 
     def _choose(self, shape: _Shape, graphs: Graphs, vectors: Tensor) -> str:

@@ -67,12 +67,19 @@ def _unit(rows: Sequence[Comparison]) -> str:
 
 
 def _cells(row: Comparison, *, name_model: bool) -> tuple[str, ...]:
-    accelerated = "" if row.accelerate == "none" else f", {row.accelerate}"
-    label = escape(f"{row.model}: " if name_model else "") + row.workload + accelerated
+    label = escape(f"{row.model}: " if name_model else "") + row.workload + _acceleration(row)
     if row.outcome is None:
         return (f"{label}: {escape(row.failure)}",)
     numbers = (row.outcome.ours, row.outcome.reference, row.outcome.ratio, row.goal)
     return label, *map(str, numbers), "met" if row.met else "missed"
+
+
+def _acceleration(row: Comparison) -> str:
+    """What was asked for, and what really ran where that is something else."""
+    if row.accelerate == "none":
+        return ""
+    ran = row.outcome.ran if row.outcome else row.accelerate
+    return f", {row.accelerate}" + ("" if ran == row.accelerate else f" (ran: {ran})")
 
 
 def _verdict(rows: Sequence[Comparison]) -> str:

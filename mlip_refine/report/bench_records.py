@@ -75,12 +75,14 @@ class Outcome:
         ratio: Of our time or memory to the reference's where the goal is at most something; of our speed to
             the reference's where it is at least something.
         details: Further numbers, by name.
+        ran: How forces were really found: an acceleration that fails or does not pay is left for `none`.
     """
 
     ours: Reading
     reference: Reading
     ratio: Reading
     details: Mapping[str, float] = field(default_factory=dict)
+    ran: str = "none"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Comparison:
         topic: What is measured against what.
         model: Name of the potential.
         workload: Systems and ensemble, or frames.
-        accelerate: How the potential was accelerated.
+        accelerate: How the potential was to be accelerated; `outcome.ran` is how it was.
         outcome: The numbers; `None` where there are none.
         failure: Why there are none; empty otherwise.
     """

@@ -1,6 +1,7 @@
 """What a bench prints and writes: numbers with errors, goals, and whether they are met."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -27,7 +28,10 @@ def _outcome(ratio: float) -> Outcome:
 
 ROWS = [
     Comparison(Topic.ENGINE, "small", "4 x 54, NVT", outcome=_outcome(1.096)),
-    Comparison(Topic.ENGINE, "small", "8 x 128, NVT", "compile", outcome=_outcome(1.031)),
+    Comparison(
+        Topic.ENGINE, "small", "8 x 128, NVT", "compile", outcome=replace(_outcome(1.031), ran="compile")
+    ),
+    Comparison(Topic.ENGINE, "small", "8 x 128, NPT", "cueq", outcome=_outcome(1.031)),
     Comparison(Topic.ENGINE, "large", "925 x 54, NVT", "cueq", failure="out of memory"),
     Comparison(Topic.ASE, "small", "16 x 54, NVT", outcome=_outcome(2.31)),
     Comparison(
@@ -62,6 +66,7 @@ def test_rows_show_numbers_with_errors_goals_and_verdicts(printed):
         "missed",
     ]
     assert _line(printed, "small: 8 x 128, NVT, compile")[-3:] == ["≤", "1.05", "met"]
+    assert _line(printed, "small: 8 x 128, NPT, cueq (ran: none)")[-3:] == ["≤", "1.05", "met"]
     assert _line(printed, "small: 16 x 54, NVT")[-4:] == ["2.3100(60)", "≥", "2.25", "met"]
 
 
@@ -79,7 +84,7 @@ def test_topics_units_machine_and_the_count_of_goals(printed):
     assert "device cpu, float32\ntorch 2.11, mace 0.3.16, Python 3.12.1\n" in text
     assert "engine step against the bare model, atom·steps/s" in text
     assert "peak memory of the streamed gradient, MiB" in text
-    assert printed[-1] == "goals: 3 met, 1 missed, 1 rows without numbers"
+    assert printed[-1] == "goals: 4 met, 1 missed, 1 rows without numbers"
 
 
 def test_the_model_is_named_once_if_there_is_one():
@@ -94,10 +99,10 @@ def test_json_holds_the_same_numbers_goals_and_a_version():
     data = json.loads(json.dumps(BenchResult(MACHINE, ROWS).as_json(), allow_nan=False))
     assert (data["format"], data["version"]) == ("mlip-refine bench", 1)
     assert data["machine"]["threads"] == 1
-    first, _, failed, *_, memory = data["rows"]
+    first, _, _, failed, *_, memory = data["rows"]
     assert first["outcome"]["ratio"] == {"value": 1.096, "se": 0.006, "unit": ""}
     assert first["goal"] == {"relation": "at most", "limit": 1.05}
-    assert [row["met"] for row in data["rows"]] == [False, True, None, True, True]
+    assert [row["met"] for row in data["rows"]] == [False, True, True, None, True, True]
     assert (failed["outcome"], failed["failure"]) == (None, "out of memory")
     assert memory["outcome"]["ratio"]["se"] is None
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Potential, model
+from mlip_refine.potential.accelerate import Accelerator
 from mlip_refine.potential.random_model import medium_mace
 from mlip_refine.report.bench_records import Outcome, Topic
 from mlip_refine.sampling import MolecularDynamics
@@ -158,10 +159,18 @@ def test_a_row_that_cannot_be_measured_says_why(error, reason):
     assert (row.topic, row.model, row.workload, row.accelerate) == (Topic.ENGINE, "m", "4 x 54, NVT", "cueq")
 
 
-def test_an_acceleration_that_is_not_there_is_a_row_without_numbers(subject, monkeypatch):
-    monkeypatch.setattr(Potential, "frozen_copy", lambda self: self)
-    run = partial(engine_against_model, subject, titanium(1, 16), TINY, "cueq")
-    assert "no accelerated potentials" in Job(Topic.ENGINE, "m", "w", run, "cueq").result().failure
+def test_a_row_names_what_really_ran(subject, monkeypatch):
+    """One row is accelerated after the calls that do not count; in the other this fails, and it goes on."""
+
+    def accelerator(eager, module, head, how, experience):
+        ways = {"compile": lambda: eager, "cueq": _raising(ImportError("no module"))}
+        return Accelerator(eager, {how: ways[how]}, torch.float32, experience)
+
+    monkeypatch.setattr(model, "accelerator", accelerator)
+    for how, ran in (("compile", "compile"), ("cueq", "none")):
+        run = partial(engine_against_model, subject, titanium(1, 16).under("nvt"), TINY, how)
+        row = Job(Topic.ENGINE, "m", "w", run, how).result()
+        assert (row.accelerate, row.outcome.ran) == (how, ran)
 
 
 def test_a_row_that_breaks_the_program_is_not_hidden():

@@ -1,8 +1,10 @@
 """The engine against what it cannot do without: the bare model."""
 
+from dataclasses import replace
+
 from ase import Atoms
 
-from mlip_refine.potential import Graphs, Potential
+from mlip_refine.potential import Acceleration, Graphs, Potential
 from mlip_refine.report.bench_records import Outcome
 from mlip_refine.sampling import MolecularDynamics
 from mlip_refine.workflows.bench.subject import Effort, Subject
@@ -14,7 +16,7 @@ UNIT = "atom·steps/s"
 
 
 def engine_against_model(
-    subject: Subject, workload: Workload, effort: Effort, accelerate: str = "none"
+    subject: Subject, workload: Workload, effort: Effort, accelerate: Acceleration = "none"
 ) -> Outcome:
     """Time steps of the engine against energies and forces alone of the same systems.
 
@@ -46,7 +48,7 @@ def engine_against_model(
         prepare=refresh,
     )
     details = {"edges": graphs.edge_index.shape[1], "steps_per_block": steps}
-    return pairs.outcome(pairs.time_ratio, details)
+    return replace(pairs.outcome(pairs.time_ratio, details), ran=frozen.way)
 
 
 def current_frames(workload: Workload, dynamics: MolecularDynamics) -> list[Atoms]:

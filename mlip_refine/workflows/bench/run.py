@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from mlip_refine.config import Config
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.progress import progress
 from mlip_refine.report.bench_records import BenchResult, Comparison, Topic
 from mlip_refine.workflows.bench.against_ase import engine_against_ase
@@ -23,7 +23,7 @@ from mlip_refine.workflows.bench.workloads import Workload, configured, parse_si
 from mlip_refine.workflows.setup import load_potential
 
 DEFAULT_MODEL = "titanium-compact"
-ACCELERATIONS = ("none", "compile", "cueq", "auto")
+ACCELERATIONS: tuple[Acceleration, ...] = ("none", "compile", "cueq", "auto")
 
 
 def bench(
@@ -62,7 +62,7 @@ def bench(
     effort = QUICK if quick else FULL
     if sizes:
         effort = replace(effort, sizes=tuple(parse_size(size) for size in sizes))
-    _check_modes(accelerate)
+    chosen = tuple(_mode(word) for word in accelerate)
     if config is not None:
         _refuse_beside_config(model=model, device=device, dtype=dtype, sizes=sizes)
         potential, name = _of_config(config), config.potential.model
@@ -73,8 +73,7 @@ def bench(
         )
     # Before anything runs: its load is that of others.
     machine = this_machine(potential.device, dtype_name(potential))
-    every = ("none", "compile", "cueq") if potential.device.type == "cuda" else ("none",)
-    modes = tuple(accelerate) or every
+    modes = chosen or (ACCELERATIONS[:3] if potential.device.type == "cuda" else ("none",))
     with TemporaryDirectory(prefix="mlip-refine-bench-") as folder:
         subject = Subject(Path(name).name, potential, potential.save(Path(folder), "potential")[0])
         jobs = planned(subject, config, modes, effort, medium=medium)
@@ -98,20 +97,21 @@ def _of_config(config: Config) -> Potential:
     return load_potential(config.model_copy(update={"potential": section}))
 
 
-def _check_modes(wanted: Sequence[str]) -> None:
-    for mode in wanted:
-        if mode not in ACCELERATIONS:
-            word = nearest(mode, ACCELERATIONS)
-            raise InputError(
-                "no such acceleration",
-                found=mode,
-                expected=f"any of {', '.join(ACCELERATIONS)}",
-                fix=f"Did you mean {word!r}?" if word else None,
-            )
+def _mode(word: str) -> Acceleration:
+    for mode in ACCELERATIONS:
+        if mode == word:
+            return mode
+    near = nearest(word, ACCELERATIONS)
+    raise InputError(
+        "no such acceleration",
+        found=word,
+        expected=f"any of {', '.join(ACCELERATIONS)}",
+        fix=f"Did you mean {near!r}?" if near else None,
+    )
 
 
 def planned(
-    subject: Subject, config: Config | None, modes: Sequence[str], effort: Effort, *, medium: bool
+    subject: Subject, config: Config | None, modes: Sequence[Acceleration], effort: Effort, *, medium: bool
 ) -> list[Job]:
     """The rows that will be measured, in order.
 
@@ -141,7 +141,7 @@ def _workloads(
 
 
 def _engine_jobs(
-    subject: Subject, batches: Sequence[Workload], modes: Sequence[str], effort: Effort
+    subject: Subject, batches: Sequence[Workload], modes: Sequence[Acceleration], effort: Effort
 ) -> Iterator[Job]:
     for mode in modes:
         for workload in batches:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.potential.random_model import medium_mace
 from mlip_refine.report.bench_records import Topic
 from mlip_refine.workflows.bench.engine import engine_against_model
@@ -25,7 +25,9 @@ WARM_UP = 12
 TEMPERATURE = 100.0
 
 
-def scaling_jobs(subjects: Sequence[Subject], accelerate: Sequence[str], effort: Effort) -> Iterator[Job]:
+def scaling_jobs(
+    subjects: Sequence[Subject], accelerate: Sequence[Acceleration], effort: Effort
+) -> Iterator[Job]:
     """The engine against the bare model in NVT, for every potential, acceleration and batch."""
     short = replace(effort, rounds=3, duration=4.0, steps=4, equilibration=WARM_UP)
     for subject in subjects:

@@ -1,12 +1,9 @@
 """The potential that a bench times, and how long it takes over it."""
 
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
-from typing import Any
 
-from mlip_refine.errors import InputError
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 
 
 @dataclass(frozen=True)
@@ -28,17 +25,9 @@ class Subject:
         """Name of the floating type."""
         return dtype_name(self.potential)
 
-    def frozen(self, accelerate: str = "none") -> Potential:
-        """What sampling gets.
-
-        Raises:
-            InputError: If it cannot be accelerated that way here.
-        """
-        offered = "accelerate" in signature(Potential.frozen_copy).parameters
-        if accelerate != "none" and not offered:
-            raise InputError("this version has no accelerated potentials", found=accelerate)
-        options: dict[str, Any] = {"accelerate": accelerate} if offered else {}
-        return self.potential.frozen_copy(**options)
+    def frozen(self, accelerate: Acceleration = "none") -> Potential:
+        """What sampling gets."""
+        return self.potential.frozen_copy(accelerate=accelerate)
 
 
 def dtype_name(potential: Potential) -> str:
