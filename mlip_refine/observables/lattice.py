@@ -28,8 +28,8 @@ def cell_angles(cells: Tensor) -> Tensor:
 class Lattice(Observable):
     """Lattice constants of the unit cell from the lengths of the vectors of the box, Å.
 
-    A constant is the mean over the box vectors that show it of length over ratio, the ratio saying how many of
-    the constant the vector of the ideal crystal is long. So any box will do: for n x n x n cells of hcp
+    A constant is the mean of length over ratio of the box vectors that show it. The ratio is the length of
+    that vector of the ideal crystal in units of the constant. So any box will do: for n x n x n cells of hcp
 
         Lattice({"a": (n, n, None), "c": (None, None, n)})
 
@@ -59,27 +59,23 @@ class Lattice(Observable):
                     expected="three ratios above zero, None for vectors that do not show it",
                 )
         self.labels = tuple(ratios)
-        # Constant = lengths · weights, the mean over the vectors that show it.
-        self._weights = torch.tensor(
-            [
-                [0.0 if r is None else 1 / r / (3 - list(row).count(None)) for r in row]
-                for row in ratios.values()
-            ],
-            dtype=torch.float64,
-        )
+        self._weights = torch.tensor([_mean(row) for row in ratios.values()], dtype=torch.float64)
 
     @classmethod
     def of_repeats(cls, repeats: Sequence[int]) -> "Lattice":
         """Constants a, b and c of a unit cell that is repeated along its own three vectors."""
-        rows = {
-            name: [float(n) if i == j else None for j, n in enumerate(repeats)]
-            for i, name in enumerate("abc")
-        }
-        return cls(rows)
+        pairs = enumerate(zip("abc", repeats, strict=True))
+        return cls({name: [n if i == j else None for j in range(3)] for i, (name, n) in pairs})
 
     def columns(self, sample: Sample) -> Tensor:
         """Constants of every frame `[n, m]`."""
         return cell_lengths(sample.cells) @ self._weights.T.to(sample.cells)
+
+
+def _mean(row: Sequence[float | None]) -> list[float]:
+    """Weights of the three lengths in a constant."""
+    count = sum(r is not None for r in row)
+    return [0.0 if r is None else 1 / (r * count) for r in row]
 
 
 class CellAngles(Observable):

@@ -13,7 +13,8 @@ _ROWS, _COLUMNS = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
 class Stress(Observable):
     """Total stress σ_ij - δ_ij N kT/V in Voigt order, GPa, tensile positive (as ASE's sign).
 
-    σ is the stress of the configuration, (1/V) ∂U/∂ε; frames hold no momenta, so the kinetic part is its mean.
+    σ is the stress of the configuration, (1/V) ∂U/∂ε; frames hold no momenta, so the kinetic part is its
+    mean.
     """
 
     probes: ClassVar[frozenset[str]] = frozenset({"stress"})

@@ -1,7 +1,5 @@
 """Fluctuation formulas on ensembles whose answers are known: the ideal gas and harmonic crystals."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ KT = KB * T
 
 @pytest.fixture
 def gas(make_sample, gaussian):
-    """Ideal gas of N atoms in NPT, volumes of the density V^N exp(-βPV): Gamma(N + 1), so ⟨V⟩ = (N + 1) kT/P."""
+    """Ideal gas of N atoms in NPT: volumes of the density V^N exp(-βPV), so ⟨V⟩ = (N + 1) kT/P."""
 
     def draw(n: int):
         waits = -torch.special.ndtr(gaussian(n, N + 1)).log().sum(1)
@@ -134,4 +132,3 @@ def test_fluctuations_that_vanish_have_no_error(make_sample) -> None:
     (found,) = measure(HeatCapacityV(), sample, lambda _: 1.0)
     assert found.value == pytest.approx(1.5)
     assert found.se == 0.0
-    assert math.isfinite(found.value)
