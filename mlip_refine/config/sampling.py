@@ -24,6 +24,9 @@ class Guards(Section):
     restarts: CountOrZero = Field(
         3, description="Restarts from the last good state before a system is given up."
     )
+    forgiving_time: Time = Field(
+        50_000.0, description="Time without a fault after which one restart of a system is forgiven, fs."
+    )
 
 
 class Sampling(Section):

@@ -25,11 +25,13 @@ class GuardSettings:
         max_displacement: Root-mean-square displacement of time-averaged positions from the lattice sites, as
             a fraction of the nearest-neighbour distance, beyond which the structure is looked at.
         restarts: How often a system is restarted from its last good state before it is given up.
+        forgiving_time: Without a fault for so long, fs, a system has one of its restarts forgiven.
     """
 
     max_temperature_ratio: float = 3.0
     max_displacement: float = 0.2
     restarts: int = 3
+    forgiving_time: float = 50_000.0
 
 
 class RollingAverage:

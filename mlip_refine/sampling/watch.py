@@ -5,6 +5,7 @@ and so is the temperature. A system that passes keeps its state as the one to co
 fails goes back to the last state that passed at least a whole average before, with new momenta and a noise
 stream of its own, and all its frames since then are discarded. After a few restarts it is given up: it still
 runs, because a batch of constant shape keeps the others' arithmetic as it is, but its frames do not count.
+Time without a fault makes up for restarts, so that rare ones do not end a long run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from mlip_refine.sampling.integrators import Integrator
 from mlip_refine.sampling.noise import stream_key
 from mlip_refine.sampling.phase_identity import PhaseIdentity
 from mlip_refine.sampling.recorder import Recorder
+from mlip_refine.sampling.restarts import Restarts
 from mlip_refine.sampling.state_points import StatePoint
 
 # Verdicts in a row that make a departure: bcc crystals make excursions towards hcp and come back.
@@ -101,16 +103,18 @@ class Watch:
     seed: int
     on_failure: Callable[[Failure], None] | None = None
     verdicts: dict[int, list[str]] = field(default_factory=dict)
-    restarts: list[int] = field(default_factory=list)
+    restarts: Restarts = field(init=False)
 
     def __post_init__(self) -> None:
         """Start watching at the present state."""
         state = self.integrator.state
-        self.restarts = self.restarts or [0] * len(self.systems)
         self._timestep = self.integrator.timestep.clone()
-        self._shortenings = [0] * len(self.systems)
         shortest = min(float(p.timestep or 1.0) for p, _ in self.systems)
         steps = max(PARTS, round(AVERAGING_TIME / shortest))
+        # Without a thermostat new momenta are another ensemble: such a system is given up at once.
+        free = [p.ensemble in ("nve", "nph") for p, _ in self.systems]
+        allowed = [0 if on else self.settings.restarts for on in free]
+        self.restarts = Restarts(allowed, max(1, round(self.settings.forgiving_time / shortest)))
         self._average = RollingAverage(state.system_idx, len(self.systems), steps)
         sites = np.concatenate([p.atoms.get_scaled_positions(wrap=False) for p, _ in self.systems])
         self._displacement = Displacement(
@@ -126,17 +130,11 @@ class Watch:
         start = torch.zeros(2, len(self.systems), dtype=torch.long)
         self._past = _Past(state.snapshot(), state.snapshot(), *start.unbind())
         self._waiting, self._equilibration = [-1] * len(self.systems), -1
-        free = [p.ensemble in ("nve", "nph") for p, _ in self.systems]
-        self._allowed = [0 if on else self.settings.restarts for on in free]
-
-    @property
-    def given_up(self) -> list[int]:
-        """Systems that failed too often; without a thermostat new momenta are another ensemble: at once."""
-        return [i for i, n in enumerate(self.restarts) if n > self._allowed[i]]
 
     def idle(self, step: int) -> list[int]:
         """Systems whose state at a step is no frame: given up, or not equilibrated since set back."""
-        return sorted({*self.given_up, *(i for i, until in enumerate(self._waiting) if step <= until)})
+        waiting = (i for i, until in enumerate(self._waiting) if step <= until)
+        return sorted({*self.restarts.given_up, *waiting})
 
     def equilibrated(self, step: int) -> None:
         """Say at which step the equilibration ended; later calls change nothing."""
@@ -224,7 +222,7 @@ class Watch:
         self, system: int, step: int, reason: str, recorder: Recorder | None, *, numerical: bool
     ) -> None:
         point, replica = self.systems[system]
-        known, since = system in self.given_up, int(self._past.safe_step[system])
+        known, since = system in self.restarts.given_up, int(self._past.safe_step[system])
         # What the equilibration had not yet done for the safe state is made up for.
         self._waiting[system] = step + max(0, self._equilibration - since)
         if recorder:
@@ -232,18 +230,17 @@ class Watch:
         if not known:
             if self.on_failure:
                 self.on_failure(Failure(point.name, replica, step, reason, self._frames(system)))
-            self.restarts[system] += 1
+            self.restarts.add(system, step)
             self._tell(system, step, since, reason)
         self._restart(system)
-        if numerical:
-            self._shortenings[system] += 1
-            self._shorten()
+        self.restarts.shortenings[system] += numerical
+        self._shorten()
 
     def _tell(self, system: int, step: int, since: int, reason: str) -> None:
         point, replica = self.systems[system]
-        often = self._allowed[system]
-        what = f"set back to step {since} (restart {self.restarts[system]} of {often})"
-        if system in self.given_up:
+        often = self.restarts.allowed[system]
+        what = f"set back to step {since} (restart {self.restarts.counted[system]} of {often})"
+        if system in self.restarts.given_up:
             what = "stopped" + (f" after {often} restarts" if often else "")
         self.verdicts.setdefault(system, []).append(
             f"{point.name}, replica {replica}, step {step}: {what}, {reason}"
@@ -256,7 +253,8 @@ class Watch:
         state = integrator.state
         chosen = torch.arange(len(self.systems)) == system
         state.copy_systems(chosen, past.safe, state.dynamic())
-        integrator.noise.restart(system, stream_key(self.seed, point.name, replica, self.restarts[system]))
+        key = stream_key(self.seed, point.name, replica, self.restarts.total[system])
+        integrator.noise.restart(system, key)
         integrator.draw_momenta([system])
         self._average.forget(system)
         self._suspicions[system] = 0
@@ -265,7 +263,7 @@ class Watch:
         past.newest_step[system] = past.safe_step[system]
 
     def _shorten(self) -> None:
-        factors = [SHORTER**n for n in self._shortenings]
+        factors = [SHORTER**n for n in self.restarts.shortenings]
         self.integrator.set_timestep(self._timestep * torch.tensor(factors).to(self._timestep))
 
     def _frames(self, system: int) -> list[Atoms]:
@@ -284,25 +282,22 @@ class Watch:
     def snapshot(self) -> dict[str, Tensor]:
         """What was seen of the systems, and how often they were set back."""
         counts = {
-            "restarts": torch.tensor(self.restarts),
-            "shortenings": torch.tensor(self._shortenings),
             "suspicions": torch.tensor(self._suspicions),
             "waiting": torch.tensor(self._waiting),
             "equilibration": torch.tensor(self._equilibration),
             "sites": self._displacement.sites.clone(),
         }
-        return counts | self._past.snapshot() | self._average.snapshot()
+        return counts | self.restarts.snapshot() | self._past.snapshot() | self._average.snapshot()
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot; what was told before stays with the segment in which it happened."""
-        self.restarts = saved["restarts"].tolist()
-        self._shortenings, self._suspicions = saved["shortenings"].tolist(), saved["suspicions"].tolist()
+        self.restarts.restore(saved)
+        self._suspicions = saved["suspicions"].tolist()
         self._waiting, self._equilibration = saved["waiting"].tolist(), int(saved["equilibration"])
         self._displacement.sites.copy_(saved["sites"])
         self._past.restore(saved)
         self._average.restore(saved)
         for i, (point, replica) in enumerate(self.systems):
-            if self.restarts[i]:
-                key = stream_key(self.seed, point.name, replica, self.restarts[i])
-                self.integrator.noise.restart(i, key)
+            if often := self.restarts.total[i]:
+                self.integrator.noise.restart(i, stream_key(self.seed, point.name, replica, often))
         self._shorten()

@@ -105,7 +105,7 @@ def md_settings(
         friction=section.friction if friction is None else friction,
         interval=section.interval if interval is None else interval,
         barostat_time=section.barostat_time,
-        guards=GuardSettings(guards.max_temperature_ratio, guards.max_displacement, guards.restarts),
+        guards=GuardSettings(**guards.model_dump()),
     )
 
 

@@ -181,6 +181,49 @@ def test_no_restarts_at_all_can_be_asked_for(analytic: SimpleNamespace, inject: 
     assert verdict.startswith("al, replica 1, step 26: stopped, ")
 
 
+RARE = (125, 300, 475, 650, 825)
+
+
+def _patient(analytic: SimpleNamespace, forgiving_time: float) -> MolecularDynamics:
+    guards = GuardSettings(forgiving_time=forgiving_time)
+    points = [StatePoint("al", _aluminium(), 300.0, replicas=2)]
+    settings = MDSettings(timestep=4.0, interval=4.0 * EVERY, guards=guards)
+    return MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+
+
+@pytest.mark.parametrize(("forgiving_time", "forgiven"), [(400.0, True), (800.0, False)])
+def test_rare_faults_do_not_end_a_long_run(
+    analytic: SimpleNamespace, inject: Callable[..., None], forgiving_time: float, forgiven: bool
+) -> None:
+    """Faults every 700 fs: one restart is forgiven in between, or they add up."""
+    dynamics = _patient(analytic, forgiving_time)
+    first = dynamics.integrator.timestep.clone()
+    inject(dynamics, _lose_positions, 1, RARE)
+    run = dynamics.record(45)["al"]
+    assert len(run.verdicts) == (5 if forgiven else 4)
+    assert bool(run.kept[1, -1]) is forgiven
+    if forgiven:
+        assert all("(restart 1 of 3)" in line for line in run.verdicts)
+        assert float(dynamics.integrator.timestep[1] / first[1]) == 0.5
+
+
+def test_what_is_forgiven_survives_an_interruption(
+    analytic: SimpleNamespace, inject: Callable[..., None]
+) -> None:
+    whole, first, second = (_patient(analytic, 400.0) for _ in range(3))
+    for dynamics in (whole, first, second):
+        inject(dynamics, _lose_positions, 1, RARE)
+    runs = [whole.record(10)["al"], whole.record(18)["al"]]
+    first.record(10)
+    second.restore(first.snapshot())
+    again = second.record(18)["al"]
+    assert again.verdicts == runs[1].verdicts
+    assert len(again.verdicts) == 2
+    assert all("(restart 1 of 3)" in line for line in again.verdicts)
+    for name in (*SERIES, "kept"):
+        assert torch.equal(getattr(again, name), getattr(runs[1], name)), name
+
+
 def test_a_restarted_system_has_new_noise_and_still_the_right_temperature(
     analytic: SimpleNamespace, inject: Callable[..., None]
 ) -> None:
