@@ -1,0 +1,126 @@
+"""The symmetry of a crystal: its point group, its standard axes, and its independent elastic constants."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import spglib
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlip_refine.errors import InputError
+from mlip_refine.observables.tensors import rotate
+
+TOLERANCE = 1e-3
+"""How far, in Å, atoms may be from where the symmetry has them."""
+
+_LAST_GROUPS = {
+    2: "-1",
+    15: "2/m",
+    74: "mmm",
+    88: "4/m",
+    142: "4/mmm",
+    148: "-3",
+    167: "-3m",
+    176: "6/m",
+    194: "6/mmm",
+    206: "m-3",
+    230: "m-3m",
+}
+"""Laue classes by the last number of their space groups."""
+
+_LASTS = sorted(_LAST_GROUPS)
+
+_TWOFOLD_ACROSS_A = frozenset({149, 151, 153, 157, 159, 162, 163})
+"""Trigonal groups whose two-fold axes are at right angles to a, where others have them along a."""
+
+_THIRTY_DEGREES = np.array([[3**0.5 / 2, -0.5, 0.0], [0.5, 3**0.5 / 2, 0.0], [0.0, 0.0, 1.0]])
+
+_HEXAGONAL = ("C11", "C12", "C13", "C33", "C44")
+_ORTHORHOMBIC = ("C11", "C12", "C13", "C22", "C23", "C33", "C44", "C55", "C66")
+INDEPENDENT: Mapping[str, tuple[str, ...]] = {
+    "-1": tuple(f"C{i}{j}" for i in range(1, 7) for j in range(i, 7)),
+    "2/m": (*_ORTHORHOMBIC, "C15", "C25", "C35", "C46"),
+    "mmm": _ORTHORHOMBIC,
+    "4/m": (*_HEXAGONAL, "C66", "C16"),
+    "4/mmm": (*_HEXAGONAL, "C66"),
+    "-3": (*_HEXAGONAL, "C14", "C15"),
+    "-3m": (*_HEXAGONAL, "C14"),
+    "6/m": _HEXAGONAL,
+    "6/mmm": _HEXAGONAL,
+    "m-3": ("C11", "C12", "C44"),
+    "m-3m": ("C11", "C12", "C44"),
+}
+"""Elastic constants from which all others follow, by Laue class (Nye 1957), in the standard axes."""
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """The symmetry of a crystal, in the frame that it is given in.
+
+    Attributes:
+        space_group: International symbol, such as P6_3/mmc.
+        laue: Laue class, a key of `INDEPENDENT`.
+        rotations: The point group `[n_rotations, 3, 3]`, acting on Cartesian vectors.
+        to_standard: Rotation `[3, 3]` to the standard axes: a along x, b in the plane of x and y. In
+            hexagonal and trigonal crystals c is along z and, where there is one, a two-fold axis along x; in
+            monoclinic ones the unique axis is along y.
+    """
+
+    space_group: str
+    laue: str
+    rotations: Tensor
+    to_standard: Tensor
+
+    def independent(self, matrix: Tensor) -> dict[str, Tensor]:
+        """The independent components of a tensor of this symmetry, in the standard axes.
+
+        Args:
+            matrix: Voigt matrix `[6, 6]` in the crystal's own frame.
+        """
+        standard = rotate(matrix, self.to_standard.to(matrix))
+        return {name: standard[int(name[1]) - 1, int(name[2]) - 1] for name in INDEPENDENT[self.laue]}
+
+
+def crystal_symmetry(
+    cell: NDArray[np.float64],
+    positions: NDArray[np.float64],
+    numbers: NDArray[np.int64],
+    tolerance: float = TOLERANCE,
+) -> Symmetry:
+    """Find the symmetry of a crystal.
+
+    Args:
+        cell: Rows `[3, 3]`, Å.
+        positions: `[n_atoms, 3]`, Å.
+        numbers: Atomic numbers `[n_atoms]`.
+        tolerance: How far atoms may be from where the symmetry has them, Å.
+
+    Raises:
+        InputError: The atoms are so close that no symmetry can be told.
+    """
+    crystal: Any = (cell, np.linalg.solve(cell.T, positions.T).T, numbers)
+    found = spglib.get_symmetry_dataset(crystal, symprec=tolerance)
+    if found is None:
+        raise InputError("no symmetry can be found: atoms closer to each other than the tolerance?")
+    # Columns are the lattice vectors: x' = W x of fractional coordinates is h W h⁻¹ of Cartesian ones.
+    rotations = cell.T @ np.unique(found.rotations, axis=0) @ np.linalg.inv(cell.T)
+    standard = _orthogonal(np.array(found.std_rotation_matrix)[None])[0]
+    if found.number in _TWOFOLD_ACROSS_A:
+        standard = _THIRTY_DEGREES @ standard
+    return Symmetry(
+        space_group=str(found.international),
+        laue=_LAST_GROUPS[_LASTS[bisect_left(_LASTS, found.number)]],
+        rotations=torch.from_numpy(_orthogonal(rotations)),
+        to_standard=torch.from_numpy(standard),
+    )
+
+
+def _orthogonal(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest orthogonal matrices: those of a cell that is not quite ideal are not quite rotations."""
+    left, _, right = np.linalg.svd(matrices)
+    nearest: NDArray[np.float64] = left @ right
+    return nearest
