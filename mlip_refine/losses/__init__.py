@@ -1,6 +1,14 @@
 """Losses: what is matched, each a pure function of probes."""
 
-from mlip_refine.losses.base import BatchLoss, EnsembleLoss, EnsembleSource, Frames, Loss, LossResult
+from mlip_refine.losses.base import (
+    BatchLoss,
+    EnsembleLoss,
+    EnsembleSource,
+    Frames,
+    Loss,
+    LossResult,
+    PotentialLoss,
+)
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
 from mlip_refine.losses.registry import build_losses, registry
 from mlip_refine.losses.replay import Replay
@@ -13,6 +21,7 @@ __all__ = [
     "FreeEnergyDifference",
     "Loss",
     "LossResult",
+    "PotentialLoss",
     "Replay",
     "build_losses",
     "registry",

@@ -1,11 +1,15 @@
 """What a loss is: it names its sources and probes, and is then a pure function of tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor
 
+from mlip_refine.errors import MlipRefineError
+from mlip_refine.observables.base import Sample
+from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 
 
@@ -17,16 +21,28 @@ class EnsembleSource:
         phase: Name of a phase of the config.
         temperature: K.
         pressure: GPa.
+        lattice: Lattice constants (a,) or (a, c) of a fixed cell, Å; by default the phase says what its cell
+            is and does.
+        strain: Of that fixed cell: six components (xx, yy, zz, yz, xz, xy) of a symmetric tensor.
     """
 
     phase: str
     temperature: float
     pressure: float
+    lattice: tuple[float, ...] = ()
+    strain: tuple[float, ...] = ()
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it prescribes the cell."""
+        return bool(self.lattice or self.strain)
 
     @property
     def name(self) -> str:
         """Name in logs and stores."""
-        return f"{self.phase}-{self.temperature:g}K-{self.pressure:g}GPa"
+        lattice = "".join(f"-{axis}{length:g}" for axis, length in zip("ac", self.lattice, strict=False))
+        strain = "".join(f"-e{i}{e:+g}" for i, e in enumerate(self.strain, 1) if e)
+        return f"{self.phase}-{self.temperature:g}K-{self.pressure:g}GPa{lattice}{strain}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,8 @@ class Frames:
     """The frames of an ensemble as a loss sees them.
 
     Attributes:
-        probes: What the loss asked for, per frame: `energy` `[n]`, eV, differentiable.
+        probes: What the loss asked for, per frame, differentiable: `energy` `[n]`, eV, and others (see
+            `mlip_refine.observables.base.Sample`).
         log_q: Log-density that each frame was drawn from, up to a constant `[n]`.
         pv: Pressure times volume of each frame `[n]`, eV.
         beta: 1/kT, 1/eV.
@@ -43,6 +60,8 @@ class Frames:
         shift: Free energy of the reference that drew the frames minus that of the initial model, eV, whole
             cell.
         enthalpy: Mean U + PV of the frames under their reference, eV, whole cell.
+        geometry: The frames with their probes, for observables.
+        inefficiency_of: Statistical inefficiency of values of the frames `[n]`, where it can be measured.
     """
 
     probes: Mapping[str, Tensor]
@@ -53,6 +72,19 @@ class Frames:
     inefficiency: float = 1.0
     shift: Measured = field(default_factory=lambda: Measured(0.0, 0.0, "eV"))
     enthalpy: Measured | None = None
+    geometry: Sample | None = None
+    inefficiency_of: Callable[[Tensor], float] | None = None
+
+    @property
+    def sample(self) -> Sample:
+        """The frames with their probes.
+
+        Raises:
+            MlipRefineError: If only the numbers of the frames are known.
+        """
+        if self.geometry is None:
+            raise MlipRefineError("these frames have no positions: no observable can be taken of them")
+        return self.geometry
 
     @property
     def work(self) -> Tensor:
@@ -68,13 +100,16 @@ class LossResult:
         value: Scalar, differentiable in the probes.
         components: Named parts, for the log.
         diagnostics: Measured quantities behind the value.
-        deviation: Distance from the target, where the loss has one that a run can stop at, meV/atom.
+        deviation: Distance from the target, where the loss has one that a run can stop at.
+        tolerance: Distance at which it may; `None`: that of the training, meV/atom, or the standard error of
+            the deviation if that is smaller.
     """
 
     value: Tensor
     components: Mapping[str, float] = field(default_factory=dict)
     diagnostics: Mapping[str, Measured] = field(default_factory=dict)
     deviation: Measured | None = None
+    tolerance: float | None = None
 
 
 class Loss:
@@ -84,9 +119,12 @@ class Loss:
         name: Name in results.
         weight: Factor in the total.
         probes: What is evaluated on every frame or graph of the sources.
+        strides: Probes that are evaluated on every so many frames only. For a probe `x` among them the frames
+            also get `x_known` `[n]`: 1 where it was evaluated, else 0.
     """
 
     probes: frozenset[str] = frozenset({"energy"})
+    strides: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, name: str, weight: float) -> None:
         """Keep the name and the weight."""
@@ -112,3 +150,27 @@ class BatchLoss(Loss, ABC):
     @abstractmethod
     def evaluate(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> LossResult:
         """The loss of one batch from the model's outputs and the labels."""
+
+
+class PotentialLoss(Loss, ABC):
+    """A loss on properties of the model itself, such as static elastic constants: back-propagated directly.
+
+    It may have sources: their frames tell what temperature adds. They are not reweighted but drawn anew.
+
+    Attributes:
+        every: Updates between two draws of the sources.
+    """
+
+    every: int = 1
+
+    @property
+    def sources(self) -> tuple[EnsembleSource, ...]:
+        """The ensembles that `follow` gets; none by default."""
+        return ()
+
+    def follow(self, potential: Potential, frames: Mapping[EnsembleSource, Frames]) -> None:
+        """Learn from frames of the sources, drawn by the potential as it is now."""
+
+    @abstractmethod
+    def evaluate(self, potential: Potential) -> LossResult:
+        """The loss, differentiable in the parameters of the potential."""

@@ -40,6 +40,7 @@ class Work(StrEnum):
     ENERGY = "energies"
     FORCES = "forces"
     GRADIENT = "gradients"
+    FORCES_GRADIENT = "gradients of forces"
     BORN = "second derivatives"
     BORN_GRADIENT = "gradients of second derivatives"
 

@@ -202,9 +202,7 @@ class GoodFrames:
 
     def inefficiency(self, values: Tensor) -> float:
         """Statistical inefficiency of values of these frames `[n]`; frames that are left out are gaps."""
-        grid = torch.zeros(self.kept.shape, dtype=torch.float64)
-        grid[self.kept] = values.detach().double()
-        return statistical_inefficiency(grid, self.kept)
+        return inefficiency_on_grid(values, self.kept)
 
     def total_stress(self) -> Tensor:
         """Mean stress with its kinetic part, -NkT/V `[3, 3]`, eV/Å³."""
@@ -213,3 +211,10 @@ class GoodFrames:
         eye = torch.eye(3, dtype=self.stress.dtype)
         total: Tensor = (self.stress - kinetic[..., None, None] * eye).mean(0)
         return total
+
+
+def inefficiency_on_grid(values: Tensor, kept: Tensor) -> float:
+    """Statistical inefficiency of values `[n]` of the frames true in `kept` `[replicas, n_frames]`."""
+    grid = torch.zeros(kept.shape, dtype=torch.float64)
+    grid[kept] = values.detach().double().cpu()
+    return statistical_inefficiency(grid, kept)

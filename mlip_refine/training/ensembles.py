@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mlip_refine.losses import Frames
+from mlip_refine.observables.base import Sample
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.quantities import GPA, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
+from mlip_refine.sampling.state_points import inefficiency_on_grid
 from mlip_refine.statistics import (
     FreeEnergyEstimate,
     MbarResult,
@@ -41,6 +43,7 @@ class Draw:
         ends: Positions `[replicas, n_atoms, 3]` and cells of the last good frame of every replica, Å.
         reference: Parameters of the reference model, by name.
         verdicts: What happened to systems, one line each.
+        kept: Where in time the frames lie `[replicas, n_frames]`, n of them true.
     """
 
     point: StatePoint
@@ -52,6 +55,7 @@ class Draw:
     ends: tuple[Tensor, Tensor]
     reference: Mapping[str, Tensor]
     verdicts: tuple[str, ...] = ()
+    kept: Tensor | None = None
 
     @classmethod
     def from_trajectory(
@@ -78,6 +82,7 @@ class Draw:
             ends=trajectory.last(),
             reference=potential.parameters() if reference is None else reference,
             verdicts=trajectory.verdicts,
+            kept=good.kept,
         )
 
     def __len__(self) -> int:
@@ -88,6 +93,10 @@ class Draw:
     def independent(self) -> float:
         """Number of independent frames."""
         return len(self) / self.inefficiency
+
+    def inefficiency_of(self, values: Tensor) -> float:
+        """Statistical inefficiency of values of the frames `[n]`; without times, of the energies."""
+        return self.inefficiency if self.kept is None else inefficiency_on_grid(values, self.kept)
 
     def require_frames(self, minimum: float) -> None:
         """Refuse a draw with too few independent frames.
@@ -187,13 +196,45 @@ class Ensemble:
         # Ten digits: decisions that rest on it must not depend on how a product happens to be summed.
         return float(f"{self.change(energy).n_eff / (self.whole * per_frame):.10g}")
 
-    def frames(self, energy: Tensor) -> Frames:
-        """What a loss sees, with energies `[n]` of the current model.
+    @cached_property
+    def positions(self) -> Tensor:
+        """Of all frames `[n, n_atoms, 3]`, Å, unwrapped."""
+        return torch.stack([s.positions for s in self.structures])
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """Of all frames, rows `[n, 3, 3]`, Å."""
+        return torch.stack([s.cell for s in self.structures])
+
+    def sample(self, probes: Mapping[str, Tensor]) -> Sample:
+        """The frames as observables see them."""
+        atoms = self.point.atoms
+        return Sample(
+            probes=probes,
+            positions=self.positions,
+            cells=self.cells,
+            numbers=atoms.numbers,
+            masses=torch.from_numpy(atoms.get_masses()),
+            temperature=self.point.temperature,
+            pressure=self.point.pressure,
+            free_cell=self.point.freedom != "fixed",
+        )
+
+    def inefficiency_of(self, values: Tensor) -> float:
+        """Statistical inefficiency of values of all frames `[n]`, each draw with its part of their spread."""
+        total = spread = 0.0
+        for draw, part in zip(self.draws, values.detach().split([len(d) for d in self.draws]), strict=True):
+            own = float((part - part.mean()).square().sum())
+            total, spread = total + draw.inefficiency_of(part) * own, spread + own
+        return total / spread if spread > 0 else 1.0
+
+    def frames(self, probes: Mapping[str, Tensor]) -> Frames:
+        """What a loss sees, with the probes of the current model on every frame, `energy` `[n]` among them.
 
         The error of `shift` is such that, with that of exponential averaging over the frames as if their
         log-density were exact, it gives the error of the multistate estimate from the initial model.
         """
-        fixed = energy.detach()
+        fixed = probes["energy"].detach()
         work = reduced(self.point, fixed, self.volume) + self.log_q
         inefficiency = max(1.0, float(kish_size(-work)) / self.change(fixed).n_eff)
         apparent = exp_estimate(work, inefficiency).se / self.point.beta
@@ -201,7 +242,7 @@ class Ensemble:
         # Below this share the difference is rounding.
         rest = math.sqrt(whole - apparent**2) if whole - apparent**2 > ROUNDING * whole else 0.0
         return Frames(
-            probes={"energy": energy},
+            probes=probes,
             log_q=self.log_q,
             pv=self.pv,
             beta=self.point.beta,
@@ -209,6 +250,8 @@ class Ensemble:
             inefficiency=inefficiency,
             shift=Measured(self.shift.value, rest, self.shift.unit),
             enthalpy=self.enthalpy(fixed),
+            geometry=self.sample(probes),
+            inefficiency_of=self.inefficiency_of,
         )
 
     def error(self, energy: Tensor) -> float:

@@ -12,7 +12,14 @@ from torch import Tensor
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, Loss, LossResult
+from mlip_refine.losses import (
+    BatchLoss,
+    EnsembleLoss,
+    EnsembleSource,
+    Loss,
+    LossResult,
+    PotentialLoss,
+)
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
@@ -21,7 +28,14 @@ from mlip_refine.training.optimisation import Optimiser
 from mlip_refine.training.replay_batches import LabelledFrame, labels
 from mlip_refine.training.resampling import EnsembleSampler
 from mlip_refine.training.saved import restored_ensembles, saved_ensembles
-from mlip_refine.training.streaming import backpropagate, ensemble_losses, probe_energies
+from mlip_refine.training.streaming import (
+    backpropagate,
+    ensemble_losses,
+    further_probes,
+    probe_energies,
+    wanted_probes,
+)
+from mlip_refine.training.thermal import Thermal
 from mlip_refine.training.trust_region import Settled, TrustRegion
 
 
@@ -100,14 +114,18 @@ class Trainer:
     ensembles: dict[EnsembleSource, Ensemble] = field(default_factory=dict)
     energies: dict[EnsembleSource, Tensor] = field(default_factory=dict)
     exhausted: tuple[EnsembleSource, ...] = ()
+    thermal: Thermal = field(init=False)
 
     def __post_init__(self) -> None:
         """Sort the losses and make the optimiser."""
         self._started = time.monotonic()
         self.optimiser = Optimiser(self.potential, self.settings)
+        self.thermal = Thermal(self.sampler)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
+        self.potential_losses = [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
         self.sources = sorted({s for loss in self.ensemble_losses for s in loss.sources})
+        self.wanted = wanted_probes(self.ensemble_losses)
 
     def run(self) -> None:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
@@ -127,10 +145,11 @@ class Trainer:
 
     def _update(self) -> None:
         resampled = self._follow()
-        results, adjoints = ensemble_losses(self.ensemble_losses, self.ensembles, self.energies)
+        results, adjoints = ensemble_losses(self.ensemble_losses, self.ensembles, self._probes(self.energies))
+        self.optimiser.zero_grad()
+        results |= self._direct()
         self.inside = self.inside + 1 if self._inside(results) else 0
         self.converged = self.inside >= self.settings.patience
-        self.optimiser.zero_grad()
         for source, adjoint in adjoints.items():
             backpropagate(self.potential, self.ensembles[source].structures, adjoint)
         results |= self._replay()
@@ -173,6 +192,23 @@ class Trainer:
             self.energies |= fresh[1]
         return stale
 
+    def _direct(self) -> dict[str, LossResult]:
+        """Evaluate and back-propagate the losses on the potential itself."""
+        results = {}
+        for loss in self.potential_losses:
+            self.thermal.follow(self.potential, loss, self.step)
+            results[loss.name] = loss.evaluate(self.potential)
+            (loss.weight * results[loss.name].value).backward()
+        return results
+
+    def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, dict[str, Tensor]]:
+        """The probes of the potential as it is now on all frames, energies known."""
+        probes = {}
+        for source, energy in energies.items():
+            structures, wanted = self.ensembles[source].structures, self.wanted.get(source, {})
+            probes[source] = {"energy": energy, **further_probes(self.potential, structures, wanted)}
+        return probes
+
     def _require_finite(self, energies: Mapping[EnsembleSource, Tensor]) -> None:
         for source, energy in energies.items():
             if not bool(energy.isfinite().all()):
@@ -186,14 +222,19 @@ class Trainer:
         if not self._close(results):
             return False
         with self.potential.holding(self.optimiser.averaged()):
-            energies = probe_energies(self.potential, self.ensembles)
-        averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles, energies)
+            probes = self._probes(probe_energies(self.potential, self.ensembles))
+            direct = {loss.name: loss.evaluate(self.potential) for loss in self.potential_losses}
+        averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles, probes)
+        averaged |= direct
         return self._close(averaged)
 
     def _close(self, results: Mapping[str, LossResult]) -> bool:
-        deviations = [r.deviation for r in results.values() if r.deviation is not None]
-        close = [abs(d.value) <= min(self.settings.tolerance, d.se) for d in deviations]
+        close = [self._met(r.deviation, r.tolerance) for r in results.values() if r.deviation is not None]
         return bool(close) and all(close)
+
+    def _met(self, deviation: Measured, tolerance: float | None) -> bool:
+        limit = min(self.settings.tolerance, deviation.se) if tolerance is None else tolerance
+        return abs(deviation.value) <= limit
 
     def _replay(self) -> dict[str, LossResult]:
         """Back-propagate the batch losses directly."""
@@ -245,6 +286,7 @@ class Trainer:
             "replay": self.replay.state_dict() if self.replay else None,
             "ensembles": saved_ensembles(self.ensembles),
             "exhausted": [s.name for s in self.exhausted],
+            "thermal": self.thermal.state_dict(),
             "md_steps": self.sampler.md_steps,
             "inside": self.inside,
             "converged": self.converged,
@@ -271,6 +313,7 @@ class Trainer:
         if not self._finished:
             self.ensembles = restored_ensembles(self.sampler, self.potential, content["ensembles"])
             self.exhausted = tuple(s for s in self.ensembles if s.name in content["exhausted"])
+            self.thermal.load_state_dict(self.potential, self.potential_losses, content["thermal"])
         return True
 
 

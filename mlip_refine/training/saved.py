@@ -1,7 +1,7 @@
 """Ensembles in a checkpoint: where their frames lie, and the numbers that the frames alone do not tell."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -77,4 +77,4 @@ def _ensemble(sampler: EnsembleSampler, entry: Mapping[str, Any], found: Mapping
 
 
 def _as_dict(source: EnsembleSource) -> dict[str, Any]:
-    return {"phase": source.phase, "temperature": source.temperature, "pressure": source.pressure}
+    return asdict(source)

@@ -1,11 +1,12 @@
 """Exact gradients of losses on ensembles, in memory that does not grow with the number of frames.
 
 Pass one evaluates the probes of all frames in chunks, without a graph. The loss on those leaf tensors gives
-the adjoint of every frame's probe. Pass two goes over the frames again, chunk by chunk with a graph, and
-back-propagates the adjoints: Σ_i (∂L/∂U_i) ∂U_i/∂θ, which is the full gradient whatever the loss.
+the adjoint of every probe of every frame. Pass two goes over them again, chunk by chunk with a graph, and
+back-propagates the adjoints: Σ_i (∂L/∂U_i) ∂U_i/∂θ + (∂L/∂σ_i) : ∂σ_i/∂θ + ..., which is the full gradient
+whatever the loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,26 @@ from torch import Tensor
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, LossResult
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.training.ensembles import Ensemble
+
+type Probes = Mapping[str, Tensor]
+
+type Wanted = Mapping[str, int]
+"""Probes beside the energy, each on every so many frames."""
+
+SECOND_DERIVATIVES = frozenset({"born"})
+"""Probes that are evaluated by themselves, on the frames that need them."""
+
+
+def wanted_probes(losses: Iterable[EnsembleLoss]) -> dict[EnsembleSource, dict[str, int]]:
+    """What the losses ask for of every source, beside the energy."""
+    wanted: dict[EnsembleSource, dict[str, int]] = {}
+    for loss in losses:
+        for source in loss.sources:
+            mine = wanted.setdefault(source, {})
+            for probe in sorted(loss.probes - {"energy"}):
+                stride = loss.strides.get(probe, 1)
+                mine[probe] = min(stride, mine.get(probe, stride))
+    return wanted
 
 
 def probe_energies(
@@ -22,39 +43,84 @@ def probe_energies(
     return {source: potential.energies(ensemble.structures) for source, ensemble in ensembles.items()}
 
 
+def further_probes(
+    potential: Potential, structures: Sequence[Structure], wanted: Wanted
+) -> dict[str, Tensor]:
+    """Pass one of what is wanted beside the energy: float64, on the CPU, without a graph.
+
+    Probes with a stride are zero on the frames between, and `x_known` says where the probe `x` is not.
+    """
+    found = {}
+    for probe, stride in wanted.items():
+        work = Work.BORN if probe in SECOND_DERIVATIVES else Work.FORCES
+
+        def evaluate(_: slice, graphs: Graphs, probe: str = probe) -> Tensor:
+            return potential.evaluate(graphs, (probe,))[probe].detach().double().cpu()
+
+        values = torch.cat(list(potential.in_chunks(work, structures[::stride], evaluate)))
+        found[probe] = values.new_zeros(len(structures), *values.shape[1:])
+        found[probe][::stride] = values
+        if stride > 1:
+            found[f"{probe}_known"] = values.new_zeros(len(structures))
+            found[f"{probe}_known"][::stride] = 1.0
+    return found
+
+
 def ensemble_losses(
     losses: Sequence[EnsembleLoss],
     ensembles: Mapping[EnsembleSource, Ensemble],
-    energies: Mapping[EnsembleSource, Tensor],
-) -> tuple[dict[str, LossResult], dict[EnsembleSource, Tensor]]:
+    probes: Mapping[EnsembleSource, Probes],
+) -> tuple[dict[str, LossResult], dict[EnsembleSource, dict[str, Tensor]]]:
     """Evaluate the losses on leaf tensors.
 
     Returns:
-        The result of every loss by name, and ∂(weighted sum of losses)/∂U `[n]` per source.
+        The result of every loss by name, and ∂(weighted sum of losses)/∂probe `[n, ...]` per source.
     """
-    leaves = {source: energy.detach().clone().requires_grad_() for source, energy in energies.items()}
+    leaves = {
+        source: {name: values.detach().clone().requires_grad_() for name, values in mine.items()}
+        for source, mine in probes.items()
+    }
     frames = {source: ensembles[source].frames(leaf) for source, leaf in leaves.items()}
     results = {loss.name: loss.evaluate({s: frames[s] for s in loss.sources}) for loss in losses}
     if results:
         torch.stack([loss.weight * results[loss.name].value for loss in losses]).sum().backward()
-    return results, {source: _adjoint(leaf) for source, leaf in leaves.items()}
+    return results, {
+        source: {name: _adjoint(leaf) for name, leaf in mine.items() if not name.endswith("_known")}
+        for source, mine in leaves.items()
+    }
 
 
-def backpropagate(potential: Potential, structures: Sequence[Structure], adjoint: Tensor) -> None:
-    """Pass two: add Σ_i adjoint_i ∂U_i/∂θ to the gradients of the parameters, chunk by chunk.
+def backpropagate(potential: Potential, structures: Sequence[Structure], adjoints: Probes) -> None:
+    """Pass two: add Σ_i adjoint_i · ∂probe_i/∂θ to the gradients of the parameters, chunk by chunk.
 
     A chunk is added once its gradient is complete: one that runs out of memory on the way leaves no trace.
 
     Raises:
         MlipRefineError: If memory runs out for a single system.
     """
+    first = {name: a for name, a in adjoints.items() if name not in SECOND_DERIVATIVES}
+    second = {name: a for name, a in adjoints.items() if name in SECOND_DERIVATIVES}
+    if first:
+        work = Work.GRADIENT if set(first) == {"energy"} else Work.FORCES_GRADIENT
+        _backpropagate(potential, structures, first, work)
+    for name, adjoint in second.items():
+        chosen = adjoint.flatten(1).any(1).nonzero().flatten().tolist()
+        part = {name: adjoint[chosen]}
+        _backpropagate(potential, [structures[i] for i in chosen], part, Work.BORN_GRADIENT)
+
+
+def _backpropagate(
+    potential: Potential, structures: Sequence[Structure], adjoints: Probes, work: Work
+) -> None:
     parameters = list(potential.trainable_parameters().values())
 
     def gradients(part: slice, graphs: Graphs) -> tuple[Tensor | None, ...]:
-        energy = potential.evaluate(graphs)["energy"]
-        return torch.autograd.grad(energy, parameters, adjoint[part].to(energy), allow_unused=True)
+        outputs = potential.evaluate(graphs, adjoints, create_graph=True)
+        values = [outputs[name] for name in adjoints]
+        weights = [adjoint[part].to(outputs[name]) for name, adjoint in adjoints.items()]
+        return torch.autograd.grad(values, parameters, weights, allow_unused=True)
 
-    for found in potential.in_chunks(Work.GRADIENT, structures, gradients):
+    for found in potential.in_chunks(work, structures, gradients):
         _accumulate(parameters, found)
 
 

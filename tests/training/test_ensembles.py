@@ -71,7 +71,7 @@ def test_frames_of_one_draw_are_plain_reweighting(wells):
     """work = β(U_θ - U_ref) whatever the pressure, for PV cancels at equal cells."""
     ensemble = Ensemble.of(wells(2.0).draw(seed=5, n_frames=5))
     energy = wells(2.5).energies(ensemble.structures)
-    frames = ensemble.frames(energy)
+    frames = ensemble.frames({"energy": energy})
     assert torch.allclose(frames.work, (energy - ensemble.energies[0]) / KT, atol=1e-12)
     assert frames.n_atoms == wells.modes / 3
     assert frames.inefficiency == pytest.approx(ensemble.draws[0].inefficiency)

@@ -34,7 +34,7 @@ def _followed(wells, energies, chain, draws, most):
 
 def _measured(ensemble, model) -> Measured:
     """ΔF from the initial model as a loss finds it: exponential averaging and the shift, eV."""
-    frames = ensemble.frames(model.energies(ensemble.structures))
+    frames = ensemble.frames({"energy": model.energies(ensemble.structures)})
     change = exp_estimate(frames.work, frames.inefficiency)
     return frames.shift + Measured(float(change.value), change.se, "eV").scaled(1 / frames.beta)
 

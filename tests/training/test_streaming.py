@@ -43,12 +43,16 @@ def _total(potential: Potential, losses: list[EnsembleLoss], ensembles, *, graph
     with torch.set_grad_enabled(graph):
         for source, ensemble in ensembles.items():
             energy = potential.evaluate(potential.graphs.collate(ensemble.structures))["energy"]
-            frames[source] = ensemble.frames(energy)
+            frames[source] = ensemble.frames({"energy": energy})
         return sum(loss.weight * loss.evaluate({s: frames[s] for s in loss.sources}).value for loss in losses)
 
 
+def _energies(potential: Potential, ensembles) -> dict:
+    return {s: {"energy": u} for s, u in probe_energies(potential, ensembles).items()}
+
+
 def _streamed(potential: Potential, losses, ensembles) -> dict[str, torch.Tensor]:
-    _, adjoints = ensemble_losses(losses, ensembles, probe_energies(potential, ensembles))
+    _, adjoints = ensemble_losses(losses, ensembles, _energies(potential, ensembles))
     for source, adjoint in adjoints.items():
         backpropagate(potential, ensembles[source].structures, adjoint)
     return {name: p.grad.clone() for name, p in potential.trainable_parameters().items()}
@@ -99,15 +103,15 @@ def test_equals_finite_differences(titanium, matched):
 
 def test_the_weight_of_a_loss_scales_its_gradient(titanium, matched):
     losses, ensembles = matched
-    energies = probe_energies(titanium, ensembles)
+    energies = _energies(titanium, ensembles)
     _, one = ensemble_losses(losses[:1], ensembles, energies)
     losses[0].weight = 3.0
     _, three = ensemble_losses(losses[:1], ensembles, energies)
     for source in losses[0].sources:
-        assert torch.allclose(three[source], 3 * one[source], rtol=1e-12)
+        assert torch.allclose(three[source]["energy"], 3 * one[source]["energy"], rtol=1e-12)
     unused = (set(ensembles) - set(losses[0].sources)).pop()
     assert isinstance(unused, EnsembleSource)
-    assert not one[unused].any()
+    assert not one[unused]["energy"].any()
 
 
 def _largest_graph(potential: Potential, ensembles, losses) -> int:
@@ -178,7 +182,7 @@ def test_a_chunk_that_runs_out_of_memory_is_counted_once(titanium, matched, monk
         assert all(titanium.chunker.limit(work).atoms <= 40 for work in kinds)
         cramped.sizes.clear()
         source, ensemble = next(iter(ensembles.items()))
-        backpropagate(titanium, ensemble.structures, torch.zeros(4))
+        backpropagate(titanium, ensemble.structures, {"energy": torch.zeros(4)})
         assert max(cramped.sizes) <= 40, source
         assert capsys.readouterr().err == ""
     finally:
@@ -193,7 +197,7 @@ def test_a_single_frame_that_does_not_fit_is_named(titanium, matched, monkeypatc
     ensemble = next(iter(matched[1].values()))
     try:
         with pytest.raises(MlipRefineError, match=r"gradients of a single system of 16 atoms with \d+ edges"):
-            backpropagate(titanium, ensemble.structures, torch.ones(4))
+            backpropagate(titanium, ensemble.structures, {"energy": torch.ones(4)})
     finally:
         cramped.handle.remove()
     assert all(p.grad is None for p in titanium.trainable_parameters().values())
@@ -212,9 +216,9 @@ atoms = bulk("Ti", "hcp", a=2.95, c=4.68).repeat((3, 3, 3))
 noise = np.random.default_rng(0).normal(0, 0.1, (int(sys.argv[1]), len(atoms), 3))
 cells = torch.from_numpy(np.array(atoms.cell)).expand(len(noise), 3, 3)
 structures = potential.graphs.frames(torch.from_numpy(atoms.positions + noise), cells, atoms.numbers)
-backpropagate(potential, structures[:32], torch.ones(32))
+backpropagate(potential, structures[:32], {"energy": torch.ones(32)})
 before = peak_memory(potential.device)
-backpropagate(potential, structures, torch.ones(len(structures)))
+backpropagate(potential, structures, {"energy": torch.ones(len(structures))})
 print(peak_memory(potential.device) - before)
 """
 

@@ -71,7 +71,7 @@ def test_frenkel_ladd_agrees_with_bar(tmp_path):
     with torch.no_grad():
         for parameter in after.trainable_parameters().values():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.mul_(1 + 0.002 * noise)
+            parameter.mul_(1 + 0.004 * noise)
     losses = build_losses(config.losses)
     results = {}
     for name, potential in (("before", before), ("after", after)):

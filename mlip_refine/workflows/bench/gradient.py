@@ -60,7 +60,7 @@ def streamed_gradient(potential: Potential, ensemble: Ensemble) -> Mapping[str, 
     source = EnsembleSource("bench", ensemble.point.temperature, ensemble.point.pressure)
     energies = probe_energies(potential, {source: ensemble})[source]
     _clear(potential)
-    backpropagate(potential, ensemble.structures, torch.full_like(energies, 1 / len(energies)))
+    backpropagate(potential, ensemble.structures, {"energy": torch.full_like(energies, 1 / len(energies))})
     return _gradients(potential)
 
 
