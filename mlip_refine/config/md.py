@@ -55,7 +55,9 @@ class MD(Section):
         description="What makes a system its phase: its structure, the very sites of the ideal crystal, or "
         "nothing (none: for liquids and gases).",
     )
-    duration: Time = Field(20000.0, description="Time after the equilibration, fs.")
+    duration: Time = Field(
+        20000.0, description="Time after the equilibration, fs; a run may be resumed with a longer one."
+    )
     equilibration: TimeOrZero = Field(
         2000.0, description="Time whose frames are stored, but do not enter averages, fs."
     )

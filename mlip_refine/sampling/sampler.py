@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial, reduce
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -47,8 +48,8 @@ def sample(
 ) -> dict[str, Trajectory]:
     """Sample all state points in one batch.
 
-    Segments found in the store with the same model, settings and seed are not sampled again, and an
-    interrupted stage continues from its last segment.
+    Segments found in the store with the same model, settings and seed are not sampled again. A stage that was
+    interrupted, or that is now to be longer, continues from its last whole segment.
 
     Args:
         potential: A frozen copy.
@@ -66,20 +67,20 @@ def sample(
     Raises:
         SamplingError: If every replica of a point was stopped.
     """
-    key = _key(potential, points, settings, length, seed, start)
+    keys = _keys(potential, points, settings, length, seed, start)
     named = {p.name: p for p in points}
     parts: list[dict[str, Trajectory]] = []
     snapshot: dict[str, Tensor] | None = None
-    while store and len(parts) < len(length.segments()):
-        found = store.read(stage, len(parts), named, key)
+    while store and len(parts) < len(keys):
+        found = store.read(stage, len(parts), named, keys[len(parts)])
         if found is None:
             break
         parts.append(found[0])
         snapshot = found[1]
-    if len(parts) < len(length.segments()):
+    if len(parts) < len(keys):
         dump = partial(store.dump, stage) if store else None
         dynamics = MolecularDynamics(potential, points, settings, seed, start, dump)
-        parts += _run(dynamics, length, parts, snapshot, stage, store, key)
+        parts += _run(dynamics, length, parts, snapshot, stage, store, keys)
     result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
     for name, trajectory in result.items():
         if not bool(trajectory.kept.any()):
@@ -94,7 +95,7 @@ def _run(
     snapshot: dict[str, Tensor] | None,
     stage: str,
     store: FrameStore | None,
-    key: str,
+    keys: Sequence[str],
 ) -> list[dict[str, Trajectory]]:
     fresh: list[dict[str, Trajectory]] = []
     equilibration = dynamics.steps(length.equilibration) if length.equilibration > 0 else 0
@@ -110,20 +111,23 @@ def _run(
             for verdict in (v for t in part.values() for v in t.verdicts if v not in known):
                 console.print(f"{stage}: {verdict}", markup=False, soft_wrap=True)
             if store:
-                store.write(stage, i, part, dynamics.snapshot(), key)
+                store.write(stage, i, part, dynamics.snapshot(), keys[i])
             fresh.append(part)
     return fresh
 
 
-def _key(
+def _keys(
     potential: Potential,
     points: Sequence[StatePoint],
     settings: MDSettings,
     length: Length,
     seed: int,
     start: Start | None,
-) -> str:
-    """What is sampled, as JSON: model, points, settings, seed and start; arrays by their hash."""
+) -> list[str]:
+    """What every segment holds, as JSON: model, points, settings, seed and start; arrays by their hash.
+
+    What comes after a segment is left out, so that a stage can go on for longer.
+    """
     arrays = hashlib.sha256()
     for point in points:
         atoms = point.atoms
@@ -144,11 +148,14 @@ def _key(
         "dtype": str(potential.dtype),
         "points": described,
         "settings": asdict(settings),
-        "length": asdict(length),
+        "equilibration": length.equilibration,
         "seed": seed,
         "arrays": arrays.hexdigest(),
     }
-    return json.dumps(sampled, indent=1)
+    sizes = length.segments()
+    firsts = accumulate(sizes, initial=0)
+    segments = ({"first_frame": first, "frames": n} for first, n in zip(firsts, sizes, strict=False))
+    return [json.dumps(sampled | segment, indent=1) for segment in segments]
 
 
 def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tensor, Tensor]]:

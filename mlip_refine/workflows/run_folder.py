@@ -59,12 +59,16 @@ RESUMABLE = (
     "base",
     "output",
     "free_energy.max_error",
+    "md.duration",
     "md.export",
     "training.steps",
     "training.tolerance",
     "training.patience",
     "training.checkpoint_every",
 )
+
+# What may only become larger.
+GROWING = ("md.duration",)
 
 
 def _require_same(config: Config, folder: Path) -> None:
@@ -79,6 +83,14 @@ def _require_same(config: Config, folder: Path) -> None:
             found=f"differences in {', '.join(changed)}",
             fix="Give the run another name, or resume with the config that it was started with.",
         )
+    for key in GROWING:
+        if key in old and key in new and new[key] < old[key]:
+            raise InputError(
+                "a run cannot be made shorter",
+                where=config.where(*key.split(".")),
+                found=f"{key} {new[key]:g}",
+                expected=f"at least {old[key]:g}, as in {folder / 'config.yaml'}",
+            )
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -126,6 +126,18 @@ def test_another_model_or_provenance_is_sampled_anew(
     assert other.calls > calls
 
 
+@pytest.mark.parametrize(("frames", "kept"), [(4, 2), (5, 2)])
+def test_a_stage_goes_on_for_longer(potential: Any, tmp_path: Path, frames: int, kept: int) -> None:
+    """Whole segments are kept, one that was cut short is sampled anew; the bits are those of one long run."""
+    whole = _sample(potential, FrameStore(tmp_path / "whole", {}), length=Length(40.0, 8, 2))
+    store = FrameStore(tmp_path / "grown", {})
+    _sample(potential, store, length=Length(40.0, frames, 2))
+    stamps = {path: path.stat().st_mtime_ns for path in sorted(store.folder.iterdir())}
+    longer = _sample(potential, FrameStore(tmp_path / "grown", {}), length=Length(40.0, 8, 2))
+    _require_equal(whole, longer)
+    assert [path.stat().st_mtime_ns == before for path, before in stamps.items()].count(True) == kept
+
+
 @pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize(("ensemble", "freedom"), [("nvt", "isotropic"), ("npt", "triclinic")])
 def test_an_interrupted_stage_goes_on_bit_for_bit(

@@ -176,6 +176,25 @@ def test_an_interrupted_run_ends_the_same(
     assert json.loads((config.run_folder / "speed.json").read_text())["steps"] == 8
 
 
+def _with_duration(config: Config, duration: float) -> Config:
+    return config.model_copy(update={"md": config.md.model_copy(update={"duration": duration})})
+
+
+def test_a_finished_run_goes_on_for_longer(finished: tuple[Config, MDResult], tmp_path: Path) -> None:
+    """The same bits as a run of that length from the start; frames that are there are not sampled again."""
+    whole, result = finished
+    folder = whole.output.model_copy(update={"folder": str(tmp_path)})
+    config = whole.model_copy(update={"output": folder})
+    assert mlip_refine.md(_with_duration(config, 18.0)).speed.steps == 10
+    # Of the two segments after the equilibration the second held one frame, and is sampled anew.
+    assert mlip_refine.md(config, resume=True).speed.steps == 8
+    for name in ("md.json", "series.csv", "extxyz/hcp-600K-5GPa.extxyz"):
+        assert (config.run_folder / name).read_bytes() == (result.folder / name).read_bytes(), name
+    with pytest.raises(InputError, match=r"a run cannot be made shorter.*18.*at least 36"):
+        mlip_refine.md(_with_duration(config, 18.0), resume=True)
+    assert "duration: 36" in (config.run_folder / "config.yaml").read_text()
+
+
 def test_the_command_line_prints_files_and_averages(
     finished: tuple[Config, MDResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
