@@ -1,7 +1,17 @@
-"""Reference data: labelled frames, the replay buffer, and the structures that phases start from."""
+"""Reference data: labelled frames, the replay buffer, experimental tables, and the structures of phases."""
 
 from mlip_refine.data.extxyz import Frame, read_frames
 from mlip_refine.data.replay import ReplayBuffer
 from mlip_refine.data.structures import build_phase, load_structure
+from mlip_refine.data.tables import Table, experimental_table, read_table
 
-__all__ = ["Frame", "ReplayBuffer", "build_phase", "load_structure", "read_frames"]
+__all__ = [
+    "Frame",
+    "ReplayBuffer",
+    "Table",
+    "build_phase",
+    "experimental_table",
+    "load_structure",
+    "read_frames",
+    "read_table",
+]

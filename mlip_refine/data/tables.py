@@ -1,0 +1,295 @@
+"""Experimental tables: CSV files that say what their numbers are, where they come from and how sure they are.
+
+A table begins with lines ``# key: text`` and has one line for each column:
+
+    # title: Elastic constants of hcp titanium
+    # conditions: adiabatic (ultrasound), ambient pressure
+    # source: Fisher and Renken, Phys. Rev. 135, A482 (1964)
+    # licence: Apache-2.0
+    # column: temperature | K | exact
+    # column: C11 | GPa | 1 % assumed
+    temperature,C11
+    4,176.1
+
+The third part of a column is its standard uncertainty: a number in the unit or in percent, and whether it is
+`stated` by the source or `assumed` here; or `exact`, or `unknown`. An empty cell is a value that was not
+measured. The first column is what values are looked up by.
+"""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.quantities import Target
+
+_KEYS = ("title", "conditions", "source", "licence", "note")
+_BASES = ("stated", "assumed")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity.
+
+    Attributes:
+        name: In the header of the table.
+        unit: Of values and uncertainties.
+        values: `[n_rows]`, nan where nothing was measured.
+        uncertainties: Standard uncertainty of every value `[n_rows]`, nan where it is unknown.
+        basis: Of the uncertainties: `stated` by the source, `assumed` by the table, `exact` or `unknown`.
+    """
+
+    name: str
+    unit: str
+    values: NDArray[np.float64]
+    uncertainties: NDArray[np.float64]
+    basis: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its provenance.
+
+    Attributes:
+        path: Of the file.
+        title: What it is.
+        conditions: Under which the values hold, such as adiabatic.
+        source: Publication and digitisation.
+        licence: Of the digitised data.
+        notes: What a user should know.
+        columns: By name; the first is what values are looked up by.
+    """
+
+    path: Path
+    title: str
+    conditions: str
+    source: str
+    licence: str
+    notes: tuple[str, ...]
+    columns: Mapping[str, Column]
+
+    def __getitem__(self, name: str) -> Column:
+        """Return a column.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        if name not in self.columns:
+            raise _unknown("no such column", name, self.columns, str(self.path))
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.index.values)
+
+    @cached_property
+    def index(self) -> Column:
+        """The first column."""
+        return next(iter(self.columns.values()))
+
+    def target(self, name: str, at: float, uncertainty: float | None = None) -> Target:
+        """The value of a column at a value of the first, such as a temperature in K, as a target.
+
+        Between two rows it is interpolated linearly, its uncertainty too: errors of neighbours are taken as
+        common. Rows with the same first value count with their mean.
+
+        Args:
+            name: Of the column.
+            at: In the unit of the first column; within its range.
+            uncertainty: In the unit of the column, instead of the table's.
+
+        Raises:
+            InputError: No such column, outside of what was measured, a table that is no function of its
+                first column, or an uncertainty that is unknown and not given.
+        """
+        column = self[name]
+        x, y, errors = self._measured(column)
+        if not x[0] <= at <= x[-1]:
+            raise InputError(
+                f"{name} was not measured there",
+                where=str(self.path),
+                found=f"{self.index.name} {at:g} {self.index.unit}",
+                expected=f"{x[0]:g} to {x[-1]:g}",
+            )
+        known = float(np.interp(at, x, errors)) if uncertainty is None else uncertainty
+        if not math.isfinite(known):
+            raise InputError(
+                f"the uncertainty of {name} is unknown", where=str(self.path), fix="Give one with the target."
+            )
+        temperature, pressure = (
+            at if self.index.name == name else None for name in ("temperature", "pressure")
+        )
+        source = f"{self.source} ({self.conditions})"
+        return Target(float(np.interp(at, x, y)), known, column.unit, temperature, pressure, source)
+
+    def _measured(self, column: Column) -> tuple[NDArray[np.float64], ...]:
+        """Ascending first column, values and uncertainties of a column where it was measured."""
+        there = np.isfinite(column.values)
+        x = self.index.values[there]
+        if not len(x) or (np.diff(x) < 0).any():
+            raise InputError(
+                f"the table is no function of {self.index.name}: its rows do not ascend", where=str(self.path)
+            )
+        unique, where = np.unique(x, return_inverse=True)
+        count = np.bincount(where)
+        y, errors = (np.bincount(where, v[there]) / count for v in (column.values, column.uncertainties))
+        return unique, y, errors
+
+
+def experimental_table(name: str) -> Table:
+    """Read a table that comes with the package, such as ``titanium-hcp-elastic``.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    folder = Path(str(files("mlip_refine").joinpath("assets")))
+    known = {path.stem: path for path in sorted(folder.glob("*.csv"))}
+    if name not in known:
+        raise _unknown("no such experimental table", name, known, None)
+    return read_table(known[name])
+
+
+def read_table(path: Path) -> Table:
+    """Read a table.
+
+    Raises:
+        InputError: The file is missing, or a line is not what it should be; with the line and the column.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the table cannot be read", where=str(path), found=str(error)) from error
+    texts, described, notes = _header(path, lines)
+    body = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    values = _body(path, body, list(described))
+    columns = {
+        name: _column(name, description, values[:, j], where)
+        for j, (name, (description, where)) in enumerate(described.items())
+    }
+    return Table(path, **texts, notes=tuple(notes), columns=columns)
+
+
+type _Described = dict[str, tuple[list[str], str]]
+
+
+def _header(path: Path, lines: Iterable[str]) -> tuple[dict[str, str], _Described, list[str]]:
+    """Texts by key, descriptions of columns with their places, and notes."""
+    texts: dict[str, str] = {}
+    columns: _Described = {}
+    notes: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("#"):
+            continue
+        where = f"{path}:{number}"
+        key, _, text = (part.strip() for part in line[1:].partition(":"))
+        if key == "column":
+            name, description = _described(text, where)
+            _once(name, columns, where)
+            columns[name] = (description, where)
+        elif key == "note":
+            notes.append(text)
+        elif key in _KEYS and text:
+            _once(key, texts, where)
+            texts[key] = text
+        else:
+            raise _unknown("a line of the header is not 'key: text'", key, (*_KEYS, "column"), where)
+    missing = [key for key in _KEYS if key not in texts and key != "note"]
+    if missing or not columns:
+        missing += [] if columns else ["column"]
+        raise InputError(
+            "the header of the table is not complete", where=str(path), expected=", ".join(missing)
+        )
+    return texts, columns, notes
+
+
+def _once(name: str, found: Iterable[str], where: str) -> None:
+    if name in found:
+        raise InputError("the header says it twice", where=where, found=name)
+
+
+def _described(text: str, where: str) -> tuple[str, list[str]]:
+    """Name, and unit and uncertainty, of a line ``name | unit | uncertainty``."""
+    name, *description = (part.strip() for part in text.split("|"))
+    if len(description) != 2 or not (name and all(description)):
+        raise InputError(
+            "a column is not described", where=where, found=text, expected="name | unit | uncertainty"
+        )
+    return name, description
+
+
+def _body(path: Path, lines: list[tuple[int, str]], names: list[str]) -> NDArray[np.float64]:
+    """Numbers `[n_rows, n_columns]`."""
+    rows = list(csv.reader(line for _, line in lines))
+    if len(rows) < 2:
+        raise InputError("the table has no rows", where=str(path))
+    if rows[0] != names:
+        raise InputError(
+            "the columns are not those of the header",
+            where=f"{path}:{lines[0][0]}",
+            found=",".join(rows[0]),
+            expected=",".join(names),
+        )
+    numbers = [number for number, _ in lines[1:]]
+    return np.array([_row(path, n, row, names) for n, row in zip(numbers, rows[1:], strict=True)])
+
+
+def _row(path: Path, number: int, cells: list[str], names: list[str]) -> list[float]:
+    if len(cells) != len(names):
+        raise InputError(
+            "a row is not complete",
+            where=f"{path}:{number}",
+            found=f"{len(cells)} cells",
+            expected=f"{len(names)} ({', '.join(names)})",
+        )
+    values = [_number(cell, f"{path}:{number}, {name}") for cell, name in zip(cells, names, strict=True)]
+    if math.isnan(values[0]):
+        raise InputError("the first column has no gaps", where=f"{path}:{number}, {names[0]}")
+    return values
+
+
+def _number(cell: str, where: str) -> float:
+    if not cell.strip():
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError("not a number", where=where, found=repr(cell), expected="a number, or nothing")
+    return value
+
+
+def _column(name: str, description: list[str], values: NDArray[np.float64], where: str) -> Column:
+    """A column with the uncertainty that its description gives."""
+    unit, text = description
+    if text in ("exact", "unknown"):
+        return Column(name, unit, values, np.full_like(values, 0.0 if text == "exact" else np.nan), text)
+    size, _, basis = text.rpartition(" ")
+    relative = size.endswith("%")
+    try:
+        uncertainty = float(size.removesuffix("%"))
+    except ValueError:
+        uncertainty = math.nan
+    if basis not in _BASES or not uncertainty > 0:
+        raise InputError(
+            f"the uncertainty of {name} is not one",
+            where=where,
+            found=text,
+            expected="exact, unknown, or a number above 0, or percent, with stated or assumed",
+        )
+    errors = np.abs(values) * uncertainty / 100 if relative else np.full_like(values, uncertainty)
+    return Column(name, unit, values, errors, basis)
+
+
+def _unknown(problem: str, found: str, known: Iterable[str], where: str | None) -> InputError:
+    names = list(known)
+    word = nearest(found, names)
+    fix = f"Did you mean {word!r}?" if word else None
+    return InputError(problem, where=where, found=found, expected=", ".join(names), fix=fix)
