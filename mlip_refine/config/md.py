@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.phases import CellFreedom
+from mlip_refine.config.phases import CellFreedom, PhaseIdentity
 from mlip_refine.config.section import Count, Section
 from mlip_refine.config.units import Pressure, Temperature, Time, TimeOrZero, problem
 
@@ -50,10 +50,8 @@ class MD(Section):
         None,
         description="What npt and nph may change, as cell_freedom of a phase; null: what the phase says.",
     )
-    identity: Literal["structure", "sites", "none"] = Field(
-        "structure",
-        description="What makes a system its phase: its structure, the very sites of the ideal crystal, or "
-        "nothing (none: for liquids and gases).",
+    identity: PhaseIdentity | None = Field(
+        None, description="What makes a system its phase, as identity of a phase; null: what the phase says."
     )
     duration: Time = Field(
         20000.0, description="Time after the equilibration, fs; a run may be resumed with a longer one."

@@ -10,6 +10,7 @@ from mlip_refine.config.units import Length, problem
 from mlip_refine.errors import nearest
 
 CellFreedom = Literal["isotropic", "hexagonal", "anisotropic", "triclinic", "fixed"]
+PhaseIdentity = Literal["structure", "sites", "liquid", "none"]
 
 _ATOMS_PER_CUBE = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
 _IDEAL_C_OVER_A = (8 / 3) ** 0.5
@@ -72,6 +73,11 @@ class Phase(Section):
         description="How the cell follows the pressure: one scale (isotropic), x with y and z by itself "
         "(hexagonal), every axis by itself (anisotropic), lengths and angles (triclinic), or not at all "
         "(fixed). Default: anisotropic for hcp, else isotropic.",
+    )
+    identity: PhaseIdentity = Field(
+        "structure",
+        description="What makes a system this phase: its structure, the very sites of the ideal crystal, "
+        "that it is liquid (no crystal; needs ovito), or nothing (none: it is not judged).",
     )
 
     @property

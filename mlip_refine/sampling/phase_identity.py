@@ -87,11 +87,8 @@ class PhaseIdentity:
         self._scaled_sites = sites.get_scaled_positions(wrap=False)
         self._liquid, self._min_share, self._max_displacement = liquid, min_share, max_displacement
         self._labels: Labels = np.full(len(sites), _OTHER)
-        if liquid and not _has_ovito():
-            raise InputError(
-                "a liquid cannot be told from a crystal without OVITO",
-                fix="Install it: pip install 'mlip-refine[structure]'.",
-            )
+        if liquid:
+            require_ovito()
         if not liquid and _has_ovito():
             self._labels = _labels(sites.positions, sites.cell.array, self._numbers)
         self._labelled = (self._labels != _OTHER) | liquid
@@ -136,6 +133,19 @@ class PhaseIdentity:
         if displacement <= self._max_displacement:
             return None
         return f"its atoms are {displacement:.2f} nearest-neighbour distances away from their lattice sites"
+
+
+def require_ovito() -> None:
+    """Refuse to judge liquids where that is not possible.
+
+    Raises:
+        InputError: If OVITO is missing.
+    """
+    if not _has_ovito():
+        raise InputError(
+            "a liquid cannot be told from a crystal without OVITO",
+            fix="Install it: pip install 'mlip-refine[structure]'.",
+        )
 
 
 def _has_ovito() -> bool:

@@ -15,7 +15,7 @@ from mlip_refine.statistics import statistical_inefficiency
 Ensemble = Literal["nvt", "npt", "nve", "nph"]
 Thermostat = Literal["langevin", "nose_hoover"]
 CellFreedom = Literal["isotropic", "anisotropic", "hexagonal", "triclinic", "fixed"]
-Identity = Literal["structure", "sites", "none"]
+Identity = Literal["structure", "sites", "liquid", "none"]
 
 # What a trajectory holds of every frame.
 SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
@@ -39,7 +39,8 @@ class StatePoint:
 
     Attributes:
         name: Unique in a batch; reports and stores use it.
-        atoms: The ideal crystal: sites, and the cell that NVT keeps and NPT starts from.
+        atoms: The ideal crystal, or a liquid to start from: sites, and the cell that NVT keeps and NPT starts
+            from.
         temperature: K.
         pressure: GPa; in NVT only a label.
         ensemble: `nvt`, `npt`, `nve` or `nph`; the last two start at the temperature and keep their energy
@@ -50,7 +51,8 @@ class StatePoint:
         replicas: Independent copies.
         hamiltonian: What is simulated.
         identity: What makes a system the phase that it is: its `structure` (the sites where the structure is
-            not recognised), the very `sites` of the ideal crystal, or `none` for liquids and gases.
+            not recognised), the very `sites` of the ideal crystal, that it is `liquid` and no crystal, or
+            `none`: it is not judged.
         timestep: fs; the settings' one if `None`.
         friction: 1/ps; the settings' one if `None`.
         barostat_time: Period of volume oscillations, fs; the settings' one if `None`.

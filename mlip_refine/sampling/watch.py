@@ -120,11 +120,8 @@ class Watch:
         self._displacement = Displacement(
             torch.as_tensor(sites).to(state.positions), state.masses, state.system_idx
         )
-        bond = [
-            nearest_neighbour_distance(p.atoms) if p.identity != "none" else np.inf for p, _ in self.systems
-        ]
-        self._limit = self.settings.max_displacement * torch.tensor(bond)
-        self._judges: dict[str, PhaseIdentity] = {}
+        self._limit = self.settings.max_displacement * torch.tensor([_bond(p) for p, _ in self.systems])
+        self._judges = {p.name: self._judge_of(p) for p, _ in self.systems if p.identity == "liquid"}
         self._suspicions = [0] * len(self.systems)
         self._hottest = hottest(self.settings, self.integrator.dof)
         start = torch.zeros(2, len(self.systems), dtype=torch.long)
@@ -179,7 +176,7 @@ class Watch:
         moved = (self._displacement(mean, cell).double().cpu() / self._limit).tolist()
         whole = (self._average.filled % PARTS == 0).tolist()
         for i in self._average.ready.nonzero().flatten().tolist():
-            if moved[i] <= 1 and (moved[i] < AT_HOME or self.systems[i][0].identity == "sites"):
+            if self._is_in_place(i, moved[i]):
                 self._suspicions[i] = 0
             elif moved[i] > 1 or whole[i]:
                 # Matching templates takes time: what is not far away is looked at once in an average.
@@ -188,6 +185,11 @@ class Watch:
                 if moved[i] > 1 and reason is None:
                     self._displacement.settle(i, mean)
                 self._weigh(i, reason, weight, step, recorder)
+
+    def _is_in_place(self, system: int, moved: float) -> bool:
+        """Whether a crystal is so close to its sites that it can be no other phase; a liquid has none."""
+        identity = self.systems[system][0].identity
+        return identity != "liquid" and moved <= 1 and (moved < AT_HOME or identity == "sites")
 
     def _weigh(
         self, system: int, reason: str | None, weight: int, step: int, recorder: Recorder | None
@@ -202,11 +204,14 @@ class Watch:
         if point.identity == "sites":
             return "it left its lattice sites"
         if point.name not in self._judges:
-            limit = self.settings.max_displacement
-            self._judges[point.name] = PhaseIdentity(point.atoms, max_displacement=limit)
+            self._judges[point.name] = self._judge_of(point)
         atoms = self.integrator.state.system_idx == system
         here = (fractional[atoms] @ cell[system]).double().cpu().numpy()
         return self._judges[point.name].departed(here, cell[system].double().cpu().numpy())
+
+    def _judge_of(self, point: StatePoint) -> PhaseIdentity:
+        limit = self.settings.max_displacement
+        return PhaseIdentity(point.atoms, liquid=point.identity == "liquid", max_displacement=limit)
 
     def _remember(self, step: int) -> None:
         """Once in an average, move the states to come back to forward."""
@@ -301,3 +306,8 @@ class Watch:
             if often := self.restarts.total[i]:
                 self.integrator.noise.restart(i, stream_key(self.seed, point.name, replica, often))
         self._shorten()
+
+
+def _bond(point: StatePoint) -> float:
+    """Neighbour distance of an ideal crystal, Å; infinite where displacements say nothing."""
+    return nearest_neighbour_distance(point.atoms) if point.identity in ("structure", "sites") else np.inf

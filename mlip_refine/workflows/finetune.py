@@ -14,7 +14,6 @@ from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
 from mlip_refine.losses import (
     BatchLoss,
-    EnsembleLoss,
     EnsembleSource,
     FreeEnergyDifference,
     Loss,
@@ -32,6 +31,7 @@ from mlip_refine.workflows.free_energy import (
     compute_free_energies,
     in_result_cells,
     read_initial,
+    require_crystals,
     require_equal_sizes,
     require_error,
 )
@@ -169,8 +169,7 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     if not potential.trainable_parameters():
         where = config.where("potential", "freeze") or config.where("potential")
         raise InputError("every parameter is frozen: there is nothing to train", where=where)
-    sources = sorted({s for loss in losses if isinstance(loss, EnsembleLoss) for s in loss.sources})
-    points = state_points(config, sources, potential, config.sampling.replicas)
+    points = _points(config, losses, potential)
     config, given = with_timestep(config, potential, points.values()), config
     replay = load_replay(config, potential)
     if replay is None and any(isinstance(loss, BatchLoss) for loss in losses):
@@ -180,12 +179,24 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     for loss in losses:
         if isinstance(loss, FreeEnergyDifference):
             require_equal_sizes(loss, points)
-            if loss.options.initial != "compute":
+            if loss.options.initial == "compute":
+                require_crystals(config, loss, points)
+            else:
                 read_initial(config.resolve(loss.options.initial), config, potential, loss, points)
     folder = open_run_folder(given, resume=resume)
     provenance = {"seed": config.seed, "packages": packages()}
     store = FrameStore(folder / "frames", provenance)
     return Prepared(config, folder, store, potential, losses, points, replay)
+
+
+def _points(config: Config, losses: Sequence[Loss], potential: Potential) -> dict[EnsembleSource, StatePoint]:
+    """State points of all sources; losses that ask for it know their crystals from here on."""
+    described = sorted({s for loss in losses for s in loss.described})
+    known = state_points(config, described, potential, config.sampling.replicas)
+    for loss in losses:
+        loss.prepare_crystals({s: known[s].atoms for s in loss.described})
+    sources = sorted({s for loss in losses for s in loss.sources} - set(known))
+    return known | state_points(config, sources, potential, config.sampling.replicas)
 
 
 def packages() -> dict[str, str]:

@@ -127,7 +127,7 @@ def compute_free_energies(
     """ΔG of the model at the state of every loss, by loss name; all phases and windows share their batches.
 
     Raises:
-        InputError: If two phases differ in size.
+        InputError: If two phases differ in size, or one is no crystal.
         StatisticsError: If the windows do not overlap.
         SamplingError: If a phase does not stay what it is.
     """
@@ -137,6 +137,7 @@ def compute_free_energies(
     points = {s: replace(p, ensemble="nvt") for s, p in points.items()}
     for loss in losses:
         require_equal_sizes(loss, points)
+        require_crystals(config, loss, points)
     frozen = potential.frozen_copy(config.sampling.dtype, config.sampling.accelerate)
     cells = _cells(config, frozen, points, store)
     energies = absolute_free_energies(
@@ -204,6 +205,25 @@ def require_equal_sizes(loss: FreeEnergyDifference, points: Mapping[EnsembleSour
             found=f"{len(one)} atoms of {loss.options.from_!r}, {len(two)} of {loss.options.to!r}",
             expected="equal numbers of the same atoms: finite-size errors of ΔG cancel only then",
         )
+
+
+def require_crystals(
+    config: Config, loss: FreeEnergyDifference, points: Mapping[EnsembleSource, StatePoint]
+) -> None:
+    """Refuse to compute the free energy of what has no sites: a Frenkel-Ladd path begins at a crystal.
+
+    Raises:
+        InputError: With the phase.
+    """
+    for source in loss.sources:
+        if points[source].identity in ("liquid", "none"):
+            raise InputError(
+                f"loss {loss.name!r} needs the free energy of {source.phase!r}, which is no crystal",
+                where=config.where("phases", source.phase, "identity"),
+                found=f"identity {points[source].identity}",
+                expected="structure or sites, for initial: compute",
+                fix="Give the file of a free-energy difference as initial.",
+            )
 
 
 def _difference(

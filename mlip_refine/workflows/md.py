@@ -22,7 +22,14 @@ from mlip_refine.workflows.finetune import packages
 from mlip_refine.workflows.md_averages import averages
 from mlip_refine.workflows.md_files import write_frames, write_series
 from mlip_refine.workflows.run_folder import open_run_folder
-from mlip_refine.workflows.setup import crystal, load_potential, md_settings, timestep, with_timestep
+from mlip_refine.workflows.setup import (
+    crystal,
+    identity,
+    load_potential,
+    md_settings,
+    timestep,
+    with_timestep,
+)
 
 LAYOUT = """{folder}
 ├── config.yaml   the config with every default
@@ -185,7 +192,7 @@ def _state_point(config: Config, section: MD, source: EnsembleSource, potential:
         cell_freedom=freedom,
         replicas=section.replicas,
         thermostat=section.thermostat,
-        identity=section.identity,
+        identity=identity(config, source.phase, section.identity),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 from ase import Atoms
 
 from mlip_refine.config import Config, Phase
@@ -12,7 +13,10 @@ from mlip_refine.data.structures import Prototype
 from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
+from mlip_refine.quantities import VOIGT
 from mlip_refine.sampling import GuardSettings, Length, MDSettings, StatePoint, suitable_timestep
+from mlip_refine.sampling.phase_identity import require_ovito
+from mlip_refine.sampling.state_points import Identity
 from mlip_refine.training.replay_batches import LabelledFrame
 
 
@@ -34,13 +38,36 @@ def load_potential(config: Config) -> Potential:
     )
 
 
-def crystal(config: Config, name: str) -> Atoms:
-    """The ideal crystal of a phase, in its starting cell."""
+def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms:
+    """The ideal crystal of a phase, in its starting cell or with lattice constants (a,) or (a, c), Å.
+
+    Raises:
+        InputError: If lattice constants are given for a phase that is read from a file.
+    """
     phase: Phase = config.phases[name]
     if phase.file is not None:
+        if lattice:
+            raise InputError(
+                f"the phase {name!r} is read from a file: it has no lattice constants to choose",
+                where=config.where("phases", name),
+                found=f"lattice {list(lattice)}",
+                fix="Give a phase with a file for every cell.",
+            )
         return load_structure(config.resolve(phase.file), phase.supercell, phase.format)
-    a, c = phase.lattice
+    a, c = (*lattice, None)[:2] if lattice else phase.lattice
     return build_phase(cast("Prototype", phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
+
+
+def identity(config: Config, name: str, given: Identity | None = None) -> Identity:
+    """What makes a system a phase: what is given, or what the phase says.
+
+    Raises:
+        InputError: If it cannot be judged here.
+    """
+    found = given or config.phases[name].identity
+    if found == "liquid":
+        require_ovito()
+    return found
 
 
 def state_points(
@@ -61,7 +88,8 @@ def state_points(
                 expected=f"one of {', '.join(config.phases) or '(none)'}",
                 fix=f"Did you mean {word!r}?" if word else None,
             )
-        atoms, freedom = crystal(config, source.phase), config.phases[source.phase].cell_freedom
+        atoms = _in_cell(config, source)
+        freedom = "fixed" if source.fixed else config.phases[source.phase].cell_freedom
         potential.graphs.species(atoms.numbers)
         points[source] = StatePoint(
             name=source.name,
@@ -72,8 +100,20 @@ def state_points(
             cell_freedom=freedom,
             replicas=replicas,
             thermostat=config.sampling.thermostat,
+            identity=identity(config, source.phase),
         )
     return points
+
+
+def _in_cell(config: Config, source: EnsembleSource) -> Atoms:
+    """The ideal crystal of a source in the cell that it prescribes, or in that of its phase."""
+    atoms = crystal(config, source.phase, source.lattice)
+    if source.strain:
+        deformation = np.eye(3)
+        for (i, j), component in zip(VOIGT, source.strain, strict=True):
+            deformation[i, j] = deformation[j, i] = component + (i == j)
+        atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+    return atoms
 
 
 def with_timestep(config: Config, potential: Potential, points: Iterable[StatePoint]) -> Config:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -275,6 +276,46 @@ def test_an_identity_of_none_lets_atoms_go(analytic: SimpleNamespace, inject: Ca
     dynamics = MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
     inject(dynamics, _displace, 0, [30])
     assert dynamics.record(5)["al"].verdicts == ()
+
+
+def _held_at(places: Tensor) -> Callable[[Any, Tensor], None]:
+    def hold(state: Any, mine: Tensor) -> None:
+        state.positions[mine], state.momenta[mine] = places, 0.0
+
+    return hold
+
+
+@pytest.mark.skipif(find_spec("ovito") is None, reason="OVITO is not installed")
+def test_a_liquid_beside_crystals_of_one_batch(
+    analytic: SimpleNamespace, inject: Callable[..., None]
+) -> None:
+    """One crystal melts, one liquid crystallises: both are found, and their other replicas are not."""
+    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    solid = bulk("Al", "fcc", a=4.1, cubic=True) * (2, 2, 2)
+    melting = StatePoint("melting", solid, 8000.0, identity="none", timestep=2.0, friction=20.0)
+    melted = sample(potential, [melting], MDSettings(interval=400.0), Length(0.0, 1), seed=1, stage="melt")
+    positions, _ = melted["melting"].last()
+    liquid = solid.copy()
+    liquid.positions = positions[0].numpy()
+    points = [
+        StatePoint("crystal", solid, 300.0, replicas=2),
+        StatePoint("liquid", liquid, 6000.0, replicas=2, identity="liquid"),
+    ]
+    guards = GuardSettings(max_temperature_ratio=100.0)
+    settings = MDSettings(timestep=4.0, interval=80.0, friction=20.0, guards=guards)
+    dynamics = MolecularDynamics(potential, points, settings, seed=3)
+    inject(dynamics, _held_at(positions[0]), 0, range(100, 156))
+    inject(dynamics, _held_at(torch.tensor(solid.positions)), 2, range(100, 192))
+    runs = dynamics.record(12)
+    (melted_line,), (frozen_line,) = runs["crystal"].verdicts, runs["liquid"].verdicts
+    assert melted_line.startswith("crystal, replica 0")
+    assert "32 of 32 atoms are no longer fcc (other 32)" in melted_line
+    assert frozen_line.startswith("liquid, replica 0, step 192: set back to step 48")
+    assert "32 of 32 atoms have crystallised (fcc 32)" in frozen_line
+    for run in runs.values():
+        assert run.kept[1].all()
+        assert run.kept[0, -1]
+        assert not run.kept[0].all()
 
 
 def test_a_time_step_too_long_is_healed_by_halving(analytic: SimpleNamespace) -> None:

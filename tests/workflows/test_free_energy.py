@@ -21,6 +21,7 @@ from mlip_refine.workflows.free_energy import (
     compute_free_energies,
     in_result_cells,
     read_initial,
+    require_crystals,
     require_equal_sizes,
     require_error,
 )
@@ -212,6 +213,22 @@ def test_cells_of_different_size_are_not_compared(analytic: SimpleNamespace) -> 
     with pytest.raises(InputError, match="different content") as caught:
         require_equal_sizes(loss, points)
     assert "54 atoms of 'hcp', 16 of 'bcc'" in str(caught.value)
+
+
+@pytest.mark.parametrize("identity", ["liquid", "none"])
+def test_what_is_no_crystal_has_no_frenkel_ladd_path(analytic: SimpleNamespace, identity: str) -> None:
+    phases = {
+        "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65},
+        "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 3.25},
+    }
+    config = _config(phases=phases)
+    loss = _loss(config)
+    points = state_points(config, loss.sources, analytic.IdealGas([22], 0.1), 1)
+    require_crystals(config, loss, points)
+    points |= {s: replace(p, identity=identity) for s, p in points.items() if s.phase == "bcc"}
+    with pytest.raises(InputError, match="the free energy of 'bcc', which is no crystal") as caught:
+        require_crystals(config, loss, points)
+    assert f"found identity {identity}" in str(caught.value)
 
 
 SHORT = {

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from mlip_refine.quantities import GPA, KB
 from mlip_refine.report.md_records import MDResult, read_md
 from mlip_refine.sampling import FrameStore
 from mlip_refine.workflows import md as workflow
+from mlip_refine.workflows import setup
 from mlip_refine.workflows.md_averages import UNITS
 from mlip_refine.workflows.setup import load_potential
 
@@ -311,6 +313,22 @@ def test_an_ideal_gas_has_its_exact_volume(
     assert abs(volume.value - exact) < 3 * volume.se
     # ⟨N kT/V⟩ = P in the same density.
     assert abs(held.value - pressure) < 3 * held.se
+
+
+def test_every_phase_has_its_own_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What md says counts for all; a liquid needs something that can judge it, before anything is written."""
+    base = _config(tmp_path)
+    liquid = base.phases["bcc"].model_copy(update={"identity": "liquid"})
+    config = base.model_copy(update={"phases": base.phases | {"bcc": liquid}})
+    monkeypatch.setitem(sys.modules, "ovito.modifiers", None)
+    assert setup.identity(config, "hcp") == "structure"
+    assert setup.identity(config, "bcc", "sites") == "sites"
+    with pytest.raises(InputError, match="a liquid cannot be told from a crystal without OVITO"):
+        mlip_refine.md(config)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    if find_spec("ovito"):
+        assert setup.identity(config, "bcc") == "liquid"
 
 
 @pytest.mark.parametrize(
