@@ -38,6 +38,11 @@ def stress_to_voigt(stress: Tensor) -> Tensor:
     return stress[..., _ROWS, _COLUMNS]
 
 
+def stress_from_voigt(components: Tensor) -> Tensor:
+    """Symmetric tensors `[..., 3, 3]` of components in Voigt order `[..., 6]`."""
+    return components[..., torch.tensor(_NUMBER, device=components.device)]
+
+
 def to_mandel(matrix: Tensor) -> Tensor:
     """Matrices in the orthonormal basis of symmetric tensors (Mandel), of Voigt matrices `[..., 6, 6]`.
 
@@ -51,6 +56,14 @@ def from_mandel(matrix: Tensor) -> Tensor:
     """Voigt matrices of matrices in the orthonormal basis `[..., 6, 6]`."""
     scale = _scale(matrix)
     return matrix / scale[:, None] / scale
+
+
+def mandel_basis(like: Tensor) -> Tensor:
+    """The orthonormal basis of symmetric tensors `[6, 3, 3]`, in Voigt order, of the type of `like`."""
+    basis = torch.zeros(6, 3, 3, dtype=like.dtype, device=like.device)
+    for number, (i, j) in enumerate(VOIGT):
+        basis[number, i, j] = basis[number, j, i] = 1.0 if i == j else math.sqrt(0.5)
+    return basis
 
 
 def rotate(matrix: Tensor, rotations: Tensor) -> Tensor:
@@ -180,8 +193,6 @@ def _scale(like: Tensor) -> Tensor:
 
 def _mandel_rotation(rotations: Tensor) -> Tensor:
     """How rotations `[..., 3, 3]` act on symmetric tensors, in their orthonormal basis `[..., 6, 6]`."""
-    basis = torch.zeros(6, 3, 3, dtype=rotations.dtype, device=rotations.device)
-    for number, (i, j) in enumerate(VOIGT):
-        basis[number, i, j] = basis[number, j, i] = 1.0 if i == j else math.sqrt(0.5)
+    basis = mandel_basis(rotations)
     turned = rotations[..., None, :, :] @ basis @ rotations.mT[..., None, :, :]
     return torch.einsum("aij,...bij->...ab", basis, turned)

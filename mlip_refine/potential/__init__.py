@@ -12,5 +12,17 @@ from mlip_refine.potential.accelerate import Acceleration
 from mlip_refine.potential.batching import Work
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
 from mlip_refine.potential.model import Potential, resolve_device
+from mlip_refine.potential.second import Curvature, Second, deformed
 
-__all__ = ["Acceleration", "GraphBuilder", "Graphs", "Potential", "Structure", "Work", "resolve_device"]
+__all__ = [
+    "Acceleration",
+    "Curvature",
+    "GraphBuilder",
+    "Graphs",
+    "Potential",
+    "Second",
+    "Structure",
+    "Work",
+    "deformed",
+    "resolve_device",
+]

@@ -181,8 +181,12 @@ class Potential:
         return {name: found[name] for name in PROBES if name in wanted}
 
     def curvature(self, graphs: Graphs) -> Curvature:
-        """Energy and slope of a batch, ready for second derivatives along any number of directions."""
-        vectors = graphs.vectors.detach().requires_grad_()
+        """Energy and slope of a batch, ready for second derivatives along any number of directions.
+
+        Vectors with a graph of their own (`deformed`) keep it.
+        """
+        leaf = graphs.vectors.is_leaf
+        vectors = graphs.vectors.detach().requires_grad_() if leaf else graphs.vectors
         with torch.enable_grad(), _same_from_the_first_call(self):
             energy, slope = self._eager(graphs, vectors, create_graph=True)
         return Curvature(graphs, vectors, energy, slope)

@@ -9,7 +9,7 @@ direction 1.2; so the six of `Curvature.born` cost 9, and 30 with their gradient
 atoms in float32 on one core).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -31,13 +31,28 @@ class Second(NamedTuple):
     strain: Tensor
 
 
+def deformed(graphs: Graphs, displacements: Tensor, strains: Tensor) -> Graphs:
+    """The same graphs strained by ε `[n_graphs, 3, 3]`, and then displaced by u `[n_atoms, 3]`, Å.
+
+    Differentiable in both: the `Curvature` of the result is, too.
+    """
+    change = _change(graphs, graphs.vectors, displacements, strains)
+    moved = (strains.index_select(0, graphs.batch) @ graphs.positions.unsqueeze(2)).squeeze(2)
+    return replace(
+        graphs,
+        positions=graphs.positions + moved + displacements,
+        cell=graphs.cell + graphs.cell @ strains.mT,
+        vectors=graphs.vectors + change,
+    )
+
+
 @dataclass(frozen=True)
 class Curvature:
     """The energy of a batch and its slope, ready for second derivatives along any number of directions.
 
     Attributes:
         graphs: The batch.
-        vectors: Its edge vectors as a leaf of the graph `[n_edges, 3]`, Å.
+        vectors: Its edge vectors `[n_edges, 3]`, Å: a leaf, or what has a graph of its own (`deformed`).
         energy: `[n_graphs]`, eV.
         slope: ∂U/∂vec `[n_edges, 3]`, eV/Å, differentiable in the vectors.
     """
@@ -61,7 +76,8 @@ class Curvature:
             strains: Symmetric, acting on Cartesian vectors `[n_graphs, 3, 3]`.
             create_graph: Keep the products differentiable in the parameters.
         """
-        product = self._product(self._direction(displacements, strains), create_graph=create_graph)
+        direction = _change(self.graphs, self._arms, displacements, strains)
+        product = self._product(direction, create_graph=create_graph)
         return Second(-self.graphs.forces(product), self._virial(product))
 
     def born(self, *, create_graph: bool = False) -> Tensor:
@@ -73,24 +89,22 @@ class Curvature:
         return torch.stack(rows, dim=1)
 
     def _born_row(self, i: int, j: int, *, create_graph: bool) -> Tensor:
-        direction = torch.zeros_like(self.vectors)
-        direction[:, i] += 0.5 * self.vectors.detach()[:, j]
-        direction[:, j] += 0.5 * self.vectors.detach()[:, i]
-        row = self.graphs.stress(self.vectors, self._product(direction, create_graph=create_graph))
-        return torch.stack([row[:, a, b] for a, b in VOIGT], dim=1)
+        unit = torch.zeros_like(self.graphs.cell)
+        unit[:, i, j] += 0.5
+        unit[:, j, i] += 0.5
+        direction = _change(self.graphs, self._arms, None, unit)
+        row = self._virial(self._product(direction, create_graph=create_graph))
+        return torch.stack([row[:, a, b] for a, b in VOIGT], dim=1) / self.graphs.volume[:, None]
 
-    def _direction(self, displacements: Tensor | None, strains: Tensor | None) -> Tensor:
-        """Change of the edge vectors `[n_edges, 3]`, Å."""
-        sender, receiver = self.graphs.edge_index
-        direction = torch.zeros_like(self.vectors)
-        if strains is not None:
-            system = self.graphs.batch.index_select(0, sender)
-            bent = strains.to(direction).index_select(0, system) @ self.vectors.detach().unsqueeze(2)
-            direction = direction + bent.squeeze(2)
-        if displacements is not None:
-            moved = displacements.to(direction)
-            direction = direction + moved.index_select(0, receiver) - moved.index_select(0, sender)
-        return direction
+    @property
+    def gradient(self) -> Second:
+        """∂U/∂x `[n_atoms, 3]`, eV/Å, and ∂U/∂ε `[n_graphs, 3, 3]`, eV: minus the forces, and V σ."""
+        return Second(-self.graphs.forces(self.slope), self._virial(self.slope))
+
+    @property
+    def _arms(self) -> Tensor:
+        """The vectors as what strain acts on: constants, unless they have a graph of their own."""
+        return self.vectors.detach() if self.vectors.is_leaf else self.vectors
 
     def _product(self, direction: Tensor, *, create_graph: bool) -> Tensor:
         """Second derivative in the vectors times a direction `[n_edges, 3]`; 0 without any."""
@@ -108,4 +122,20 @@ class Curvature:
         return product
 
     def _virial(self, slope: Tensor) -> Tensor:
-        return self.graphs.stress(self.vectors, slope) * self.graphs.volume[:, None, None]
+        virial = self._arms.unsqueeze(2) * slope.unsqueeze(1)
+        system = self.graphs.batch.index_select(0, self.graphs.edge_index[0])
+        total = torch.zeros_like(self.graphs.cell).index_add(0, system, virial)
+        return (total + total.mT) / 2
+
+
+def _change(graphs: Graphs, vectors: Tensor, displacements: Tensor | None, strains: Tensor | None) -> Tensor:
+    """Change of edge vectors `[n_edges, 3]`, Å: ε vec + u_j - u_i."""
+    sender, receiver = graphs.edge_index
+    change = torch.zeros_like(vectors)
+    if strains is not None:
+        per_edge = strains.to(vectors).index_select(0, graphs.batch.index_select(0, sender))
+        change = change + (per_edge @ vectors.unsqueeze(2)).squeeze(2)
+    if displacements is not None:
+        moved = displacements.to(vectors)
+        change = change + moved.index_select(0, receiver) - moved.index_select(0, sender)
+    return change
