@@ -163,6 +163,7 @@ RATE = Dimension("rate", {"/ps": 1.0, "/fs": 1e3, "/ns": 1e-3}, above=0.0)
 
 Temperature = Annotated[float, TEMPERATURE]
 Pressure = Annotated[float, PRESSURE]
+PositivePressure = Annotated[float, PRESSURE.bounded(above=0.0)]
 Time = Annotated[float, TIME]
 TimeOrZero = Annotated[float, TIME.bounded(least=0.0)]
 Length = Annotated[float, LENGTH]

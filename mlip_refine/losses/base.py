@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
+from ase import Atoms
 from torch import Tensor
 
 from mlip_refine.errors import MlipRefineError
@@ -87,6 +89,16 @@ class Frames:
         return self.geometry
 
     @property
+    def detached_sample(self) -> Sample:
+        """The same without derivatives."""
+        sample = self.sample
+        return replace(sample, probes={name: values.detach() for name, values in sample.probes.items()})
+
+    def inefficiency_of_values(self, values: Tensor) -> float:
+        """Statistical inefficiency of values of the frames `[n]`; that of all if it cannot be measured."""
+        return self.inefficiency if self.inefficiency_of is None else self.inefficiency_of(values)
+
+    @property
     def work(self) -> Tensor:
         """Reduced potential of the current model minus that of the reference, per frame `[n]`."""
         return self.beta * (self.probes["energy"] + self.pv) + self.log_q
@@ -130,6 +142,24 @@ class Loss:
         """Keep the name and the weight."""
         self.name, self.weight = name, weight
 
+    @classmethod
+    def create(cls, name: str, weight: float, options: Any) -> "Loss":
+        """The loss that a config asks for, from its checked options; a class may choose among others."""
+        return cls(name, weight, options)  # type: ignore[call-arg]
+
+    @property
+    def sources(self) -> tuple[EnsembleSource, ...]:
+        """Ensembles whose frames the loss needs; none by default."""
+        return ()
+
+    @property
+    def described(self) -> tuple[EnsembleSource, ...]:
+        """States whose ideal crystals the loss needs before its sources are known."""
+        return ()
+
+    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
+        """Know the ideal crystals of `described`, in the cells of the states."""
+
 
 class EnsembleLoss(Loss, ABC):
     """A loss on thermal averages. Its gradient is streamed over the frames in constant memory."""
@@ -162,11 +192,6 @@ class PotentialLoss(Loss, ABC):
     """
 
     every: int = 1
-
-    @property
-    def sources(self) -> tuple[EnsembleSource, ...]:
-        """The ensembles that `follow` gets; none by default."""
-        return ()
 
     def follow(self, potential: Potential, frames: Mapping[EnsembleSource, Frames]) -> None:
         """Learn from frames of the sources, drawn by the potential as it is now."""

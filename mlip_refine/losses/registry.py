@@ -12,12 +12,17 @@ from typing import Any
 from mlip_refine.config import LocatedNode, validate_node
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses.base import Loss
+from mlip_refine.losses.elastic_constants import ElasticConstants
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
 from mlip_refine.losses.replay import Replay
 
 ENTRY_POINT_GROUP = "mlip_refine.losses"
 
-BUILT_IN: dict[str, type[Any]] = {"free_energy_difference": FreeEnergyDifference, "replay": Replay}
+BUILT_IN: dict[str, type[Any]] = {
+    "elastic_constants": ElasticConstants,
+    "free_energy_difference": FreeEnergyDifference,
+    "replay": Replay,
+}
 
 
 def registry() -> dict[str, type[Any]]:
@@ -61,5 +66,5 @@ def build_losses(nodes: Iterable[LocatedNode]) -> list[Loss]:
             problem = f"two losses are called {node.name!r}"
             raise InputError(problem, where=node.where(), fix="Give each a key 'name'.")
         loss_class = known[node.type]
-        losses.append(loss_class(node.name, node.weight, validate_node(loss_class.Options, node)))
+        losses.append(loss_class.create(node.name, node.weight, validate_node(loss_class.Options, node)))
     return losses

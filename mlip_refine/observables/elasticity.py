@@ -1,0 +1,99 @@
+"""Elastic constants of a crystal at temperature, from the fluctuations of stress in a fixed cell."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mlip_refine.observables.base import Observable, Sample
+from mlip_refine.observables.crystal import INDEPENDENT, Symmetry
+from mlip_refine.observables.tensors import (
+    adiabatic,
+    from_linear_strain,
+    isothermal_from_fluctuations,
+    project,
+    stress_from_voigt,
+    stress_to_voigt,
+)
+from mlip_refine.quantities import GPA, KB
+
+_UPPER = tuple(torch.triu_indices(6, 6).tolist())
+_PAIRS = len(_UPPER[0])
+
+
+class FluctuationElasticity(Observable):
+    """Independent elastic constants C of a crystal in a fixed cell, GPa, by fluctuations.
+
+    C^T = ⟨C^B⟩ - (V/kT) cov(σ, σ) + (N kT/V)(δ_ik δ_jl + δ_il δ_jk) in the Lagrangian strain (Squire, Holt
+    and Hoover 1969); adiabatic, C^S = C^T + (T V/C_v) λλ with λ = cov(σ, U)/(kT²) - (N k/V) δ and
+    C_v = var(U)/(kT²) + 3/2 N k (Wallace 1972). The tensor is given the symmetry of the crystal, and its
+    constants are those in the crystal's standard axes.
+
+    The Born term is needed on some of the frames only: it varies far less than the stress.
+    """
+
+    probes: ClassVar[frozenset[str]] = frozenset({"stress", "born"})
+    unit = "GPa"
+
+    def __init__(self, symmetry: Symmetry, *, adiabatic: bool = False) -> None:
+        """Choose what to tell.
+
+        Args:
+            symmetry: Of the ideal crystal, in the frame of the frames.
+            adiabatic: Whether to give C^S in place of C^T.
+        """
+        self.symmetry, self.adiabatic = symmetry, adiabatic
+        self.labels = INDEPENDENT[symmetry.laue]
+
+    def columns(self, sample: Sample) -> Tensor:
+        """Moments of stress and energy, and the Born term where it is known `[n, 57]`."""
+        sample.require_fixed_cell("elastic constants by fluctuations")
+        stress = stress_to_voigt(sample.probe("stress")) - _typical_stress(sample)
+        energy = sample.energy - sample.energy.detach().mean()
+        born, known = sample.probe("born"), sample.probes.get("born_known")
+        known = torch.ones_like(energy) if known is None else known.double()
+        squares = (stress[:, :, None] * stress[:, None, :])[:, *_UPPER]
+        symmetric = ((born + born.mT) / 2)[:, *_UPPER]
+        parts = [stress, squares, symmetric * known[:, None], stress * energy[:, None]]
+        return torch.cat([*parts, torch.stack([known, energy, energy.square()], dim=1)], dim=1)
+
+    def derive(self, means: Tensor, sample: Sample) -> Tensor:
+        """The constants `[m]`, GPa."""
+        tensor = project(self.tensor(means, sample), self.symmetry.rotations.to(means))
+        return torch.stack(list(self.symmetry.independent(tensor).values())) / GPA
+
+    def tensor(self, means: Tensor, sample: Sample) -> Tensor:
+        """The whole tensor `[6, 6]`, eV/Å³, without symmetry, in the frame of the frames."""
+        stress, squares, born, with_energy, rest = means.split([6, _PAIRS, _PAIRS, 6, 3])
+        known, energy, square = rest
+        volume, n_atoms, kt = sample.volumes.mean(), sample.n_atoms, sample.kt
+        constants = isothermal_from_fluctuations(
+            from_linear_strain(_full(born / known), stress_from_voigt(stress + _typical_stress(sample))),
+            _full(squares) - stress[:, None] * stress[None, :],
+            n_atoms,
+            sample.temperature,
+            volume,
+        )
+        if not self.adiabatic:
+            return constants
+        per_kelvin = 1.0 / (kt * sample.temperature)
+        eye = torch.eye(3, dtype=means.dtype, device=means.device)
+        thermal = stress_from_voigt(with_energy - stress * energy) * per_kelvin - n_atoms * KB / volume * eye
+        heat_capacity = (square - energy.square()) * per_kelvin + 1.5 * n_atoms * KB
+        return adiabatic(constants, thermal, heat_capacity, sample.temperature, volume)
+
+
+def _typical_stress(sample: Sample) -> Tensor:
+    """A constant near the mean stress `[6]`, so that variances keep their digits."""
+    return stress_to_voigt(sample.probe("stress").detach().mean(0))
+
+
+def _full(upper: Tensor) -> Tensor:
+    """The symmetric matrix `[6, 6]` of its upper triangle."""
+    matrix = upper.new_zeros(6, 6)
+    matrix = matrix.index_put(_index(upper), upper)
+    return matrix + matrix.triu(1).mT
+
+
+def _index(like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(i, device=like.device) for i in _UPPER)
