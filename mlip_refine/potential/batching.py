@@ -189,6 +189,24 @@ class Chunker:
             start, failed = part.stop, None
             yield done[0]
 
+    def at_once[T](self, work: Work, systems: Systems, evaluate: Callable[[], T]) -> tuple[T] | None:
+        """Do the work on all systems together, if they are one chunk as far as is known.
+
+        Returns:
+            The result, or `None` if they are not, or memory ran out: `run` does it in parts.
+
+        Raises:
+            MlipRefineError: If a single system does not fit.
+        """
+        whole = slice(0, systems.count)
+        if systems.take(0, self._next(work)) != whole:
+            return None
+        done = self._measured_attempt(work, systems.total, evaluate)
+        if done is None:
+            self._halve(work, whole, systems.total)
+            _report(work, systems.total, self.limit(work))
+        return done
+
     def _next(self, work: Work) -> Extent:
         """Bound on the next chunk: a probe where memory is to be measured and has not been."""
         if self.memory is None or work in self._fitting:

@@ -25,7 +25,8 @@ from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
 from mlip_refine.training.ensembles import Ensemble
 from mlip_refine.training.optimisation import Optimiser
-from mlip_refine.training.replay_batches import LabelledFrame, labels
+from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.replay_gradient import backpropagate_batch
 from mlip_refine.training.resampling import EnsembleSampler
 from mlip_refine.training.saved import restored_ensembles, saved_ensembles
 from mlip_refine.training.streaming import (
@@ -237,20 +238,14 @@ class Trainer:
         return abs(deviation.value) <= limit
 
     def _replay(self) -> dict[str, LossResult]:
-        """Back-propagate the batch losses directly."""
+        """Back-propagate the batch losses; the results are those of the last batch."""
         results: dict[str, LossResult] = {}
         if self.replay is None or not self.batch_losses:
             return results
-        probes = frozenset().union(*(loss.probes for loss in self.batch_losses))
-        for _ in range(self.settings.replay_batches):
+        batches = self.settings.replay_batches
+        for _ in range(batches):
             frames = self.replay.next_batch()
-            graphs = self.potential.graphs.collate([f.structure for f in frames])
-            outputs = self.potential.evaluate(graphs, probes, create_graph=True)
-            wanted = labels(frames, self.potential.device, self.potential.dtype)
-            for loss in self.batch_losses:
-                results[loss.name] = loss.evaluate(outputs, wanted)
-                scale = loss.weight / self.settings.replay_batches
-                (scale * results[loss.name].value).backward(retain_graph=loss is not self.batch_losses[-1])
+            results = backpropagate_batch(self.potential, self.batch_losses, frames, 1 / batches)
         return results
 
     def _log(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.data import Frame
-from mlip_refine.potential import Potential, Structure
+from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.quantities import GPA
 
 
@@ -69,20 +69,26 @@ class HeldOutErrors:
 
 
 def held_out_errors(potential: Potential, frames: Sequence[LabelledFrame]) -> HeldOutErrors:
-    """Errors of a potential on held-out frames, in chunks."""
-    structures = [f.structure for f in frames]
-    energy, forces, stress = [], [], []
-    for part in potential.chunks(structures):
-        graphs = potential.graphs.collate(structures[part])
-        out = {k: v.detach() for k, v in potential.evaluate(graphs, ("energy", "forces", "stress")).items()}
+    """Errors of a potential on held-out frames, in chunks.
+
+    Raises:
+        MlipRefineError: If memory runs out for a single system.
+    """
+
+    def deviations(part: slice, graphs: Graphs) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            out = potential.evaluate(graphs, ("energy", "forces", "stress"))
         ref = labels(frames[part], potential.device, potential.dtype)
-        energy.append(((out["energy"] - ref["energy"]) / ref["n_atoms"]).abs())
-        forces.append((out["forces"] - ref["forces"]).abs().flatten())
-        stress.append((out["stress"] - ref["stress"]).abs()[ref["has_stress"] > 0].flatten())
-    stresses = torch.cat(stress)
+        energy = (out["energy"] - ref["energy"]) / ref["n_atoms"]
+        forces, stress = out["forces"] - ref["forces"], out["stress"] - ref["stress"]
+        found = (energy, forces.flatten(), stress[ref["has_stress"] > 0].flatten())
+        return tuple(values.detach().abs() for values in found)  # type: ignore[return-value]
+
+    parts = potential.in_chunks(Work.FORCES, [f.structure for f in frames], deviations)
+    energy, forces, stress = (torch.cat(values) for values in zip(*parts, strict=True))
     return HeldOutErrors(
-        energy_mae_mev_per_atom=1e3 * float(torch.cat(energy).mean()),
-        forces_mae_mev_per_A=1e3 * float(torch.cat(forces).mean()),
-        stress_mae_gpa=float(stresses.mean()) / GPA if len(stresses) else None,
+        energy_mae_mev_per_atom=1e3 * float(energy.mean()),
+        forces_mae_mev_per_A=1e3 * float(forces.mean()),
+        stress_mae_gpa=float(stress.mean()) / GPA if len(stress) else None,
         n_frames=len(frames),
     )

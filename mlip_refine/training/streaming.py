@@ -121,10 +121,11 @@ def _backpropagate(
         return torch.autograd.grad(values, parameters, weights, allow_unused=True)
 
     for found in potential.in_chunks(work, structures, gradients):
-        _accumulate(parameters, found)
+        accumulate(parameters, found)
 
 
-def _accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+def accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to those of the parameters."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             # A copy: autograd may hand out one tensor for several parameters.

@@ -1,7 +1,7 @@
 """The compact titanium model in float64 with a few rattled crystals, and exact draws of harmonic wells."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from mlip_refine.losses import EnsembleSource
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.training.ensembles import Draw, Ensemble
@@ -41,6 +41,40 @@ def hcp() -> Atoms:
 @pytest.fixture
 def bcc() -> Atoms:
     return bulk("Ti", "bcc", a=3.27, cubic=True).repeat((2, 2, 2))
+
+
+class Cramped:
+    """Runs out of memory above so many atoms: going forward, or at the very end of going backward."""
+
+    def __init__(self, potential: Potential, most: int, *, backward: bool) -> None:
+        self.most, self.backward, self.sizes = most, backward, []
+        self.handle = potential.module.node_embedding.register_forward_hook(self)
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self.sizes.append(len(output))
+        if self.backward and output.requires_grad:
+            output.register_hook(lambda gradient: self.allocate(len(gradient)))
+        elif not self.backward:
+            self.allocate(len(output))
+
+    def allocate(self, n_atoms: int) -> None:
+        if n_atoms > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.fixture
+def cramped(titanium: Potential, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cramped]]:
+    """Return what leaves the model so little memory, which it does not know yet, until the test is over."""
+    made: list[Cramped] = []
+
+    def make(most: int, *, backward: bool) -> Cramped:
+        monkeypatch.setattr(titanium, "chunker", batching.Chunker(titanium.device))
+        made.append(Cramped(titanium, most, backward=backward))
+        return made[-1]
+
+    yield make
+    for limited in made:
+        limited.handle.remove()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Labelled frames as batches, and held-out errors."""
+"""Labelled frames as batches, their gradients at once and streamed, and held-out errors."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ import torch
 
 from mlip_refine.data import Frame
 from mlip_refine.losses.replay import Replay, ReplayOptions
-from mlip_refine.potential import batching
+from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import GPA
 from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors, labels
+from mlip_refine.training.replay_gradient import backpropagate_batch
 
 ENERGY_OFF, FORCES_OFF, STRESS_OFF = 0.032, 0.05, 0.002
 
@@ -65,6 +66,71 @@ def test_labels_line_up_with_the_outputs(titanium, frames):
     assert result.components["replay.energy"] == pytest.approx(2 * ENERGY_OFF**2, rel=1e-9)
     assert result.components["replay.forces"] == pytest.approx(3 * FORCES_OFF**2, rel=1e-9)
     assert result.components["replay.stress"] == pytest.approx(5 * STRESS_OFF**2, rel=1e-9)
+
+
+LOSSES = (
+    Replay("one", 0.7, ReplayOptions()),
+    Replay("other", 2.0, ReplayOptions(energy_weight=5.0, forces_weight=0.0, stress_weight=0.0)),
+)
+
+
+def _gradient(potential: Potential, frames: list[LabelledFrame]) -> tuple[torch.Tensor, dict[str, float]]:
+    parameters = list(potential.trainable_parameters().values())
+    for parameter in parameters:
+        parameter.grad = None
+    results = backpropagate_batch(potential, LOSSES, frames, 0.5)
+    assert not any(result.value.requires_grad for result in results.values())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    components = {k: v for result in results.values() for k, v in result.components.items()}
+    return torch.cat([g.flatten() for g in gradients]), components
+
+
+def _direct(potential: Potential, frames: list[LabelledFrame]) -> torch.Tensor:
+    outputs = potential.evaluate(
+        potential.graphs.collate([f.structure for f in frames]),
+        ("energy", "forces", "stress"),
+        create_graph=True,
+    )
+    wanted = labels(frames, potential.device, potential.dtype)
+    total = sum(0.5 * loss.weight * loss.evaluate(outputs, wanted).value for loss in LOSSES)
+    parameters = list(potential.trainable_parameters().values())
+    found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
+
+
+@pytest.mark.parametrize("chunk_atoms", [900, 24, 1])
+def test_the_gradient_is_that_of_the_whole_batch(titanium, frames, monkeypatch, chunk_atoms):
+    """Frames of different size, one without stress: no mean of a chunk is one of the batch."""
+    exact = _direct(titanium, frames)
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", chunk_atoms)
+    found, components = _gradient(titanium, frames)
+    assert float((found - exact).norm()) < 1e-10 * float(exact.norm())
+    assert components["one.forces"] == pytest.approx(100 * FORCES_OFF**2, rel=1e-9)
+    assert components["other.energy"] == pytest.approx(5 * ENERGY_OFF**2, rel=1e-9)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_batch_that_runs_out_of_memory_is_streamed(titanium, frames, cramped, capsys, backward):
+    exact = _direct(titanium, frames)
+    limited = cramped(24, backward=backward)
+    found, _ = _gradient(titanium, frames)
+    assert float((found - exact).norm()) < 1e-10 * float(exact.norm())
+    assert max(limited.sizes) == 40
+    said = capsys.readouterr().err
+    assert said.count("out of memory") == (1 if backward else 2)
+    assert "out of memory in the gradients of forces of 40 atoms" in said
+    _gradient(titanium, frames)
+    assert capsys.readouterr().err == ""
+
+
+def test_held_out_errors_survive_too_little_memory(titanium, frames, cramped):
+    whole = held_out_errors(titanium, frames)
+    limited = cramped(24, backward=False)
+    less = held_out_errors(titanium, frames)
+    assert limited.sizes[0] == 40
+    assert less.energy_mae_mev_per_atom == pytest.approx(whole.energy_mae_mev_per_atom, rel=1e-9)
+    assert less.forces_mae_mev_per_A == pytest.approx(whole.forces_mae_mev_per_A, rel=1e-9)
+    assert less.stress_mae_gpa == pytest.approx(whole.stress_mae_gpa, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["energy", "forces", "stress"])

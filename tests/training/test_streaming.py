@@ -146,60 +146,33 @@ def test_holds_the_graph_of_one_chunk_only(titanium, hcp, bcc, make_ensemble, ma
     assert held[1] < 1.1 * held[0]
 
 
-class Cramped:
-    """Runs out of memory above so many atoms: going forward, or at the very end of going backward."""
-
-    def __init__(self, potential: Potential, most: int, *, backward: bool) -> None:
-        self.most, self.backward, self.sizes = most, backward, []
-        self.handle = potential.module.node_embedding.register_forward_hook(self)
-
-    def __call__(self, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        self.sizes.append(len(output))
-        if self.backward and output.requires_grad:
-            output.register_hook(lambda gradient: self.allocate(len(gradient)))
-        elif not self.backward:
-            self.allocate(len(output))
-
-    def allocate(self, n_atoms: int) -> None:
-        if n_atoms > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_chunk_that_runs_out_of_memory_is_counted_once(titanium, matched, monkeypatch, capsys, backward):
+def test_a_chunk_that_runs_out_of_memory_is_counted_once(titanium, matched, cramped, capsys, backward):
     """Backward it fails after nearly all gradients of the chunk are known."""
     losses, ensembles = matched
     whole = _streamed(titanium, losses, ensembles)
     for parameter in titanium.trainable_parameters().values():
         parameter.grad = None
-    monkeypatch.setattr(titanium, "chunker", batching.Chunker(titanium.device))
-    cramped = Cramped(titanium, 40, backward=backward)
-    try:
-        halved = _streamed(titanium, losses, ensembles)
-        kinds = (Work.GRADIENT,) if backward else (Work.ENERGY, Work.GRADIENT)
-        assert len(capsys.readouterr().err.splitlines()) == len(kinds)
-        assert max(cramped.sizes) > 40
-        assert all(titanium.chunker.limit(work).atoms <= 40 for work in kinds)
-        cramped.sizes.clear()
-        source, ensemble = next(iter(ensembles.items()))
-        backpropagate(titanium, ensemble.structures, {"energy": torch.zeros(4)})
-        assert max(cramped.sizes) <= 40, source
-        assert capsys.readouterr().err == ""
-    finally:
-        cramped.handle.remove()
+    limited = cramped(40, backward=backward)
+    halved = _streamed(titanium, losses, ensembles)
+    kinds = (Work.GRADIENT,) if backward else (Work.ENERGY, Work.GRADIENT)
+    assert len(capsys.readouterr().err.splitlines()) == len(kinds)
+    assert max(limited.sizes) > 40
+    assert all(titanium.chunker.limit(work).atoms <= 40 for work in kinds)
+    limited.sizes.clear()
+    source, ensemble = next(iter(ensembles.items()))
+    backpropagate(titanium, ensemble.structures, {"energy": torch.zeros(4)})
+    assert max(limited.sizes) <= 40, source
+    assert capsys.readouterr().err == ""
     scale = _norm(whole)
     assert _norm({n: halved[n] - whole[n] for n in whole}) < 1e-12 * scale
 
 
-def test_a_single_frame_that_does_not_fit_is_named(titanium, matched, monkeypatch):
-    monkeypatch.setattr(titanium, "chunker", batching.Chunker(titanium.device))
-    cramped = Cramped(titanium, 10, backward=True)
+def test_a_single_frame_that_does_not_fit_is_named(titanium, matched, cramped):
+    cramped(10, backward=True)
     ensemble = next(iter(matched[1].values()))
-    try:
-        with pytest.raises(MlipRefineError, match=r"gradients of a single system of 16 atoms with \d+ edges"):
-            backpropagate(titanium, ensemble.structures, {"energy": torch.ones(4)})
-    finally:
-        cramped.handle.remove()
+    with pytest.raises(MlipRefineError, match=r"gradients of a single system of 16 atoms with \d+ edges"):
+        backpropagate(titanium, ensemble.structures, {"energy": torch.ones(4)})
     assert all(p.grad is None for p in titanium.trainable_parameters().values())
 
 

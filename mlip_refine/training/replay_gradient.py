@@ -1,0 +1,119 @@
+"""Gradients of batch losses: of a whole batch at once where it fits into memory, else streamed.
+
+What does not fit is gone over twice. The outputs of all chunks are found without a graph, the losses of the
+whole batch on those leaf tensors give the adjoint of every output, and a second pass back-propagates these,
+chunk by chunk with a graph. A loss is normalised over its batch all the same: the gradient does not change.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mlip_refine.losses import BatchLoss, LossResult
+from mlip_refine.potential import Graphs, Potential, Structure, Work
+from mlip_refine.potential.batching import Systems
+from mlip_refine.training.replay_batches import LabelledFrame, labels
+from mlip_refine.training.streaming import accumulate
+
+type Gradients = Sequence[Tensor | None]
+
+
+def backpropagate_batch(
+    potential: Potential, losses: Sequence[BatchLoss], frames: Sequence[LabelledFrame], scale: float
+) -> dict[str, LossResult]:
+    """Add the gradients of losses on one batch to those of the parameters.
+
+    Args:
+        potential: The model.
+        losses: What is evaluated on the batch; each counts with its weight.
+        frames: The batch.
+        scale: Factor on the weights.
+
+    Returns:
+        Every loss by name, without graphs.
+
+    Raises:
+        MlipRefineError: If memory runs out for a single system.
+    """
+    batch = _Batch(potential, losses, frames, scale)
+    whole = potential.chunker.at_once(Work.FORCES_GRADIENT, batch.systems, batch.at_once)
+    if whole is None:
+        return batch.streamed()
+    results, gradients = whole[0]
+    accumulate(batch.parameters, gradients)
+    return results
+
+
+@dataclass(frozen=True)
+class _Batch:
+    potential: Potential
+    losses: Sequence[BatchLoss]
+    frames: Sequence[LabelledFrame]
+    scale: float
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        return list(self.potential.trainable_parameters().values())
+
+    @cached_property
+    def structures(self) -> list[Structure]:
+        return [frame.structure for frame in self.frames]
+
+    @cached_property
+    def systems(self) -> Systems:
+        return Systems.of_structures(self.structures)
+
+    @cached_property
+    def probes(self) -> frozenset[str]:
+        return frozenset().union(*(loss.probes for loss in self.losses))
+
+    def evaluated(self, outputs: Mapping[str, Tensor]) -> tuple[dict[str, LossResult], Tensor]:
+        """Every loss without its graph, and their weighted sum."""
+        wanted = labels(self.frames, self.potential.device, self.potential.dtype)
+        results = {loss.name: loss.evaluate(outputs, wanted) for loss in self.losses}
+        terms = [self.scale * loss.weight * results[loss.name].value for loss in self.losses]
+        bare = {name: replace(result, value=result.value.detach()) for name, result in results.items()}
+        return bare, torch.stack(terms).sum()
+
+    def at_once(self) -> tuple[dict[str, LossResult], Gradients]:
+        """Losses and gradients of the whole batch in one evaluation."""
+        graphs = self.potential.graphs.collate(self.structures)
+        results, total = self.evaluated(self.potential.evaluate(graphs, self.probes, create_graph=True))
+        return results, torch.autograd.grad(total, self.parameters, allow_unused=True)
+
+    def streamed(self) -> dict[str, LossResult]:
+        """Add the gradients chunk by chunk."""
+        leaves = {name: values.requires_grad_() for name, values in self.outputs().items()}
+        results, total = self.evaluated(leaves)
+        adjoints = torch.autograd.grad(
+            total, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        named = dict(zip(leaves, adjoints, strict=True))
+
+        def gradients(part: slice, graphs: Graphs) -> Gradients:
+            found = self.potential.evaluate(graphs, self.probes, create_graph=True)
+            weights = [named[name][self.rows(name, part)] for name in found]
+            return torch.autograd.grad(list(found.values()), self.parameters, weights, allow_unused=True)
+
+        for found in self.potential.in_chunks(Work.FORCES_GRADIENT, self.structures, gradients):
+            accumulate(self.parameters, found)
+        return results
+
+    def outputs(self) -> dict[str, Tensor]:
+        """What the losses ask for, of the whole batch, without a graph."""
+
+        def evaluate(_: slice, graphs: Graphs) -> dict[str, Tensor]:
+            with torch.no_grad():
+                found = self.potential.evaluate(graphs, self.probes)
+            return {name: values.detach() for name, values in found.items()}
+
+        parts = list(self.potential.in_chunks(Work.FORCES, self.structures, evaluate))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def rows(self, probe: str, part: slice) -> slice:
+        """Where the output of some of the systems lies in that of the batch."""
+        atoms = self.systems.offsets.atoms
+        return slice(atoms[part.start], atoms[part.stop]) if probe == "forces" else part
