@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -151,6 +152,9 @@ class Loss:
     def sources(self) -> tuple[EnsembleSource, ...]:
         """Ensembles whose frames the loss needs; none by default."""
         return ()
+
+    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
+        """Read the files that the options name; `resolve` turns a path of the config into an absolute one."""
 
     @property
     def described(self) -> tuple[EnsembleSource, ...]:

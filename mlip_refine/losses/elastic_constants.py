@@ -1,6 +1,8 @@
 """Elastic constants of a crystal at temperatures, by one of three methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
@@ -9,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlip_refine.config import Count, Length, PositivePressure, Pressure, Section, Temperature, problem
+from mlip_refine.data import Table, experimental_table, read_table
 from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, LossResult, PotentialLoss
 from mlip_refine.observables.base import average, measure
@@ -50,8 +53,16 @@ class ElasticConstantsOptions(Section):
     kind: Literal["adiabatic", "isothermal"] = Field(
         "adiabatic", description="What the targets are; ultrasound measures adiabatic constants."
     )
-    targets: Annotated[tuple[ElasticTarget, ...], Field(strict=False, min_length=1)] = Field(
-        description="One entry per temperature."
+    targets: Annotated[tuple[ElasticTarget, ...], Field(strict=False)] = Field(
+        (), description="One entry per temperature."
+    )
+    table: str | None = Field(
+        None,
+        description="Instead of targets: an experimental table of the package, such as titanium-hcp-elastic, "
+        "or a CSV file with columns temperature, C11, ... and, for the cell, a and c.",
+    )
+    temperatures: Annotated[tuple[Temperature, ...], Field(strict=False)] = Field(
+        (), description="Temperatures that are taken from the table, K."
     )
     pressure: Pressure | None = Field(
         None, description="Pressure that the cells should be at, GPa; null: the stress is not matched."
@@ -70,9 +81,32 @@ class ElasticConstantsOptions(Section):
     def _possible(self) -> Self:
         if self.method == "deformation" and self.kind == "adiabatic":
             raise problem("kind: isothermal: strained cells at one temperature show these", key="kind")
-        if len({(t.temperature, t.lattice) for t in self.targets}) < len(self.targets):
-            raise problem("every temperature once", key="targets")
+        if (self.table is None) == (not self.targets) or (self.table is None) != (not self.temperatures):
+            raise problem("either targets, or a table with temperatures", key="targets")
+        states = [(t.temperature, t.lattice) for t in self.targets] or [(t, ()) for t in self.temperatures]
+        if len(set(states)) < len(states):
+            raise problem("every temperature once", key="targets" if self.targets else "temperatures")
         return self
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Targets at one temperature: K, Å, and values with uncertainties in GPa by name."""
+
+    temperature: float
+    lattice: tuple[float, ...]
+    constants: Mapping[str, tuple[float, float]]
+
+    @classmethod
+    def of(cls, target: ElasticTarget) -> Self:
+        constants = {name: (value, target.uncertainty) for name, value in target.constants.items()}
+        return cls(target.temperature, target.lattice, constants)
+
+    @classmethod
+    def from_table(cls, table: Table, temperature: float) -> Self:
+        found = {name: table.target(name, temperature) for name in table.columns if name != table.index.name}
+        constants = {n: (t.value, t.uncertainty) for n, t in found.items() if t.unit == "GPa"}
+        return cls(temperature, tuple(found[n].value for n in "ac" if n in found), constants)
 
 
 class ElasticConstants(Loss):
@@ -96,16 +130,27 @@ class _Matched(Loss):
     def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
         super().__init__(name, weight)
         self.options = options
-        pressure = options.pressure or 0.0
-        self.cells = tuple(
-            EnsembleSource(options.phase, t.temperature, pressure, tuple(t.lattice)) for t in options.targets
-        )
+        self.wanted = tuple(_Wanted.of(t) for t in options.targets)
         self._crystals: dict[EnsembleSource, Atoms] = {}
         self.symmetries: dict[EnsembleSource, Symmetry] = {}
 
+    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
+        """Read the table, if there is one."""
+        name = self.options.table
+        if name is not None:
+            path = resolve(name)
+            table = read_table(path) if path.is_file() else experimental_table(name)
+            self.wanted = tuple(_Wanted.from_table(table, t) for t in self.options.temperatures)
+
+    @property
+    def cells(self) -> tuple[EnsembleSource, ...]:
+        """The states of the targets."""
+        phase, pressure = self.options.phase, self.options.pressure or 0.0
+        return tuple(EnsembleSource(phase, w.temperature, pressure, w.lattice) for w in self.wanted)
+
     @property
     def described(self) -> tuple[EnsembleSource, ...]:
-        """The cells of the targets."""
+        """The states of the targets."""
         return self.cells
 
     def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
@@ -114,7 +159,7 @@ class _Matched(Loss):
         Raises:
             InputError: For a constant that the crystal does not have.
         """
-        for cell, target in zip(self.cells, self.options.targets, strict=True):
+        for cell, target in zip(self.cells, self.wanted, strict=True):
             atoms = crystals[cell]
             self._crystals[cell] = atoms
             symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
@@ -140,11 +185,11 @@ class _Matched(Loss):
     ) -> LossResult:
         """The loss from constants and total stresses of every cell, GPa, and their standard errors."""
         parts, diagnostics = [], dict[str, Measured]()
-        for k, (cell, target) in enumerate(zip(self.cells, self.options.targets, strict=True)):
+        for k, (cell, target) in enumerate(zip(self.cells, self.wanted, strict=True)):
             labels = self.labels(cell)
-            for name, wanted in target.constants.items():
+            for name, (wanted, uncertainty) in target.constants.items():
                 i = labels.index(name)
-                parts.append((constants[k][i] - wanted) / target.uncertainty)
+                parts.append((constants[k][i] - wanted) / uncertainty)
                 found = Measured(float(constants[k][i].detach()), constant_errors[k][i], "GPa")
                 diagnostics[f"{name} {cell.temperature:g} K"] = found
             if self.options.pressure is not None:
@@ -163,7 +208,7 @@ def _pressure(stress: Tensor, errors: Sequence[float]) -> Measured:
     return Measured(-float(stress[:3].detach().mean()), sum(e * e for e in errors[:3]) ** 0.5 / 3, "GPa")
 
 
-def _require_known(loss: str, wanted: Mapping[str, float], known: Sequence[str]) -> None:
+def _require_known(loss: str, wanted: Iterable[str], known: Sequence[str]) -> None:
     for name in wanted:
         if name not in known:
             word = nearest(name, known)
@@ -264,9 +309,8 @@ class StaticElasticConstants(_Matched, PotentialLoss):
         self.every = options.every
         self.probes = frozenset({"energy", "stress", "born"}) if options.thermal else frozenset({"energy"})
         self.strides = {"born": options.born_every}
-        n = len(self.cells)
-        self._added: list[tuple[Tensor, Tensor]] = [(torch.zeros(()), torch.zeros(()))] * n
-        self._errors: list[tuple[list[float], list[float]]] = [([0.0] * 21, [0.0] * 6)] * n
+        self._added: list[tuple[Tensor, Tensor]] = []
+        self._errors: list[tuple[list[float], list[float]]] = []
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
@@ -307,6 +351,9 @@ class StaticElasticConstants(_Matched, PotentialLoss):
     def evaluate(self, potential: Potential) -> LossResult:
         """The loss, with the constants as diagnostics."""
         static = [self._static(potential, cell, create_graph=True) for cell in self.cells]
+        if not self._added:
+            self._added = [(torch.zeros_like(c), torch.zeros_like(s)) for c, s in static]
+            self._errors = [([0.0] * len(c), [0.0] * 6) for c, _ in static]
         pairs = list(zip(static, self._added, strict=True))
         return self.result(
             [c + dc for (c, _), (dc, _) in pairs],

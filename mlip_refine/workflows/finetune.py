@@ -191,6 +191,8 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
 
 def _points(config: Config, losses: Sequence[Loss], potential: Potential) -> dict[EnsembleSource, StatePoint]:
     """State points of all sources; losses that ask for it know their crystals from here on."""
+    for loss in losses:
+        loss.prepare_files(config.resolve)
     described = sorted({s for loss in losses for s in loss.described})
     known = state_points(config, described, potential, config.sampling.replicas)
     for loss in losses:
