@@ -104,7 +104,7 @@ class MolecularDynamics:
                 self._step(recorder)
                 if tick:
                     tick(self.step)
-            recorder.take(self.step, self.state, self.forcefield, self._watch.idle(self.step))
+            recorder.take(self.step, self.integrator, self._watch.idle(self.step))
         self._watch.finish(self.step, recorder)
         lines, self._watch.verdicts = self._verdicts(), {}
         return recorder.trajectories(self.points, lines)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mlip_refine.sampling.forcefield import ForceField
-from mlip_refine.sampling.state import BatchState
+from mlip_refine.sampling.integrators import Integrator
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 
 # A step that no run reaches.
@@ -24,14 +23,16 @@ class Recorder:
         self._kept: list[Tensor] = []
         self._series: dict[str, list[Tensor]] = {}
 
-    def take(self, step: int, state: BatchState, forcefield: ForceField, idle: Sequence[int]) -> None:
+    def take(self, step: int, integrator: Integrator, idle: Sequence[int]) -> None:
         """Store the present frame; systems that are idle do not count."""
+        state, forcefield = integrator.state, integrator.forcefield
         frame = {
             "positions": state.positions,
             "cells": state.row_vector_cell,
             "model_energy": forcefield.model_energy,
             "bias_energy": forcefield.bias_energy,
             "stress": forcefield.stress,
+            "kinetic_energy": integrator.kinetic(),
         }
         for name, value in frame.items():
             # A copy in any case: the dynamics goes on in place.

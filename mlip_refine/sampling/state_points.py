@@ -18,7 +18,7 @@ CellFreedom = Literal["isotropic", "anisotropic", "hexagonal", "triclinic", "fix
 Identity = Literal["structure", "sites", "liquid", "none"]
 
 # What a trajectory holds of every frame.
-SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
+SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress", "kinetic_energy")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ class StatePoint:
         return self.ensemble == "npt" or (self.ensemble == "nvt" and self.thermostat == "langevin")
 
     @property
+    def degrees_of_freedom(self) -> int:
+        """Momenta that are free: without Langevin noise the total momentum stays zero."""
+        n = 3 * len(self.atoms)
+        return n if self.langevin or n == 3 else n - 3
+
+    @property
     def pv(self) -> float:
         """Pressure times the volume of the ideal cell, eV."""
         return self.pressure * GPA * float(self.atoms.cell.volume)
@@ -110,6 +116,7 @@ class Trajectory:
         model_energy: Unscaled model energy `[replicas, n_frames]`, eV.
         bias_energy: Unscaled bias energy `[replicas, n_frames]`, eV.
         stress: Model stress `[replicas, n_frames, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
+        kinetic_energy: Of the atoms `[replicas, n_frames]`, eV.
         kept: Frames without a verdict against them `[replicas, n_frames]`.
         steps: Steps of the run at which the frames were taken `[n_frames]`.
         revoked: Step after which the frames of earlier segments do not count either `[replicas]`.
@@ -122,6 +129,7 @@ class Trajectory:
     model_energy: Tensor
     bias_energy: Tensor
     stress: Tensor
+    kinetic_energy: Tensor
     kept: Tensor
     steps: Tensor | None = None
     revoked: Tensor | None = None
@@ -182,6 +190,7 @@ class GoodFrames:
         model_energy: Unscaled model energy `[n]`, eV.
         bias_energy: Unscaled bias energy `[n]`, eV.
         stress: Model stress `[n, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
+        kinetic_energy: Of the atoms `[n]`, eV.
         kept: Where in time they lie `[replicas, n_frames]`, n of them true.
     """
 
@@ -191,6 +200,7 @@ class GoodFrames:
     model_energy: Tensor
     bias_energy: Tensor
     stress: Tensor
+    kinetic_energy: Tensor
     kept: Tensor
 
     def __len__(self) -> int:

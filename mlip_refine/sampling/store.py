@@ -15,7 +15,7 @@ from mlip_refine.errors import InputError
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 from mlip_refine.sampling.watch import Failure
 
-FORMAT = "mlip_refine frames 3"
+FORMAT = "mlip_refine frames 4"
 
 # What says which frames count.
 _MARKS = ("kept", "steps", "revoked")

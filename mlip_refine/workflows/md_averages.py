@@ -1,8 +1,8 @@
 """Series and averages of a trajectory: energy, enthalpy, volume, density, pressure and the cell.
 
-Frames hold no momenta. Energy and enthalpy are those of the configurations, without the 3/2 kT per atom that
-is the same for all phases; the pressure has its kinetic part N kT/V from the temperature of the ensemble,
-which only nvt and npt have.
+Energy and enthalpy are those of the configurations, without the 3/2 kT per atom that is the same for all
+phases. The temperature is that of the momenta. The pressure has its kinetic part N kT/V, with the temperature
+that is held in nvt and npt, and in nve and nph, which hold none, with that of the momenta.
 """
 
 from math import sqrt
@@ -23,6 +23,7 @@ UNITS = {
     "enthalpy": "eV/atom",
     "volume": "Å³/atom",
     "density": "g/cm³",
+    "temperature": "K",
     "pressure": "GPa",
     "a": "Å",
     "b": "Å",
@@ -32,7 +33,6 @@ UNITS = {
     "gamma": "°",
 }
 CELL = ("a", "b", "c", "alpha", "beta", "gamma")
-NEEDS_TEMPERATURE = "the temperature of {} is not held, and frames hold no momenta"
 
 # amu/Å³ in g/cm³.
 _DENSITY = float(units._amu) * 1e27
@@ -41,30 +41,30 @@ _STRAIN = 1e-4
 
 
 def series(run: Trajectory | GoodFrames) -> dict[str, Tensor]:
-    """Every quantity of every frame `[...]` in the units of `UNITS`, without those that are not known.
+    """Every quantity of every frame `[...]` in the units of `UNITS`.
 
     In npt and nph the enthalpy is U + P V with the pressure that is held, else with the one of the frame.
     """
     point, n = run.point, run.n_atoms
     volume = torch.linalg.det(run.cells).abs()
+    kinetic = 2.0 * run.kinetic_energy / (KB * point.degrees_of_freedom)
+    temperature = point.temperature if point.ensemble in ("nvt", "npt") else kinetic
+    pressure = -run.stress.diagonal(dim1=-2, dim2=-1).mean(-1) + n * KB * temperature / volume
+    held_pressure = pressure if point.freedom == "fixed" else point.pressure * GPA
     found = {
         "energy": run.model_energy / n,
+        "enthalpy": (run.model_energy + held_pressure * volume) / n,
         "volume": volume / n,
         "density": float(point.atoms.get_masses().sum()) * _DENSITY / volume,
+        "temperature": kinetic,
+        "pressure": pressure / GPA,
         **_cell(run.cells),
     }
-    pressure = -run.stress.diagonal(dim1=-2, dim2=-1).mean(-1) + n * KB * point.temperature / volume
-    if point.ensemble in ("nvt", "npt"):
-        found["pressure"] = pressure / GPA
-    if point.freedom != "fixed":
-        found["enthalpy"] = (run.model_energy + point.pressure * GPA * volume) / n
-    elif point.ensemble == "nvt":
-        found["enthalpy"] = (run.model_energy + pressure * volume) / n
-    return {name: found[name] for name in UNITS if name in found}
+    return {name: found[name] for name in UNITS}
 
 
 def averages(frames: GoodFrames, minimum: float) -> dict[str, Average]:
-    """Mean and standard error of every quantity; what the frames do not carry is refused with the reason.
+    """Mean and standard error of every quantity, refused with the reason where frames are too few.
 
     Args:
         frames: Those that count.
@@ -75,10 +75,8 @@ def averages(frames: GoodFrames, minimum: float) -> dict[str, Average]:
     for name, unit in UNITS.items():
         if name in exact:
             result[name] = Average(unit, Measured(exact[name], 0.0, unit), None)
-        elif name in known:
-            result[name] = _average(frames, known[name], f"the average of {name}", unit, minimum)
         else:
-            result[name] = Average(unit, None, None, NEEDS_TEMPERATURE.format(frames.point.ensemble))
+            result[name] = _average(frames, known[name], f"the average of {name}", unit, minimum)
     return result
 
 

@@ -34,14 +34,12 @@ def write_series(path: Path, runs: Mapping[str, Trajectory], interval: float) ->
     write_text(path, stream.getvalue())
 
 
-def _rows(run: Trajectory) -> Iterator[tuple[int, int, list[float | str]]]:
-    """Replica, frame and its quantities; those that are not known are empty."""
-    known = series(run)
-    columns = torch.stack(list(known.values()), dim=-1).tolist()
+def _rows(run: Trajectory) -> Iterator[tuple[int, int, list[float]]]:
+    """Replica, frame and its quantities."""
+    columns = torch.stack(list(series(run).values()), dim=-1).tolist()
     for replica, frames in enumerate(columns):
         for frame, values in enumerate(frames):
-            found = dict(zip(known, values, strict=True))
-            yield replica, frame, [found.get(name, "") for name in UNITS]
+            yield replica, frame, values
 
 
 def write_frames(path: Path, run: Trajectory, interval: float, skipped: int) -> None:

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 from ase.io import read
 
@@ -19,13 +20,14 @@ from mlip_refine.sampling import (
     Hamiltonian,
     Length,
     MDSettings,
+    MolecularDynamics,
     StatePoint,
     Trajectory,
     last_frames,
     sample,
 )
 
-SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
+SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress", "kinetic_energy")
 LENGTH = Length(40.0, 6, 2)
 SETTINGS = MDSettings(timestep=4.0, interval=20.0, barostat_time=800.0)
 
@@ -124,6 +126,24 @@ def test_another_model_or_provenance_is_sampled_anew(
     calls = other.calls
     _sample(other, FrameStore(tmp_path, {"version": 2}))
     assert other.calls > calls
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "npt", "nve", "nph"])
+def test_frames_hold_the_kinetic_energy(potential: Any, ensemble: str) -> None:
+    """Of the momenta that the frame ends with; and a state point knows how many of them are free."""
+    single = Atoms("Al", cell=[4.6] * 3, pbc=True)
+    thermostat = "nose_hoover" if ensemble == "nvt" else "langevin"
+    points = [
+        *(replace(p, thermostat=thermostat) for p in _points(ensemble)),
+        StatePoint("single", single, 300.0, ensemble=ensemble, identity="none"),
+        StatePoint("noisy", _points()[0].atoms, 300.0),
+    ]
+    dynamics = MolecularDynamics(potential, points, SETTINGS, 1)
+    runs = dynamics.record(2)
+    found = torch.cat([runs[p.name].kinetic_energy[:, -1] for p in points])
+    assert torch.equal(found, dynamics.integrator.kinetic())
+    dof = [p.degrees_of_freedom for p in dynamics.points for _ in range(p.replicas)]
+    assert dof == dynamics.integrator.dof.tolist()
 
 
 @pytest.mark.parametrize(("frames", "kept"), [(4, 2), (5, 2)])
@@ -350,7 +370,8 @@ def _cells(point: StatePoint, stretches: list[list[float]]) -> Trajectory:
     cells = torch.stack([home * torch.tensor(s, dtype=torch.float64) for s in stretches])[None]
     n, zero = len(stretches), torch.zeros(1, len(stretches), dtype=torch.float64)
     positions = torch.from_numpy(point.atoms.positions.copy()).expand(1, n, -1, 3)
-    return Trajectory(point, positions, cells, zero, zero, torch.zeros_like(cells), torch.ones(1, n).bool())
+    stress, kept = torch.zeros_like(cells), torch.ones(1, n).bool()
+    return Trajectory(point, positions, cells, zero, zero, stress, zero, kept)
 
 
 def test_total_stress_of_a_gas_is_minus_its_pressure() -> None:

@@ -165,6 +165,7 @@ class Wells:
             model_energy=zeros,
             bias_energy=zeros,
             stress=zeros[..., None, None].expand(replicas, n_frames, 3, 3),
+            kinetic_energy=zeros,
             kept=torch.ones(replicas, n_frames, dtype=torch.bool),
         )
 

@@ -29,6 +29,7 @@ def _trajectory(point: StatePoint, seed: int, n_frames: int) -> Trajectory:
         model_energy=series,
         bias_energy=series,
         stress=series[..., None, None].expand(2, n_frames, 3, 3).contiguous(),
+        kinetic_energy=series,
         kept=torch.ones(2, n_frames, dtype=torch.bool),
     )
 

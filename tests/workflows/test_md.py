@@ -128,6 +128,10 @@ def test_averages_are_those_of_the_frames(finished: tuple[Config, MDResult]) -> 
         }
         cells = np.mean([a.cell.cellpar() for a in frames], axis=0)
         expected |= dict(zip(("a", "b", "c", "alpha", "beta", "gamma"), cells, strict=True))
+        with (result.folder / "series.csv").open(newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["point"] == point.name]
+        # Of the momenta, which are not exported; the equilibration is two frames.
+        expected["temperature"] = np.mean([float(row["temperature (K)"]) for row in rows[2:]])
         assert mean.keys() <= expected.keys()
         assert len(mean) >= 3
         for name, value in mean.items():
@@ -233,20 +237,29 @@ def test_steps_friction_and_barostat_follow_the_fastest_vibration(tmp_path: Path
     assert point.interval_fs % point.timestep_fs == pytest.approx(0, abs=1e-9)
 
 
-def test_a_fixed_cell_is_exact_and_other_temperatures_are_not_guessed(tmp_path: Path) -> None:
-    result = mlip_refine.md(_config(tmp_path, phases="kept", pressure=0, ensemble="nph"))
+def test_a_fixed_cell_is_exact_and_a_free_temperature_is_that_of_the_momenta(tmp_path: Path) -> None:
+    """In nve the kinetic energy makes up for the potential energy, and is part of the pressure."""
+    result = mlip_refine.md(_config(tmp_path, phases="kept", pressure=0, ensemble="nph", export=True))
     (point,) = result.points
     assert (point.ensemble, point.cell_freedom, point.barostat_time_fs) == ("nve", "fixed", None)
     assert point.averages["volume"].mean.value == pytest.approx(3.25**3 / 2)
     assert point.averages["volume"].mean.se == 0
     assert point.averages["energy"].mean.value == pytest.approx(-7.7, abs=0.1)
-    for name in ("pressure", "enthalpy"):
-        assert point.averages[name].mean is None
-        assert "the temperature of nve is not held" in point.averages[name].refused
     with (result.folder / "series.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["kept"] for row in rows] == ["1"] * 8
-    assert {row["pressure (GPa)"] for row in rows} == {""}
+    temperature = np.array([float(row["temperature (K)"]) for row in rows])
+    energy = 16 * np.array([float(row["energy (eV/atom)"]) for row in rows])
+    kinetic = 0.5 * 45 * KB * temperature
+    assert np.ptp(kinetic) > 0.1
+    assert np.ptp(energy + kinetic) < 0.02 * np.ptp(kinetic)
+    frames = ase.io.read(result.folder / "extxyz" / f"{point.name}.extxyz", ":")
+    for row, atoms, t in zip(rows[2:], frames, temperature[2:], strict=True):
+        pressure = -np.trace(atoms.info["MACE_stress"]) / 3 + 16 * KB * t / atoms.get_volume()
+        assert float(row["pressure (GPa)"]) == pytest.approx(pressure / GPA, rel=1e-6)
+        enthalpy = (atoms.info["MACE_energy"] + pressure * atoms.get_volume()) / 16
+        assert float(row["enthalpy (eV/atom)"]) == pytest.approx(enthalpy, rel=1e-6)
+    assert point.averages["temperature"].mean.value == pytest.approx(temperature[2:].mean())
 
 
 def test_too_few_frames_are_refused_with_the_length_that_would_do(tmp_path: Path) -> None:
@@ -308,6 +321,9 @@ def test_an_ideal_gas_has_its_exact_volume(
     monkeypatch.setattr(workflow, "load_potential", lambda _: analytic.IdealGas([22], 0.1))
     (point,) = mlip_refine.md(_gas_config(tmp_path, {"gas": {"file": "gas.extxyz"}}, md)).points
     volume, held = point.averages["volume"].mean, point.averages["pressure"].mean
+    kinetic = point.averages["temperature"].mean
+    assert abs(kinetic.value - temperature) < 3 * kinetic.se
+    assert kinetic.se < 0.05 * temperature
     exact = (n + 1) * unit / n
     assert volume.se < 0.05 * exact
     assert abs(volume.value - exact) < 3 * volume.se

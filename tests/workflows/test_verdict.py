@@ -68,6 +68,7 @@ def _run(crystal: Crystal, cell: np.ndarray, seed: int, frames: int = 600, repli
         model_energy=series,
         bias_energy=series,
         stress=series[..., None, None].expand(replicas, frames, 3, 3),
+        kinetic_energy=series,
         kept=torch.ones(replicas, frames, dtype=torch.bool),
     )
 

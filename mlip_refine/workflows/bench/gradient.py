@@ -50,6 +50,7 @@ def rattled_ensemble(potential: Potential, point: StatePoint, n_frames: int) -> 
         model_energy=none,
         bias_energy=none,
         stress=none[..., None, None].expand(1, n_frames, 3, 3),
+        kinetic_energy=none,
         kept=torch.ones(1, n_frames, dtype=torch.bool),
     )
     return Ensemble.from_trajectory(potential, trajectory, "bench")
