@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlip_refine.potential import Potential as Potential
     from mlip_refine.potential.ase import ase_calculator as ase_calculator
     from mlip_refine.workflows.bench import bench as bench
+    from mlip_refine.workflows.elastic import elastic as elastic
     from mlip_refine.workflows.finetune import FinetuneResult as FinetuneResult
     from mlip_refine.workflows.finetune import finetune as finetune
     from mlip_refine.workflows.finetune import free_energies as free_energies
@@ -35,6 +36,7 @@ _HOMES = {
     "ase_calculator": "mlip_refine.potential.ase",
     "bench": "mlip_refine.workflows.bench",
     "config_from_dict": "mlip_refine.config",
+    "elastic": "mlip_refine.workflows.elastic",
     "finetune": "mlip_refine.workflows.finetune",
     "free_energies": "mlip_refine.workflows.finetune",
     "load_config": "mlip_refine.config",
@@ -50,6 +52,7 @@ __all__ = [
     "ase_calculator",
     "bench",
     "config_from_dict",
+    "elastic",
     "finetune",
     "free_energies",
     "load_config",

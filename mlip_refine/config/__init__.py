@@ -2,6 +2,7 @@
 
 from mlip_refine.config.document import Config
 from mlip_refine.config.dump import dump_config
+from mlip_refine.config.elastic import Elastic
 from mlip_refine.config.evaluation import Evaluation
 from mlip_refine.config.free_energy import FreeEnergy
 from mlip_refine.config.load import config_from_dict, load_config, validate_node
@@ -35,6 +36,7 @@ __all__ = [
     "Config",
     "Count",
     "Dimension",
+    "Elastic",
     "EnergyPerAtom",
     "Evaluation",
     "FreeEnergy",

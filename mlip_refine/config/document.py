@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
+from mlip_refine.config.elastic import Elastic
 from mlip_refine.config.evaluation import Evaluation
 from mlip_refine.config.free_energy import FreeEnergy
 from mlip_refine.config.located import LocatedNode, Places
@@ -71,6 +72,7 @@ class Config(Section):
     )
     sampling: Sampling = Field(default_factory=Sampling, description="Molecular dynamics.")
     md: MD | None = Field(None, description="What `mlip-refine md` runs.")
+    elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` finds.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
     replay: Replay | None = Field(None, description="Labelled frames that hold what the model knows.")
     training: Training = Field(default_factory=Training, description="The optimiser.")

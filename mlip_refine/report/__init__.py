@@ -1,6 +1,7 @@
 """What a run says: a line per update, a table at the end, and figures, from result files alone."""
 
 from mlip_refine.report.bench import print_bench
+from mlip_refine.report.elastic import print_elastic
 from mlip_refine.report.figures import write_figures
 from mlip_refine.report.md import print_md, write_md_figures
 from mlip_refine.report.run_files import Summary, TransitionRecord, Update, read_log, read_summary
@@ -13,6 +14,7 @@ __all__ = [
     "TransitionRecord",
     "Update",
     "print_bench",
+    "print_elastic",
     "print_md",
     "print_summary",
     "read_log",

@@ -1,0 +1,155 @@
+"""Elastic constants of the crystals of a config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from torch import Tensor
+
+from mlip_refine.config import Config, Elastic
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import write_json
+from mlip_refine.observables.moduli import Moduli, hill_average, reuss_average, voigt_average
+from mlip_refine.observables.relaxation import Rest
+from mlip_refine.observables.static_elasticity import StaticElasticity, static_elasticity
+from mlip_refine.observables.tensors import rotate, stability
+from mlip_refine.progress import progress
+from mlip_refine.quantities import GPA
+from mlip_refine.report.elastic_records import ElasticPoint, ElasticResult, PolycrystalModuli
+from mlip_refine.workflows.run_folder import open_run_folder
+from mlip_refine.workflows.setup import crystal, load_potential
+
+LAYOUT = """{folder}
+├── config.yaml       the config with every default
+├── elastic.json      tensors, moduli and stability of every phase at every pressure
+└── crystals.extxyz   the crystals at rest, in the axes of their tensors"""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One phase under one condition."""
+
+    name: str
+    phase: str
+    atoms: Atoms
+    rest: Rest
+
+
+def elastic(config: Config, *, opened: Callable[[Path], None] = lambda _: None) -> ElasticResult:
+    """Find the static elastic constants of every phase at every pressure.
+
+    Args:
+        config: What to do, in its section `elastic`; without one, all phases at no pressure.
+        opened: Called with the run folder, once the input has been checked.
+
+    Returns:
+        What `elastic.json` holds.
+
+    Raises:
+        InputError: For bad input; nothing has been overwritten.
+        MlipRefineError: A crystal does not come to rest.
+    """
+    section = config.elastic
+    tasks = _tasks(config, section)
+    potential = load_potential(config).frozen_copy("float64")
+    for task in tasks:
+        potential.graphs.species(task.atoms.numbers)
+    folder = open_run_folder(config, resume=False)
+    opened(folder)
+    points, crystals = [], []
+    with progress("elastic constants", len(tasks)) as tick:
+        for task in tasks:
+            found = static_elasticity(potential, task.atoms, task.rest, symmetrise=section.symmetrise)
+            points.append(_point(task, found))
+            crystals.append(_in_standard_axes(task.name, found))
+            tick(len(points))
+    result = ElasticResult(folder, config.name, potential.hash, tuple(points))
+    ase.io.write(folder / "crystals.extxyz", crystals, format="extxyz")
+    write_json(folder / "elastic.json", result.as_json())
+    return result
+
+
+def _tasks(config: Config, section: Elastic) -> list[_Task]:
+    names = list(config.phases) if section.phases is None else section.phases
+    if not names:
+        raise InputError("there is nothing to do: the config has no phases", where=config.where("elastic"))
+    return [task for i, name in enumerate(names) for task in _tasks_of(config, section, name, i)]
+
+
+def _tasks_of(config: Config, section: Elastic, name: str, number: int) -> list[_Task]:
+    if name not in config.phases:
+        word = nearest(name, config.phases)
+        raise InputError(
+            f"elastic names the phase {name!r}, which is not among phases",
+            where=config.where("elastic", "phases", number),
+            expected=f"one of {', '.join(config.phases) or '(none)'}",
+            fix=f"Did you mean {word!r}?" if word else None,
+        )
+    phase = config.phases[name]
+    if phase.identity == "liquid":
+        raise InputError(
+            f"the phase {name!r} is a liquid: it has no elastic constants",
+            where=config.where("phases", name, "identity"),
+            fix="Name the crystals in elastic.phases.",
+        )
+    atoms = crystal(config, name)
+    held = section.relax == "atoms" or (section.relax is None and phase.cell_freedom == "fixed")
+    if held:
+        return [_Task(name, name, atoms, Rest("atoms"))]
+    return [_Task(f"{name}-{p:g}GPa", name, atoms, Rest("cell", p)) for p in section.pressure]
+
+
+def _point(task: _Task, found: StaticElasticity) -> ElasticPoint:
+    atoms, turn = found.atoms, found.symmetry.to_standard.to(found.constants)
+    independent = found.symmetry.independent(found.constants)
+    b = rotate(found.coefficients, turn)
+    eigenvalues = stability(b)
+    return ElasticPoint(
+        name=task.name,
+        phase=task.phase,
+        relaxed=task.rest.freedom,
+        pressure_GPa=task.rest.pressure if task.rest.freedom == "cell" else None,
+        n_atoms=len(atoms),
+        n_atoms_given=len(task.atoms),
+        space_group=found.symmetry.space_group,
+        laue_class=found.symmetry.laue,
+        volume_A3_per_atom=atoms.cell.volume / len(atoms),
+        energy_eV_per_atom=float(found.energy) / len(atoms),
+        cell_A=_in_standard_axes(task.name, found).cell.array.tolist(),
+        stress_GPa=_gpa(turn @ found.stress @ turn.T),
+        independent_GPa={name: float(value) / GPA for name, value in independent.items()},
+        constants_GPa=_gpa(rotate(found.constants, turn)),
+        clamped_GPa=_gpa(rotate(found.clamped, turn)),
+        stress_strain_GPa=_gpa(b),
+        moduli=_averages((b + b.T) / 2, stable=bool(eigenvalues[0] > 0)),
+        stability_GPa=(eigenvalues / GPA).tolist(),
+        softest_eV_per_A2=found.softest,
+        asymmetry_GPa=found.asymmetry / GPA,
+    )
+
+
+def _averages(coefficients: Tensor, *, stable: bool) -> dict[str, PolycrystalModuli]:
+    """Of a crystal that is not stable only Voigt's: at uniform stress it has no modulus."""
+    averages = {"voigt": voigt_average, "reuss": reuss_average, "hill": hill_average}
+    return {n: _plain(average(coefficients)) for n, average in averages.items() if stable or n == "voigt"}
+
+
+def _plain(moduli: Moduli) -> PolycrystalModuli:
+    bulk, shear, young = (float(value) / GPA for value in (moduli.bulk, moduli.shear, moduli.young))
+    return PolycrystalModuli(bulk, shear, young, float(moduli.poisson))
+
+
+def _gpa(tensor: Tensor) -> list[list[float]]:
+    rows: list[list[float]] = (tensor / GPA).tolist()
+    return rows
+
+
+def _in_standard_axes(name: str, found: StaticElasticity) -> Atoms:
+    turn = found.symmetry.to_standard.numpy()
+    atoms: Atoms = found.atoms.copy()
+    atoms.set_cell(np.array(atoms.cell) @ turn.T, scale_atoms=True)
+    atoms.info["name"] = name
+    return atoms
