@@ -95,14 +95,17 @@ def md(
 ) -> None:
     """Run molecular dynamics of the phases, and average with errors."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.report import print_md  # noqa: PLC0415
+    from mlip_refine.report import print_dynamics, print_md, read_dynamics  # noqa: PLC0415
     from mlip_refine.workflows.md import LAYOUT  # noqa: PLC0415
     from mlip_refine.workflows.md import md as run  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
         out.print(LAYOUT.format(folder=folder), soft_wrap=True)
 
-    print_md(out, run(settings, resume=resume, opened=show_layout))
+    result = run(settings, resume=resume, opened=show_layout)
+    if settings.md is not None and settings.md.dynamics is not None:
+        print_dynamics(out, read_dynamics(result.folder))
+    print_md(out, result)
 
 
 @app.command()

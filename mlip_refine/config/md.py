@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mlip_refine.config.dynamics import Dynamics
 from mlip_refine.config.phases import CellFreedom, PhaseIdentity
 from mlip_refine.config.section import Count, Section
 from mlip_refine.config.units import Pressure, Temperature, Time, TimeOrZero, problem
@@ -65,6 +66,11 @@ class MD(Section):
     )
     replicas: Count = Field(1, description="Independent copies of every system.")
     export: bool = Field(False, description="Write the frames that count as extended XYZ too.")
+    dynamics: Dynamics | None = Field(
+        None,
+        description="Diffusion, viscosity and vibrational spectra from the frames; of nve, or nvt with a "
+        "Nosé-Hoover chain.",
+    )
 
     @model_validator(mode="after")
     def _points_differ(self) -> Self:
@@ -79,6 +85,20 @@ class MD(Section):
         for key, value in (("duration", self.duration), ("segment", self.segment)):
             if value < self.interval:
                 raise problem(f"at least one interval ({self.interval:g} fs)", key=key)
+        return self
+
+    @model_validator(mode="after")
+    def _dynamics_are_seen(self) -> Self:
+        if self.dynamics is None:
+            return self
+        if not (self.ensemble == "nve" or (self.ensemble == "nvt" and self.thermostat == "nose_hoover")):
+            raise problem(
+                "nve, or nvt with thermostat: nose_hoover",
+                "Langevin noise and a moving cell change how atoms move.",
+                key="dynamics",
+            )
+        if self.dynamics.window < 10 * self.interval:
+            raise problem(f"a window of at least ten intervals ({10 * self.interval:g} fs)", key="dynamics")
         return self
 
     @model_validator(mode="after")

@@ -130,20 +130,6 @@ def running_integral(correlation: Tensor, interval: float) -> Tensor:
     return torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
 
 
-def kinetic_temperature(correlation: Tensor, n_free: int) -> Tensor:
-    """Temperature from the mass-weighted velocity autocorrelation `[..., lags + 1]`, K.
-
-    Velocities that are averaged over an interval miss some energy: C(0) = c₀ + (c₀ - c₁)/6 up to fourth order
-    in the interval, c_k being what is measured.
-
-    Args:
-        correlation: Σ m ⟨v(0)·v(t)⟩, amu Å²/fs², at two lags at least.
-        n_free: Degrees of freedom.
-    """
-    first = correlation[..., 0] + (correlation[..., 0] - correlation[..., 1]) / 6
-    return first * (AMU / KB / n_free)
-
-
 def vibrational_spectrum(correlation: Tensor, interval: float) -> tuple[Tensor, Tensor]:
     """Vibrational density of states, the cosine transform of the mass-weighted velocity autocorrelation.
 

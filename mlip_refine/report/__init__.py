@@ -1,6 +1,8 @@
 """What a run says: a line per update, a table at the end, and figures, from result files alone."""
 
 from mlip_refine.report.bench import print_bench
+from mlip_refine.report.dynamics import print_dynamics, write_dynamics_figures
+from mlip_refine.report.dynamics_records import DynamicsResult, read_dynamics
 from mlip_refine.report.elastic import print_elastic
 from mlip_refine.report.figures import write_figures
 from mlip_refine.report.md import print_md, write_md_figures
@@ -9,16 +11,20 @@ from mlip_refine.report.steps import StepPrinter
 from mlip_refine.report.summary import print_summary
 
 __all__ = [
+    "DynamicsResult",
     "StepPrinter",
     "Summary",
     "TransitionRecord",
     "Update",
     "print_bench",
+    "print_dynamics",
     "print_elastic",
     "print_md",
     "print_summary",
+    "read_dynamics",
     "read_log",
     "read_summary",
+    "write_dynamics_figures",
     "write_figures",
     "write_md_figures",
 ]

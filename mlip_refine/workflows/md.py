@@ -13,11 +13,12 @@ from mlip_refine.errors import InputError, SamplingError, nearest
 from mlip_refine.files import write_json
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
-from mlip_refine.report import write_md_figures
+from mlip_refine.report import write_dynamics_figures, write_md_figures
 from mlip_refine.report.md_records import MDPoint, MDResult, Speed
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.controls import resolved
 from mlip_refine.sampling.state_points import SERIES, Ensemble
+from mlip_refine.workflows.dynamics_files import write_dynamics
 from mlip_refine.workflows.finetune import packages
 from mlip_refine.workflows.md_averages import averages
 from mlip_refine.workflows.md_files import write_frames, write_series
@@ -37,6 +38,7 @@ LAYOUT = """{folder}
 ├── md.json       averages with errors
 ├── series.csv    energy, volume, pressure and cell of every frame
 ├── speed.json    how fast it was
+├── dynamics/     correlations and spectra, with dynamics, and dynamics.json
 ├── extxyz/       the frames that count, with export: true
 └── *.png         energy, volume and pressure over time"""
 
@@ -111,11 +113,22 @@ def md(config: Config, *, resume: bool = False, opened: Callable[[Path], None] =
     if speed is not None:
         write_json(run.folder / "speed.json", asdict(speed))
     write_json(run.folder / "md.json", result.as_json())
+    _write_dynamics(run, runs)
     if config.output.figures:
         write_md_figures(run.folder)
     if not config.output.keep_frames:
         shutil.rmtree(run.store.folder, ignore_errors=True)
     return result
+
+
+def _write_dynamics(run: _Run, runs: dict[str, Trajectory]) -> None:
+    options = _section(run.config).dynamics
+    if options is None:
+        return
+    name, model = run.config.name, run.potential.hash
+    write_dynamics(run.folder, name, model, runs, run.length.skipped, run.interval, options)
+    if run.config.output.figures:
+        write_dynamics_figures(run.folder)
 
 
 def _section(config: Config) -> MD:

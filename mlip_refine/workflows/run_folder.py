@@ -60,6 +60,7 @@ RESUMABLE = (
     "output",
     "free_energy.max_error",
     "md.duration",
+    "md.dynamics",
     "md.export",
     "training.steps",
     "training.tolerance",

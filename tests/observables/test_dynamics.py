@@ -108,15 +108,6 @@ def test_spectrum_of_a_harmonic_crystal(oscillators) -> None:
         assert float(torch.trapezoid(density[near], frequency[near])) == pytest.approx(0.5, abs=0.002)
 
 
-def test_kinetic_temperature_of_a_harmonic_crystal(oscillators) -> None:
-    """Σ m v² = (0.1)² amu Å²/fs² for two degrees of freedom; averaging over 16 fs takes 4 % of it."""
-    positions, masses = oscillators
-    vacf = dynamics.velocity_autocorrelation(dynamics.velocities(positions, 16.0), masses, 10)
-    exact = 0.1**2 / 2 * dynamics.AMU / KB
-    assert float(dynamics.kinetic_temperature(vacf, 2)) == pytest.approx(exact, rel=4e-3)
-    assert float(vacf[0]) * dynamics.AMU / KB / 2 < 0.96 * exact
-
-
 def test_masses_have_ase_units() -> None:
     """Equipartition: an atom of one amu at 300 K moves with √(kT/m) = 0.01579 Å/fs in each direction."""
     speed = math.sqrt(KB * 300 / dynamics.AMU)
