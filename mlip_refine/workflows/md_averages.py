@@ -8,10 +8,11 @@ that is held in nvt and npt, and in nve and nph, which hold none, with that of t
 from math import sqrt
 
 import torch
-from ase import units
 from torch import Tensor
 
 from mlip_refine.errors import StatisticsError
+from mlip_refine.observables.density import GRAMS_PER_CM3
+from mlip_refine.observables.lattice import ANGLES, cell_angles, cell_lengths
 from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.report.md_records import Average
 from mlip_refine.sampling import GoodFrames, StatePoint, Trajectory
@@ -32,10 +33,7 @@ UNITS = {
     "beta": "°",
     "gamma": "°",
 }
-CELL = ("a", "b", "c", "alpha", "beta", "gamma")
-
-# amu/Å³ in g/cm³.
-_DENSITY = float(units._amu) * 1e27
+CELL = ("a", "b", "c", *ANGLES)
 
 _STRAIN = 1e-4
 
@@ -55,7 +53,7 @@ def series(run: Trajectory | GoodFrames) -> dict[str, Tensor]:
         "energy": run.model_energy / n,
         "enthalpy": (run.model_energy + held_pressure * volume) / n,
         "volume": volume / n,
-        "density": float(point.atoms.get_masses().sum()) * _DENSITY / volume,
+        "density": float(point.atoms.get_masses().sum()) * GRAMS_PER_CM3 / volume,
         "temperature": kinetic,
         "pressure": pressure / GPA,
         **_cell(run.cells),
@@ -90,19 +88,14 @@ def held(point: StatePoint) -> dict[str, float]:
     if point.freedom == "fixed":
         volume = float(torch.linalg.det(cell).abs())
         exact["volume"] = volume / len(point.atoms)
-        exact["density"] = float(point.atoms.get_masses().sum()) * _DENSITY / volume
+        exact["density"] = float(point.atoms.get_masses().sum()) * GRAMS_PER_CM3 / volume
     return exact
 
 
 def _cell(cells: Tensor) -> dict[str, Tensor]:
     """Lengths and angles (α between b and c, and so on) of cells (rows) `[..., 3, 3]`, Å and degrees."""
-    lengths = cells.norm(dim=-1)
-    unit = cells / lengths[..., None]
-    values = dict(zip("abc", lengths.unbind(-1), strict=True))
-    for name, (i, j) in {"alpha": (1, 2), "beta": (0, 2), "gamma": (0, 1)}.items():
-        cosine = (unit[..., i, :] * unit[..., j, :]).sum(-1)
-        values[name] = torch.rad2deg(torch.arccos(cosine.clamp(-1.0, 1.0)))
-    return values
+    values = torch.cat([cell_lengths(cells), cell_angles(cells)], dim=-1)
+    return dict(zip(CELL, values.unbind(-1), strict=True))
 
 
 def _average(frames: GoodFrames, values: Tensor, what: str, unit: str, minimum: float) -> Average:
