@@ -109,17 +109,25 @@ def md(
 
 
 @app.command()
-def elastic(config: ConfigPath, overrides: Overrides = None, *, trust_pickle: TrustPickle = False) -> None:
-    """Find the elastic constants, moduli and stability of the phases at zero temperature."""
+def elastic(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Find the elastic constants, moduli and stability of the phases, at rest and at temperatures."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.report import print_elastic  # noqa: PLC0415
+    from mlip_refine.report import print_elastic, print_thermal_elastic  # noqa: PLC0415
     from mlip_refine.workflows.elastic import LAYOUT  # noqa: PLC0415
     from mlip_refine.workflows.elastic import elastic as run  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
         out.print(LAYOUT.format(folder=folder), soft_wrap=True)
 
-    print_elastic(out, run(settings, opened=show_layout))
+    result = run(settings, resume=resume, opened=show_layout)
+    print_elastic(out, result)
+    print_thermal_elastic(out, result.thermal)
 
 
 @app.command()

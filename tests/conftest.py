@@ -39,6 +39,8 @@ class Analytic:
     ) -> dict[str, Tensor]:
         self.calls += 1
         found = dict(zip(("energy", "forces", "stress"), self.parts(graphs), strict=True))
+        if "born" in probes:
+            found["born"] = self.born(graphs)
         return {name: found[name] for name in probes}
 
     def evaluate_chunked(self, graphs: Any, probes: Iterable[str]) -> dict[str, Tensor]:
@@ -92,6 +94,9 @@ class ElasticGas(Analytic):
         )
 
 
+_TURNS = (("ik", "jl"), ("il", "jk"), ("jk", "il"), ("jl", "ik"))
+
+
 class LennardJones(Analytic):
     """Pairs with the shifted-force Lennard-Jones energy, smooth at the cutoff."""
 
@@ -114,6 +119,26 @@ class LennardJones(Analytic):
         square = (self.sigma / r).square()
         six = square * square * square
         return 4 * self.epsilon * (six * six - six), -24 * self.epsilon * (2 * six * six - six) / r
+
+    def born(self, graphs: Any) -> Tensor:
+        """(1/V) ∂²U/∂ε∂ε in the linear symmetric strain `[n_graphs, 6, 6]`."""
+        from mlip_refine.observables.tensors import to_voigt
+
+        vectors, one = graphs.vectors, torch.eye(3, dtype=self.dtype)
+        r = vectors.norm(dim=-1)
+        with torch.enable_grad():
+            distance = r.detach().requires_grad_()
+            (curvature,) = torch.autograd.grad(self.pair(distance)[1].sum(), distance)
+        pull = self.pair(r)[1] / r
+        square = vectors[:, :, None] * vectors[:, None, :]
+        stretch = ((curvature - pull) / r**2)[:, None, None, None, None] * (
+            square[:, :, :, None, None] * square[:, None, None]
+        )
+        turns = [torch.einsum(f"{a},e{b}->eijkl", one, square) for a, b in _TURNS]
+        terms = stretch + 0.25 * pull[:, None, None, None, None] * sum(turns)
+        system = graphs.batch[graphs.edge_index[0]]
+        total = graphs.cell.new_zeros(graphs.n_graphs, 3, 3, 3, 3).index_add(0, system, 0.5 * terms)
+        return to_voigt(total) / graphs.volume[:, None, None]
 
     def parts(self, graphs: Any) -> tuple[Tensor, Tensor, Tensor]:
         i, j = graphs.edge_index

@@ -1,16 +1,16 @@
 """The section ``elastic``: elastic constants of the crystals."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.md import Names, Pressures
-from mlip_refine.config.section import Section
+from mlip_refine.config.md import Names, Pressures, Temperatures, several
+from mlip_refine.config.section import Count, Section
 from mlip_refine.config.units import problem
 
 
 class Elastic(Section):
-    """Elastic constants at zero temperature, every crystal at every pressure."""
+    """Elastic constants: at zero temperature, every crystal at every pressure, and at temperatures."""
 
     phases: Names | None = Field(None, description="Names of phases; null: all.")
     relax: Literal["cell", "atoms"] | None = Field(
@@ -23,12 +23,33 @@ class Elastic(Section):
     )
     symmetrise: bool = Field(
         True,
-        description="Project the tensors onto the symmetry of the crystal; else as they come out.",
+        description="Project static tensors onto the symmetry of the crystal; else as they come out.",
     )
+    temperature: Temperatures | None = Field(
+        None, description="Temperatures at which fixed cells are sampled as well, K; null: none."
+    )
+    table: str | None = Field(
+        None,
+        description="Experimental table that gives the cells at these temperatures, and values to compare "
+        "with: of the package, such as titanium-hcp-elastic, or a CSV file; null: the cells of the phases.",
+    )
+    method: Annotated[
+        tuple[Literal["fluctuation", "deformation"], ...],
+        BeforeValidator(several, json_schema_input_type=str | list[str]),
+    ] = Field(
+        ("fluctuation",),
+        description="At temperatures: fluctuation of the stress with the Born term, stress of strained cells "
+        "(deformation), or both.",
+    )
+    kind: Literal["adiabatic", "isothermal"] = Field(
+        "adiabatic", description="Of the constants by fluctuation; strained cells show isothermal ones."
+    )
+    strain: float = Field(0.01, gt=0, lt=0.1, description="deformation: component of the strain tensor.")
+    born_every: Count = Field(10, description="Frames from one with a Born term to the next.")
 
     @model_validator(mode="after")
     def _points_differ(self) -> Self:
-        for key in ("phases", "pressure"):
+        for key in ("phases", "pressure", "temperature", "method"):
             values = [f"{value}" for value in getattr(self, key) or ()]
             if len(set(values)) < len(values):
                 raise problem("values that differ", key=key)
@@ -36,6 +57,8 @@ class Elastic(Section):
 
     @model_validator(mode="after")
     def _pressure_counts(self) -> Self:
+        if self.table is not None and self.temperature is None:
+            raise problem("temperature: at which the table is read", key="table")
         if self.relax == "atoms" and self.pressure != (0.0,):
             raise problem("no key 'pressure': relax: atoms keeps the cell", key="pressure")
         return self

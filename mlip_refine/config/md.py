@@ -10,7 +10,7 @@ from mlip_refine.config.section import Count, Section
 from mlip_refine.config.units import Pressure, Temperature, Time, TimeOrZero, problem
 
 
-def _several(value: object) -> object:
+def several(value: object) -> object:
     """Read one value as a list of one."""
     several = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not several:
@@ -25,12 +25,12 @@ def _written(value: str | float) -> str:
 
 Temperatures = Annotated[
     tuple[Temperature, ...],
-    BeforeValidator(_several, json_schema_input_type=Temperature | list[Temperature]),
+    BeforeValidator(several, json_schema_input_type=Temperature | list[Temperature]),
 ]
 Pressures = Annotated[
-    tuple[Pressure, ...], BeforeValidator(_several, json_schema_input_type=Pressure | list[Pressure])
+    tuple[Pressure, ...], BeforeValidator(several, json_schema_input_type=Pressure | list[Pressure])
 ]
-Names = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | list[str])]
+Names = Annotated[tuple[str, ...], BeforeValidator(several, json_schema_input_type=str | list[str])]
 
 
 class MD(Section):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mlip_refine.observables.base import Observable, Sample
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry
+from mlip_refine.observables.moduli import voigt_average
 from mlip_refine.observables.tensors import (
     adiabatic,
     from_linear_strain,
@@ -14,6 +15,7 @@ from mlip_refine.observables.tensors import (
     project,
     stress_from_voigt,
     stress_to_voigt,
+    to_mandel,
 )
 from mlip_refine.quantities import GPA, KB
 
@@ -81,6 +83,50 @@ class FluctuationElasticity(Observable):
         thermal = stress_from_voigt(with_energy - stress * energy) * per_kelvin - n_atoms * KB / volume * eye
         heat_capacity = (square - energy.square()) * per_kelvin + 1.5 * n_atoms * KB
         return adiabatic(constants, thermal, heat_capacity, sample.temperature, volume)
+
+
+class FluctuationModuli(FluctuationElasticity):
+    """K, G (GPa) and ν of a polycrystal by Voigt's average of the constants (Hill 1952)."""
+
+    unit = ""
+
+    def __init__(self, symmetry: Symmetry, *, adiabatic: bool = False) -> None:
+        """Choose what to tell, as for `FluctuationElasticity`."""
+        super().__init__(symmetry, adiabatic=adiabatic)
+        self.labels = ("K", "G", "nu")
+
+    def derive(self, means: Tensor, sample: Sample) -> Tensor:
+        """K, G, ν `[3]`."""
+        moduli = voigt_average(self.tensor(means, sample))
+        return torch.stack([moduli.bulk / GPA, moduli.shear / GPA, moduli.poisson])
+
+
+class RestStrain(FluctuationElasticity):
+    """Strain that would bring a fixed cell to a pressure, to first order: -S^T (σ + P).
+
+    Its diagonal components in the standard axes of the crystal tell the lattice constants at that pressure
+    without a run at constant pressure, where the crystal is near it.
+    """
+
+    unit = ""
+
+    def __init__(self, symmetry: Symmetry, pressure: float = 0.0) -> None:
+        """Choose a pressure, GPa."""
+        super().__init__(symmetry)
+        self.pressure, self.labels = pressure, ("xx", "yy", "zz")
+
+    def derive(self, means: Tensor, sample: Sample) -> Tensor:
+        """Diagonal components `[3]`."""
+        tensor = project(self.tensor(means, sample), self.symmetry.rotations.to(means))
+        kinetic = (sample.n_atoms * sample.kt / sample.volumes).mean()
+        eye = torch.eye(3, dtype=means.dtype, device=means.device)
+        stress = (
+            stress_from_voigt(means[:6] + _typical_stress(sample)) - (kinetic - self.pressure * GPA) * eye
+        )
+        mandel = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0]).to(means).sqrt()
+        strain = -torch.linalg.solve(to_mandel(tensor), mandel * stress_to_voigt(stress)) / mandel
+        turn = self.symmetry.to_standard.to(means)
+        return (turn @ stress_from_voigt(strain) @ turn.T).diagonal()
 
 
 def _typical_stress(sample: Sample) -> Tensor:

@@ -9,6 +9,7 @@ from mlip_refine.report.md import print_md, write_md_figures
 from mlip_refine.report.run_files import Summary, TransitionRecord, Update, read_log, read_summary
 from mlip_refine.report.steps import StepPrinter
 from mlip_refine.report.summary import print_summary
+from mlip_refine.report.thermal_elastic import print_thermal_elastic, read_thermal_elastic
 
 __all__ = [
     "DynamicsResult",
@@ -21,9 +22,11 @@ __all__ = [
     "print_elastic",
     "print_md",
     "print_summary",
+    "print_thermal_elastic",
     "read_dynamics",
     "read_log",
     "read_summary",
+    "read_thermal_elastic",
     "write_dynamics_figures",
     "write_figures",
     "write_md_figures",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mlip_refine.errors import InputError
+from mlip_refine.report.thermal_elastic import ThermalElasticPoint
 
 FORMAT = "mlip_refine elastic 1"
 
@@ -102,12 +103,14 @@ class ElasticResult:
         name: Of the run.
         model_hash: Of the potential.
         points: Every phase at every pressure.
+        thermal: Every phase at every temperature, if there are any; kept in a file of its own.
     """
 
     folder: Path
     name: str
     model_hash: str
     points: tuple[ElasticPoint, ...]
+    thermal: tuple[ThermalElasticPoint, ...] = ()
 
     def __getitem__(self, name: str) -> ElasticPoint:
         """Return the point of a name such as ``hcp-0GPa``."""

@@ -1,7 +1,7 @@
 """Elastic constants of the crystals of a config."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ase.io
@@ -19,13 +19,17 @@ from mlip_refine.observables.tensors import rotate, stability
 from mlip_refine.progress import progress
 from mlip_refine.quantities import GPA
 from mlip_refine.report.elastic_records import ElasticPoint, ElasticResult, PolycrystalModuli
+from mlip_refine.report.thermal_elastic import thermal_json
 from mlip_refine.workflows.run_folder import open_run_folder
 from mlip_refine.workflows.setup import crystal, load_potential
+from mlip_refine.workflows.thermal_elasticity import thermal_elasticity
 
 LAYOUT = """{folder}
 ├── config.yaml       the config with every default
 ├── elastic.json      tensors, moduli and stability of every phase at every pressure
-└── crystals.extxyz   the crystals at rest, in the axes of their tensors"""
+├── crystals.extxyz   the crystals at rest, in the axes of their tensors
+├── thermal_elastic.json   constants, moduli and pressure at elastic.temperature
+└── frames/           what was sampled for it (HDF5)"""
 
 
 @dataclass(frozen=True)
@@ -38,26 +42,31 @@ class _Task:
     rest: Rest
 
 
-def elastic(config: Config, *, opened: Callable[[Path], None] = lambda _: None) -> ElasticResult:
-    """Find the static elastic constants of every phase at every pressure.
+def elastic(
+    config: Config, *, resume: bool = False, opened: Callable[[Path], None] = lambda _: None
+) -> ElasticResult:
+    """Find the static elastic constants of every phase at every pressure, and those at temperatures.
 
     Args:
         config: What to do, in its section `elastic`; without one, all phases at no pressure.
+        resume: Go on with a run that was interrupted.
         opened: Called with the run folder, once the input has been checked.
 
     Returns:
-        What `elastic.json` holds.
+        What `elastic.json` and `thermal_elastic.json` hold.
 
     Raises:
         InputError: For bad input; nothing has been overwritten.
         MlipRefineError: A crystal does not come to rest.
+        SamplingError: If a crystal does not survive its temperature.
+        StatisticsError: If the frames are too few or too correlated.
     """
     section = config.elastic
     tasks = _tasks(config, section)
     potential = load_potential(config).frozen_copy("float64")
     for task in tasks:
         potential.graphs.species(task.atoms.numbers)
-    folder = open_run_folder(config, resume=False)
+    folder = open_run_folder(config, resume=resume)
     opened(folder)
     points, crystals = [], []
     with progress("elastic constants", len(tasks)) as tick:
@@ -69,7 +78,12 @@ def elastic(config: Config, *, opened: Callable[[Path], None] = lambda _: None) 
     result = ElasticResult(folder, config.name, potential.hash, tuple(points))
     ase.io.write(folder / "crystals.extxyz", crystals, format="extxyz")
     write_json(folder / "elastic.json", result.as_json())
-    return result
+    if section.temperature is None:
+        return result
+    phases = list(dict.fromkeys(task.phase for task in tasks))
+    thermal = thermal_elasticity(config, potential, phases, folder)
+    write_json(folder / "thermal_elastic.json", thermal_json(config.name, potential.hash, thermal))
+    return replace(result, thermal=thermal)
 
 
 def _tasks(config: Config, section: Elastic) -> list[_Task]:
