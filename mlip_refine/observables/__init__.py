@@ -8,6 +8,7 @@ from mlip_refine.observables.base import Observable, Sample, average, measure
 from mlip_refine.observables.bulk_modulus import BulkModulus
 from mlip_refine.observables.density import Density
 from mlip_refine.observables.enthalpy import Enthalpy
+from mlip_refine.observables.frames import sample_of
 from mlip_refine.observables.heat_capacity import HeatCapacityP, HeatCapacityV
 from mlip_refine.observables.lattice import CellAngles, Lattice
 from mlip_refine.observables.pressure import Pressure
@@ -35,4 +36,5 @@ __all__ = [
     "ThermalExpansion",
     "average",
     "measure",
+    "sample_of",
 ]
