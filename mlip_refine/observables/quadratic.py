@@ -5,6 +5,7 @@ The strain is symmetric, acts on Cartesian vectors, and counts in the orthonorma
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -89,30 +90,37 @@ def quadratic(
             expected="float64",
         )
     count = 3 * len(structure.positions) + 6
+    work = Work.BORN_GRADIENT if create_graph else Work.BORN
+    # Copies of the crystal in one batch: copy c has the directions c, c + copies, ... for one forward pass.
+    copies = potential.chunks([structure] * count, work)[0].stop
 
     def some(part: slice, graphs: Graphs) -> Quadratic:
-        """The rows of some directions, one for each copy of the crystal."""
-        copies = graphs.n_graphs
+        """Rows of the directions of some copies `[copies, blocks, n + 6]`, as the hessian."""
         if deformation is not None:
-            graphs = deformed(graphs, deformation[0].repeat(copies, 1), deformation[1].expand(copies, 3, 3))
+            u, strain = deformation
+            graphs = deformed(graphs, u.repeat(graphs.n_graphs, 1), strain.expand(graphs.n_graphs, 3, 3))
         curvature = potential.curvature(graphs)
         with torch.set_grad_enabled(create_graph):
-            rows = curvature.along(*_directions(part, count, graphs.cell), create_graph=create_graph)
-            gradient = _flat(curvature.gradient, copies)[0]
-            return Quadratic(curvature.energy[0], gradient, _flat(rows, copies), graphs.volume[0])
+            blocks = [
+                _flat(curvature.along(*directions, create_graph=create_graph), graphs.n_graphs)
+                for directions in _directions(part, copies, count, graphs.cell)
+            ]
+            gradient = _flat(curvature.gradient, graphs.n_graphs)[0]
+            return Quadratic(curvature.energy[0], gradient, torch.stack(blocks, dim=1), graphs.volume[0])
 
-    work = Work.BORN_GRADIENT if create_graph else Work.BORN
-    parts = list(potential.in_chunks(work, [structure] * count, some))
-    hessian = torch.cat([part.hessian for part in parts])
+    parts = list(potential.in_chunks(work, [structure] * copies, some))
+    rows = torch.cat([part.hessian for part in parts]).transpose(0, 1).reshape(-1, count)[:count]
     first = parts[0] if create_graph else _detached(parts[0])
-    return Quadratic(first.energy, first.gradient, (hessian + hessian.T) / 2, first.volume)
+    return Quadratic(first.energy, first.gradient, (rows + rows.T) / 2, first.volume)
 
 
-def _directions(part: slice, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit displacements `[copies * N, 3]` and unit strains `[copies, 3, 3]`, one direction for each copy."""
-    unit = torch.eye(count, dtype=like.dtype, device=like.device)[part]
-    strains = torch.einsum("ra,aij->rij", unit[:, count - 6 :], mandel_basis(like))
-    return unit[:, : count - 6].reshape(-1, 3), strains
+def _directions(part: slice, copies: int, count: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of unit displacements `[n_part * N, 3]` and strains `[n_part, 3, 3]`; zero past the last."""
+    for start in range(0, count, copies):
+        unit = torch.zeros(part.stop - part.start, count, dtype=like.dtype, device=like.device)
+        unit.diagonal(start + part.start).fill_(1.0)
+        strains = torch.einsum("ra,aij->rij", unit[:, count - 6 :], mandel_basis(like))
+        yield unit[:, : count - 6].reshape(-1, 3), strains
 
 
 def _flat(second: Second, copies: int) -> Tensor:

