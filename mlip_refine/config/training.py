@@ -11,6 +11,12 @@ class Training(Section):
 
     steps: Count = Field(40, description="Most updates of the parameters.")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Step size of AdamW.")
+    final_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Step size at the last of all steps, reached along a cosine; null: it stays.",
+    )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
     clip_gradient: float | None = Field(
         10.0, gt=0, allow_inf_nan=False, description="Largest norm of the gradient; null: not clipped."

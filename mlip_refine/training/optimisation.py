@@ -1,5 +1,6 @@
 """The optimiser: AdamW with clipped gradients, and a running mean of the parameters."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ class Optimiser:
         self.adam = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self._taken = 0
         self._sum = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self._weight = 0.0
 
@@ -47,17 +49,28 @@ class Optimiser:
         Raises:
             MlipRefineError: If the gradient is not finite; the parameters are then untouched.
         """
+        for group in self.adam.param_groups:
+            group["lr"] = self._learning_rate()
         limit = self.settings.clip_gradient or torch.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if not torch.isfinite(torch.tensor(norm)):
             raise MlipRefineError("the gradient is not finite: the parameters were left as they were")
         self.adam.step()
+        self._taken += 1
         settle()
         decay = self.settings.ema_decay
         self._weight = decay * self._weight + (1 - decay)
         for name, parameter in self.parameters.items():
             self._sum[name].mul_(decay).add_(parameter.detach(), alpha=1 - decay)
         return norm
+
+    def _learning_rate(self) -> float:
+        """Step size of the next update: half a cosine from the first one to the last (Loshchilov 2017)."""
+        first, last = self.settings.learning_rate, self.settings.final_learning_rate
+        if last is None:
+            return first
+        done = min(1.0, self._taken / max(1, self.settings.steps - 1))
+        return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * done))
 
     def averaged(self) -> dict[str, Tensor]:
         """The parameters to keep: their running mean, or the current ones where averaging is off."""
@@ -67,11 +80,11 @@ class Optimiser:
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""
-        return {"adam": self.adam.state_dict(), "sum": self._sum, "weight": self._weight}
+        return {"adam": self.adam.state_dict(), "sum": self._sum, "weight": self._weight, "taken": self._taken}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.adam.load_state_dict(state["adam"])
         for name, total in state["sum"].items():
             self._sum[name].copy_(total)
-        self._weight = float(state["weight"])
+        self._weight, self._taken = float(state["weight"]), int(state["taken"])

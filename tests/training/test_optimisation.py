@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,3 +136,19 @@ def test_a_shortened_step_is_what_is_averaged():
     assert torch.allclose(two.averaged()["p0"], half.named["p0"].detach())
     moments = [o.adam.state_dict()["state"][0]["exp_avg"] for o in (one, two)]
     assert torch.equal(*moments)
+
+
+def test_the_step_size_falls_along_a_cosine_and_goes_on_after_a_resume():
+    settings = Training(learning_rate=1e-2, final_learning_rate=1e-3, steps=5)
+    potential = _potential(1.0)
+    optimiser, seen = Optimiser(potential, settings), []
+    for k in range(5):
+        _pull(potential)
+        optimiser.step()
+        seen.append(optimiser.adam.param_groups[0]["lr"])
+        if k == 2:
+            again = Optimiser(potential, settings)
+            again.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+            optimiser = again
+    wanted = [1e-3 + 9e-3 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]
+    assert seen == pytest.approx(wanted)
