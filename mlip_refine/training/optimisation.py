@@ -80,7 +80,12 @@ class Optimiser:
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""
-        return {"adam": self.adam.state_dict(), "sum": self._sum, "weight": self._weight, "taken": self._taken}
+        return {
+            "adam": self.adam.state_dict(),
+            "sum": self._sum,
+            "weight": self._weight,
+            "taken": self._taken,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
