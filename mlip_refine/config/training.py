@@ -1,15 +1,49 @@
 """The section ``training``: the optimiser and when to stop."""
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from mlip_refine.config.section import Count, Section
-from mlip_refine.config.units import PositiveEnergyPerAtom
+from mlip_refine.config.units import PositiveEnergyPerAtom, problem
+
+_TURNS: dict[str, tuple[set[str], str]] = {
+    "joint": (set(), "none"),
+    "alternate": (set(), "none"),
+    "epochs": ({"replay", "experiment"}, "such as {replay: pass, experiment: 10}"),
+    "sequential": ({"replay"}, "such as {replay: 100}"),
+}
+"""By schedule: the turns that it has, and how they are given."""
+
+
+def _updates(value: object) -> object:
+    if value == "pass" or (type(value) is int and value >= 1):
+        return value
+    raise problem("a number of at least 1, or pass")
+
+
+class Epochs(Section):
+    """Turns of the schedules epochs and sequential; replay begins."""
+
+    replay: Annotated[int | Literal["pass"], BeforeValidator(_updates)] = Field(
+        "pass", description="Updates in a row from replay; pass: as many as go over the training frames once."
+    )
+    experiment: Count | None = Field(
+        None, description="epochs: updates in a row from experiments, before it is the turn of replay again."
+    )
 
 
 class Training(Section):
-    """AdamW on all losses together."""
+    """AdamW on all losses."""
 
-    steps: Count = Field(40, description="Most updates of the parameters.")
+    steps: Count = Field(40, description="Most updates of the parameters, whatever losses they are from.")
+    schedule: Literal["joint", "alternate", "epochs", "sequential"] = Field(
+        "joint",
+        description="Which losses make an update. joint: all. alternate: experiments and replay by turns. "
+        "epochs: some from replay, some from experiments, and so on. sequential: first replay, then "
+        "experiments. All updates share the moments of one optimiser.",
+    )
+    epochs: Epochs | None = Field(None, description="The turns of the schedules epochs and sequential.")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Step size of AdamW.")
     final_learning_rate: float | None = Field(
         None,
@@ -35,3 +69,18 @@ class Training(Section):
     )
     patience: Count = Field(3, description="Updates in a row inside the tolerance that end the run.")
     replay_batches: Count = Field(1, description="Replay batches in one update.")
+    energy_shift: Literal["none", "replay"] = Field(
+        "none",
+        description="replay: after training, shift the atomic energies E0 so that the mean error of energies "
+        "of replay.train is what it was before. Experiments leave absolute energies free.",
+    )
+
+    @model_validator(mode="after")
+    def _turns(self) -> Self:
+        given = {"replay"} if self.epochs else set()
+        if self.epochs and self.epochs.experiment:
+            given.add("experiment")
+        wanted, such = _TURNS[self.schedule]
+        if given != wanted:
+            raise problem(f"{such} with schedule: {self.schedule}", key="epochs")
+        return self

@@ -1,4 +1,8 @@
-"""The training loop: probe, resample where needed, match, replay, update, checkpoint."""
+"""The training loop: resample where needed, match, replay, as the schedule says; update, checkpoint.
+
+All updates are of one optimiser, whatever losses they are from: the moments of Adam are running means over
+the gradients of all of them.
+"""
 
 import json
 import time
@@ -11,7 +15,6 @@ from torch import Tensor
 
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
-from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import (
     BatchLoss,
     EnsembleLoss,
@@ -23,12 +26,12 @@ from mlip_refine.losses import (
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
-from mlip_refine.training.ensembles import Ensemble
+from mlip_refine.training.following import FollowedEnsembles
 from mlip_refine.training.optimisation import Optimiser
 from mlip_refine.training.replay_batches import LabelledFrame
 from mlip_refine.training.replay_gradient import backpropagate_batch
 from mlip_refine.training.resampling import EnsembleSampler
-from mlip_refine.training.saved import restored_ensembles, saved_ensembles
+from mlip_refine.training.schedule import Group, make_schedule
 from mlip_refine.training.streaming import (
     backpropagate,
     ensemble_losses,
@@ -42,7 +45,7 @@ from mlip_refine.training.trust_region import Settled, TrustRegion
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one update saw.
+    """What one update saw, of the losses that acted in it.
 
     Attributes:
         step: Number of the update, from 0.
@@ -92,7 +95,7 @@ class Trainer:
     Attributes:
         potential: The model that is trained, in place.
         losses: All losses.
-        settings: Optimiser, tolerance, checkpoints.
+        settings: Schedule, optimiser, tolerance, checkpoints.
         sampler: Draws ensembles, and says when a state point is sampled anew.
         replay: Batches of labelled frames, if there are batch losses.
         folder: Run folder: `log.jsonl` and `checkpoints/`.
@@ -112,27 +115,25 @@ class Trainer:
     converged: bool = False
     earlier: float = 0.0
     resumed: bool = False
-    ensembles: dict[EnsembleSource, Ensemble] = field(default_factory=dict)
-    energies: dict[EnsembleSource, Tensor] = field(default_factory=dict)
-    exhausted: tuple[EnsembleSource, ...] = ()
+    ensembles: FollowedEnsembles = field(init=False)
     thermal: Thermal = field(init=False)
 
     def __post_init__(self) -> None:
-        """Sort the losses and make the optimiser."""
+        """Sort the losses, make the schedule and the optimiser."""
         self._started = time.monotonic()
+        self.schedule = make_schedule(self.settings, self.losses, self.replay)
         self.optimiser = Optimiser(self.potential, self.settings)
         self.thermal = Thermal(self.sampler)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
         self.potential_losses = [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
-        self.sources = sorted({s for loss in self.ensemble_losses for s in loss.sources})
+        self.ensembles = FollowedEnsembles(self.sampler, self.ensemble_losses)
         self.wanted = wanted_probes(self.ensemble_losses)
 
     def run(self) -> None:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
         if not self.resumed:
-            if self.sources:
-                self.ensembles = self.sampler.initial(self.potential, self.sources)
+            self.ensembles.begin(self.potential, acting=self._acts(Group.EXPERIMENT, 0))
             self._checkpoint()
         while not self._finished:
             self._update()
@@ -144,60 +145,60 @@ class Trainer:
     def _finished(self) -> bool:
         return self.converged or self.step >= self.settings.steps
 
+    def _acts(self, group: Group, step: int) -> bool:
+        return group in self.schedule.acting(step)
+
     def _update(self) -> None:
-        resampled = self._follow()
-        results, adjoints = ensemble_losses(self.ensemble_losses, self.ensembles, self._probes(self.energies))
+        """One update; what does not act in it is not evaluated."""
         self.optimiser.zero_grad()
+        results: dict[str, LossResult] = {}
+        resampled: list[EnsembleSource] = []
+        experiment = self._acts(Group.EXPERIMENT, self.step)
+        if experiment:
+            paused = self.step > 0 and not self._acts(Group.EXPERIMENT, self.step - 1)
+            resampled = self.ensembles.follow(self.potential, self.step, paused=paused)
+            results = self._experiments()
+        if self._acts(Group.REPLAY, self.step):
+            results |= self._replay()
+        n_eff = self.ensembles.n_eff() if experiment else {}
+        norm, settled = self._step(n_eff)
+        self._log(results, n_eff, resampled, norm, settled)
+        self.ensembles.moved(settled if experiment else None)
+        self.step += 1
+
+    def _experiments(self) -> dict[str, LossResult]:
+        """Evaluate and back-propagate the losses of experiments, and see whether the targets are met."""
+        current = self.ensembles.current
+        results, adjoints = ensemble_losses(
+            self.ensemble_losses, current, self._probes(self.ensembles.energies)
+        )
         results |= self._direct()
         self.inside = self.inside + 1 if self._inside(results) else 0
         self.converged = self.inside >= self.settings.patience
         for source, adjoint in adjoints.items():
-            backpropagate(self.potential, self.ensembles[source].structures, adjoint)
-        results |= self._replay()
-        n_eff = {s: self.ensembles[s].n_eff(u) for s, u in self.energies.items()}
-        norm, settled = self._step(n_eff)
-        self._log(results, n_eff, resampled, norm, settled)
-        self.energies, self.exhausted = dict(settled.energies), settled.exhausted
-        self.step += 1
+            backpropagate(self.potential, current[source].structures, adjoint)
+        return results
 
     def _step(self, n_eff: Mapping[EnsembleSource, float]) -> tuple[float | None, Settled]:
-        """Update the parameters, inside the trust region if there is one."""
+        """Update the parameters; of ensembles that act, enough frames must still count at the end."""
         if self.converged:
-            return None, Settled(1.0, self.energies, ())
-        if not (self.settings.trust_region and self.ensembles):
+            return None, Settled(1.0, self.ensembles.energies, ())
+        if not (self.settings.trust_region and n_eff):
             return self.optimiser.step(), Settled(1.0, {}, ())
         region, start = TrustRegion(self.sampler.policy.threshold), self.potential.parameters()
         ends: list[Settled] = []
         norm = self.optimiser.step(
-            lambda: ends.append(region.settle(self.potential, start, self.ensembles, n_eff))
+            lambda: ends.append(region.settle(self.potential, start, self.ensembles.current, n_eff))
         )
         return norm, ends[0]
-
-    def _follow(self) -> list[EnsembleSource]:
-        """Know the energies of the current model on all frames; sample anew where too few still count."""
-        missing = {s: e for s, e in self.ensembles.items() if s not in self.energies}
-        known = self.energies | probe_energies(self.potential, missing)
-        # Gradients are summed in the order of the ensembles, whatever a trust region has evaluated already.
-        self.energies = {s: known[s] for s in self.ensembles}
-        self._require_finite(self.energies)
-        threshold = self.sampler.policy.threshold
-        stale = [
-            s
-            for s, e in self.ensembles.items()
-            if s in self.exhausted or e.n_eff(self.energies[s]) < threshold
-        ]
-        if stale:
-            stage = f"step-{self.step:04d}"
-            fresh = self.sampler.redraw(self.potential, self.ensembles, self.energies, stale, stage)
-            self.ensembles |= fresh[0]
-            self.energies |= fresh[1]
-        return stale
 
     def _direct(self) -> dict[str, LossResult]:
         """Evaluate and back-propagate the losses on the potential itself."""
         results = {}
+        # Counted in updates of experiments: how often frames are drawn does not depend on the schedule.
+        turn = self.schedule.acted(Group.EXPERIMENT, self.step)
         for loss in self.potential_losses:
-            self.thermal.follow(self.potential, loss, self.step)
+            self.thermal.follow(self.potential, loss, turn)
             results[loss.name] = loss.evaluate(self.potential)
             (loss.weight * results[loss.name].value).backward()
         return results
@@ -206,26 +207,18 @@ class Trainer:
         """The probes of the potential as it is now on all frames, energies known."""
         probes = {}
         for source, energy in energies.items():
-            structures, wanted = self.ensembles[source].structures, self.wanted.get(source, {})
+            structures, wanted = self.ensembles.current[source].structures, self.wanted.get(source, {})
             probes[source] = {"energy": energy, **further_probes(self.potential, structures, wanted)}
         return probes
-
-    def _require_finite(self, energies: Mapping[EnsembleSource, Tensor]) -> None:
-        for source, energy in energies.items():
-            if not bool(energy.isfinite().all()):
-                raise MlipRefineError(
-                    f"update {self.step}: energies of {source.name} became non-finite; lower "
-                    "training.learning_rate and start again under another name"
-                )
 
     def _inside(self, results: Mapping[str, LossResult]) -> bool:
         """Whether the current parameters meet every target, and so does their running mean, which is kept."""
         if not self._close(results):
             return False
         with self.potential.holding(self.optimiser.averaged()):
-            probes = self._probes(probe_energies(self.potential, self.ensembles))
+            probes = self._probes(probe_energies(self.potential, self.ensembles.current))
             direct = {loss.name: loss.evaluate(self.potential) for loss in self.potential_losses}
-        averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles, probes)
+        averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles.current, probes)
         averaged |= direct
         return self._close(averaged)
 
@@ -264,7 +257,7 @@ class Trainer:
             losses={"total": total} | components,
             diagnostics={name: r.diagnostics for name, r in results.items() if r.diagnostics},
             n_eff={s.name: n for s, n in n_eff.items()},
-            references={s.name: len(e.draws) for s, e in self.ensembles.items()},
+            references={s.name: len(self.ensembles.current[s].draws) for s in n_eff},
             resampled=[s.name for s in resampled],
             gradient_norm=norm,
             alpha=None if norm is None else settled.alpha,
@@ -279,8 +272,7 @@ class Trainer:
             "model": self.potential.parameters(),
             "optimiser": self.optimiser.state_dict(),
             "replay": self.replay.state_dict() if self.replay else None,
-            "ensembles": saved_ensembles(self.ensembles),
-            "exhausted": [s.name for s in self.exhausted],
+            **self.ensembles.state_dict(),
             "thermal": self.thermal.state_dict(),
             "md_steps": self.sampler.md_steps,
             "inside": self.inside,
@@ -306,8 +298,7 @@ class Trainer:
         self.earlier, self.resumed = content["wall_time_s"], True
         self.sampler.md_steps = content["md_steps"]
         if not self._finished:
-            self.ensembles = restored_ensembles(self.sampler, self.potential, content["ensembles"])
-            self.exhausted = tuple(s for s in self.ensembles if s.name in content["exhausted"])
+            self.ensembles.load_state_dict(self.potential, content)
             self.thermal.load_state_dict(self.potential, self.potential_losses, content["thermal"])
         return True
 

@@ -26,6 +26,8 @@ from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.training.loop import StepReport, Trainer
 from mlip_refine.training.replay_batches import HeldOutErrors, LabelledFrame, held_out_errors
 from mlip_refine.training.resampling import EnsembleSampler, Policy
+from mlip_refine.training.schedule import make_schedule
+from mlip_refine.workflows.energy_shift import require_shift, shift_after_training
 from mlip_refine.workflows.free_energy import (
     FreeEnergyResult,
     compute_free_energies,
@@ -121,12 +123,14 @@ def finetune(
     trainer = _trainer(run, points, report)
     trainer.resume()
     trainer.run()
+    shift = shift_after_training(config, run.potential, initial, trainer.replay)
     model, safetensors = run.potential.save(run.folder, config.name)
     changes = _verdict(run, initial, points)
     n_atoms = {p.name: len(p.atoms) for p in points.values()}
     found = transitions(run.matched, changes, n_atoms)
     errors_after = _errors(run, run.potential)
     summary = _summary(run, initial, trainer, found, changes, errors_before, errors_after)
+    summary["energy_shift_ev"] = shift
     summary["wall_time_s"] = trainer.earlier + time.monotonic() - started
     write_json(run.folder / "summary.json", summary)
     if config.output.figures:
@@ -176,6 +180,9 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
         raise InputError(
             "a loss needs labelled frames, but the config has no section replay", where=config.where("losses")
         )
+    buffer = _replay_buffer(config, replay)
+    make_schedule(config.training, losses, buffer, config.where("training", "schedule"))
+    require_shift(config, potential, buffer, points.values())
     for loss in losses:
         if isinstance(loss, FreeEnergyDifference):
             require_equal_sizes(loss, points)
@@ -264,17 +271,17 @@ def _trainer(
         losses=run.losses,
         settings=config.training,
         sampler=sampler,
-        replay=_replay_buffer(run),
+        replay=_replay_buffer(run.config, run.replay),
         folder=run.folder,
         report=report,
     )
 
 
-def _replay_buffer(run: Prepared) -> ReplayBuffer[LabelledFrame] | None:
-    section = run.config.replay
-    if run.replay is None or section is None:
+def _replay_buffer(config: Config, replay: ReplayData | None) -> ReplayBuffer[LabelledFrame] | None:
+    section = config.replay
+    if replay is None or section is None:
         return None
-    return ReplayBuffer(run.replay.train, section.batch_size, run.config.seed, section.max_frames)
+    return ReplayBuffer(replay.train, section.batch_size, config.seed, section.max_frames)
 
 
 def _verdict(
