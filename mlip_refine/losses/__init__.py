@@ -9,7 +9,10 @@ from mlip_refine.losses.base import (
     LossResult,
     PotentialLoss,
 )
+from mlip_refine.losses.enthalpy_difference import EnthalpyDifference, PhaseDifference, VolumeDifference
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
+from mlip_refine.losses.observable_options import ObservableOptions, ScalarOptions
+from mlip_refine.losses.observables import ObservableLoss
 from mlip_refine.losses.registry import build_losses, registry
 from mlip_refine.losses.replay import Replay
 
@@ -17,12 +20,18 @@ __all__ = [
     "BatchLoss",
     "EnsembleLoss",
     "EnsembleSource",
+    "EnthalpyDifference",
     "Frames",
     "FreeEnergyDifference",
     "Loss",
     "LossResult",
+    "ObservableLoss",
+    "ObservableOptions",
+    "PhaseDifference",
     "PotentialLoss",
     "Replay",
+    "ScalarOptions",
+    "VolumeDifference",
     "build_losses",
     "registry",
 ]

@@ -13,15 +13,20 @@ from mlip_refine.config import LocatedNode, validate_node
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses.base import Loss
 from mlip_refine.losses.elastic_constants import ElasticConstants
+from mlip_refine.losses.enthalpy_difference import EnthalpyDifference, VolumeDifference
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
+from mlip_refine.losses.observables import OBSERVABLE_LOSSES
 from mlip_refine.losses.replay import Replay
 
 ENTRY_POINT_GROUP = "mlip_refine.losses"
 
 BUILT_IN: dict[str, type[Any]] = {
+    **OBSERVABLE_LOSSES,
     "elastic_constants": ElasticConstants,
+    "enthalpy_difference": EnthalpyDifference,
     "free_energy_difference": FreeEnergyDifference,
     "replay": Replay,
+    "volume_difference": VolumeDifference,
 }
 
 

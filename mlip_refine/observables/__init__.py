@@ -16,6 +16,8 @@ from mlip_refine.observables.rdf import RadialDistribution
 from mlip_refine.observables.stress import Stress
 from mlip_refine.observables.structure_factor import StructureFactor
 from mlip_refine.observables.thermal_expansion import LinearExpansion, ThermalExpansion
+from mlip_refine.observables.unit_cell import conventional_lattice
+from mlip_refine.observables.volume import Volume
 
 __all__ = [
     "AngularDistribution",
@@ -34,7 +36,9 @@ __all__ = [
     "Stress",
     "StructureFactor",
     "ThermalExpansion",
+    "Volume",
     "average",
+    "conventional_lattice",
     "measure",
     "sample_of",
 ]

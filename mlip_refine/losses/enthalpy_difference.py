@@ -1,0 +1,146 @@
+"""Differences of two phases that give the slope of their line: dT/dP = ΔV/ΔS = T ΔV/ΔH (Clapeyron)."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from ase import Atoms
+from pydantic import Field
+
+from mlip_refine.config import Dimension, EnergyPerAtom, PositiveEnergyPerAtom, Pressure, Section, Temperature
+from mlip_refine.errors import InputError
+from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, LossResult
+from mlip_refine.losses.elastic_constants import PERFECT
+from mlip_refine.observables import Enthalpy, Observable, Volume, average, measure
+from mlip_refine.quantities import MEV, Measured, Target
+
+_VOLUME = Dimension("volume per atom", {"Å³/atom": 1.0, "Å3/atom": 1.0, "nm³/atom": 1e3})
+
+
+class DifferenceOptions(Section):
+    """Options that differences of two phases share."""
+
+    from_: str = Field(alias="from", description="Phase I of the difference II - I.")
+    to: str = Field(description="Phase II of the difference II - I.")
+    temperature: Temperature = Field(description="Where the target holds, K.")
+    pressure: Pressure = Field(0.0, description="Where the target holds, GPa.")
+    target: float
+    uncertainty: float
+
+
+class EnthalpyDifferenceOptions(DifferenceOptions):
+    """Options of `enthalpy_difference`."""
+
+    target: EnergyPerAtom = Field(description="Wanted ΔH, meV/atom.")
+    uncertainty: PositiveEnergyPerAtom = Field(description="Standard error σ of the target, meV/atom.")
+
+
+class VolumeDifferenceOptions(DifferenceOptions):
+    """Options of `volume_difference`."""
+
+    target: Annotated[float, _VOLUME] = Field(description="Wanted ΔV, Å³/atom.")
+    uncertainty: Annotated[float, _VOLUME.bounded(above=0.0)] = Field(
+        description="Standard error σ of the target, Å³/atom."
+    )
+
+
+class PhaseDifference(EnsembleLoss):
+    """((Δ - target)/σ)², Δ the difference of an observable between two phases, both reweighted.
+
+    Subclasses say which: an observable with a single value, the factor to their unit, and its name.
+    """
+
+    Options: ClassVar[type[DifferenceOptions]]
+    observable: ClassVar[Observable]
+    factor: ClassVar[float] = 1.0
+    unit: ClassVar[str]
+    symbol: ClassVar[str]
+
+    def __init__(self, name: str, weight: float, options: DifferenceOptions) -> None:
+        """Keep the options.
+
+        Raises:
+            InputError: A phase that is compared with itself.
+        """
+        super().__init__(name, weight)
+        if options.from_ == options.to:
+            raise InputError(f"loss {name!r} compares a phase with itself", found=options.to)
+        state = (options.temperature, options.pressure)
+        self.phase_from = EnsembleSource(options.from_, *state)
+        self.phase_to = EnsembleSource(options.to, *state)
+        self.target = Target(options.target, options.uncertainty, self.unit, *state, source="config")
+
+    @property
+    def sources(self) -> tuple[EnsembleSource, ...]:
+        """Both phases at the state of the target."""
+        return self.phase_from, self.phase_to
+
+    @property
+    def described(self) -> tuple[EnsembleSource, ...]:
+        """The same: they are compared before they are sampled."""
+        return self.sources
+
+    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
+        """Refuse phases of different composition, which no difference per atom compares.
+
+        Raises:
+            InputError: With both compositions.
+        """
+        formulas = [crystals[s].symbols.formula.reduce()[0].format("hill") for s in self.sources]
+        if formulas[0] != formulas[1]:
+            raise InputError(
+                f"loss {self.name!r} compares phases of different composition",
+                found=f"{formulas[0]} and {formulas[1]}",
+            )
+
+    def require_cell(self, frames: Frames) -> None:
+        """Refuse frames that do not tell the observable; here none."""
+
+    def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
+        """The loss, with the difference as diagnostic."""
+        one, two = (frames[s] for s in self.sources)
+        averages, found = [], []
+        for mine in (one, two):
+            self.require_cell(mine)
+            averages.append(average(self.observable, mine.sample, -mine.work)[0] * self.factor)
+            found.append(self._measured(mine))
+        value = ((averages[1] - averages[0] - self.target.value) / self.target.uncertainty).square()
+        measured = found[1] - found[0]
+        deviation = self.target.deviation(measured)
+        components = {self.name: float(value.detach())}
+        return LossResult(value, components, {self.symbol: measured}, deviation, PERFECT)
+
+    def _measured(self, frames: Frames) -> Measured:
+        """Value of one phase under the current model."""
+        sample, inefficiency = frames.detached_sample, frames.inefficiency_of_values
+        (found,) = measure(self.observable, sample, inefficiency, -frames.work.detach())
+        return found.scaled(self.factor, self.unit)
+
+
+class EnthalpyDifference(PhaseDifference):
+    """((ΔH - target)/σ)², ΔH = ⟨U + PV⟩_II - ⟨U + PV⟩_I per atom; at coexistence the latent heat.
+
+    The kinetic parts cancel. In a fixed cell it is the enthalpy at P as far as P is its pressure.
+    """
+
+    Options = EnthalpyDifferenceOptions
+    observable = Enthalpy()
+    factor = 1 / MEV
+    unit = "meV/atom"
+    symbol = "delta_h"
+
+
+class VolumeDifference(PhaseDifference):
+    """((ΔV - target)/σ)², ΔV = ⟨V⟩_II - ⟨V⟩_I per atom, of cells that move."""
+
+    Options = VolumeDifferenceOptions
+    observable = Volume()
+    unit = "Å³/atom"
+    symbol = "delta_v"
+
+    def require_cell(self, frames: Frames) -> None:
+        """Refuse a fixed cell.
+
+        Raises:
+            InputError: The cell does not move.
+        """
+        frames.sample.require_free_cell(f"the target of loss {self.name!r}")
