@@ -25,6 +25,9 @@ MAX_EXTRAPOLATION = 0.25
 
 REFUSED = "-"
 
+MOST_COLUMNS = 4
+"""Of a loss, itself included; one that measures more shows the root mean square of its deviations."""
+
 INDENT = " " * 6
 """Before the blocks that a narrow terminal puts on further lines: as wide as the step."""
 
@@ -155,13 +158,25 @@ def _blocks(report: "StepReport | Update") -> list[Block]:
     total = losses.pop("total", float("nan"))
     blocks = [Block("", (Column("step", "", 4, str(report.step)), _loss("total", total)))]
     for name, measured in report.diagnostics.items():
-        columns = [_loss("loss", losses.pop(name))] if name in losses else []
-        blocks.append(Block(name, (*columns, *_measured_columns(measured))))
+        blocks.append(Block(name, _loss_columns(losses.pop(name, None), measured)))
     blocks += _component_blocks(losses)
     if report.n_eff:
         sizes = (Column(str(i), "%", 3, f"{100 * x:.0f}") for i, x in enumerate(report.n_eff.values(), 1))
         blocks.append(Block("N_eff/N", tuple(sizes)))
     return blocks
+
+
+def _loss_columns(loss: float | None, measured: Mapping[str, Measured]) -> tuple[Column, ...]:
+    """A loss and what it measured; where that is much, how far it is from its targets in all.
+
+    A loss with many targets is the mean of their squared deviations in σ.
+    """
+    columns = tuple(_measured_columns(measured))
+    if loss is None:
+        return columns
+    if len(columns) >= MOST_COLUMNS:
+        columns = (Column("r.m.s.", "sigma", 7, f"{math.sqrt(loss):.3g}"),)
+    return _loss("loss", loss), *columns
 
 
 def _measured_columns(measured: Mapping[str, Measured]) -> Iterator[Column]:

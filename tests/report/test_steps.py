@@ -9,6 +9,7 @@ from rich.console import Console
 
 from mlip_refine.quantities import Measured
 from mlip_refine.report import StepPrinter, read_log
+from mlip_refine.report.run_files import Update
 from mlip_refine.report.steps import HEADER_EVERY, implied_temperature
 
 
@@ -90,3 +91,15 @@ def test_a_temperature_too_far_away_is_refused():
 
 def test_missing_entropy_is_no_error():
     assert implied_temperature({"delta_g": Measured(1.0, 0.1, "meV/atom")}) is None
+
+
+def test_a_loss_with_many_diagnostics_shows_their_root_mean_square():
+    measured = {f"C{i}": Measured(100.0 + i, 1.0, "GPa") for i in range(24)}
+    few = {name: measured[name] for name in ("C0", "C1", "C2")}
+    losses = {"total": 6.5, "elastic": 6.25, "cell": 0.25}
+    header, titles, units, values = printed([Update(0, losses, {"elastic": measured, "cell": few}, {}, ())])
+    assert header.split() == ["elastic", "cell"]
+    assert titles.split() == ["step", "total", "loss", "r.m.s.", "loss", "C0", "C1", "C2"]
+    assert units.split() == ["sigma", "GPa", "GPa", "GPa"]
+    assert values.split() == ["0", "6.5", "6.25", "2.5", "0.25", "100.0(1.0)", "101.0(1.0)", "102.0(1.0)"]
+    assert max(map(len, (titles, values))) < 80
