@@ -15,6 +15,9 @@ from mlip_refine.quantities import Measured
 
 FORMAT = "mlip_refine thermal elastic 1"
 
+WIDTH = 130
+"""Of tables that do not go to a terminal, characters."""
+
 type Values = Mapping[str, Measured]
 
 
@@ -134,7 +137,7 @@ def print_thermal_elastic(console: Console, points: tuple[ThermalElasticPoint, .
             if p.targets:
                 row = [f"{p.targets[c].value:.4g}" if c in p.targets else "" for c in columns]
                 table.add_row("", "measured", *row, "", style="dim")
-        console.print(table)
+        console.print(table, width=None if console.is_terminal else max(console.width, WIDTH))
 
 
 def _number(measured: Measured) -> str:

@@ -10,10 +10,11 @@ import torch
 from mlip_refine.config import Config, Elastic
 from mlip_refine.data import Table, experimental_table, read_table
 from mlip_refine.losses import EnsembleSource
-from mlip_refine.observables.base import Observable, Sample, measure
+from mlip_refine.observables.base import Observable, measure
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
 from mlip_refine.observables.deformation import Deformation, deformation_constants
 from mlip_refine.observables.elasticity import FluctuationElasticity, FluctuationModuli, RestStrain
+from mlip_refine.observables.frames import sample_of
 from mlip_refine.observables.pressure import Pressure
 from mlip_refine.observables.stress import Stress
 from mlip_refine.potential import Potential
@@ -172,7 +173,7 @@ def _by_fluctuation(
     _require_frames(config, frames)
     structures = potential.graphs.frames(frames.positions, frames.cells, frames.point.atoms.numbers)
     born = further_probes(potential, structures, {"born": config.elastic.born_every})
-    seen = _sample(frames, born)
+    seen = sample_of(frames, born)
     adiabatic = config.elastic.kind == "adiabatic"
 
     def values(observable: Observable) -> dict[str, Measured]:
@@ -197,7 +198,7 @@ def _by_deformation(
 ) -> dict[str, Any]:
     for frames in runs:
         _require_frames(config, frames)
-    measured = [measure(Stress(), _sample(frames, {}), frames.inefficiency) for frames in runs]
+    measured = [measure(Stress(), sample_of(frames), frames.inefficiency) for frames in runs]
     stress = torch.tensor([[m.value for m in row] for row in measured], dtype=torch.float64)
     errors = torch.tensor([[m.se for m in row] for row in measured], dtype=torch.float64)
     values, spread = deformation_constants(state.deformation, stress, errors)
@@ -215,20 +216,6 @@ def _by_deformation(
         ),
         "rest_strain": {},
     }
-
-
-def _sample(frames: GoodFrames, probes: Mapping[str, torch.Tensor]) -> Sample:
-    atoms = frames.point.atoms
-    return Sample(
-        probes={"energy": frames.model_energy, "stress": frames.stress, **probes},
-        positions=frames.positions,
-        cells=frames.cells,
-        numbers=atoms.numbers,
-        masses=torch.from_numpy(atoms.get_masses()),
-        temperature=frames.point.temperature,
-        pressure=frames.point.pressure,
-        free_cell=frames.point.freedom != "fixed",
-    )
 
 
 def _require_frames(config: Config, frames: GoodFrames) -> None:

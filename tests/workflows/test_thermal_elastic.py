@@ -1,4 +1,4 @@
-"""Elastic constants at temperatures as a command, and as a loss with a thermal part: small, but the whole way."""
+"""Elastic constants at temperatures, as a command and as a loss with a thermal part: small."""
 
 import io
 import json
