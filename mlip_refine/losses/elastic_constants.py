@@ -23,6 +23,7 @@ from mlip_refine.observables.stress import Stress
 from mlip_refine.observables.tensors import stress_to_voigt
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA, Measured
+from mlip_refine.statistics import polynomial_fit
 
 PERFECT = 1.0
 """Deviation, in standard uncertainties of the targets (r.m.s.), at which a run may stop."""
@@ -337,14 +338,13 @@ class StaticElasticConstants(_Matched, PotentialLoss):
 
     def _smooth(self) -> None:
         """Replace what temperature adds to the constants by its fit αT + βT², which is 0 at 0 K."""
-        temperature = torch.tensor([c.temperature for c in self.cells], dtype=torch.float64) / 1000
-        design = torch.stack([temperature, temperature.square()], dim=1)
+        temperatures = [cell.temperature for cell in self.cells]
         values = torch.stack([c for c, _ in self._added])
         errors = torch.tensor([e for e, _ in self._errors], dtype=torch.float64)
-        fitted, fitted_errors = zip(
-            *(_fit(design, values[:, j], errors[:, j]) for j in range(values.shape[1])), strict=True
-        )
-        constants, spread = torch.stack(fitted, 1), torch.stack(fitted_errors, 1)
+        pairs = zip(values.T, errors.T, strict=True)
+        fits = [polynomial_fit(temperatures, v, e, (1, 2)) for v, e in pairs]
+        constants = torch.stack([f.values for f in fits], dim=1)
+        spread = torch.stack([f.errors for f in fits], dim=1)
         self._added = [(constants[k], s) for k, (_, s) in enumerate(self._added)]
         self._errors = [(spread[k].tolist(), s) for k, (_, s) in enumerate(self._errors)]
 
@@ -369,14 +369,6 @@ class StaticElasticConstants(_Matched, PotentialLoss):
         found = static_elasticity(potential, self.crystal(cell), create_graph=create_graph)
         constants = self.symmetries[cell].independent(found.constants)
         return torch.stack(list(constants.values())) / GPA, stress_to_voigt(found.stress) / GPA
-
-
-def _fit(design: Tensor, values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted least squares: fitted values and their standard errors `[n]`."""
-    weighted = design / errors[:, None]
-    inverse = torch.linalg.inv(weighted.T @ weighted)
-    coefficients = inverse @ weighted.T @ (values / errors)
-    return design @ coefficients, (design @ inverse * design).sum(1).sqrt()
 
 
 def _values(measured: Sequence[Measured]) -> Tensor:

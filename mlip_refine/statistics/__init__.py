@@ -17,6 +17,7 @@ from mlip_refine.statistics.correlation import (
 from mlip_refine.statistics.free_energy import FreeEnergyEstimate, exp_estimate
 from mlip_refine.statistics.mbar import MbarResult, mbar
 from mlip_refine.statistics.mbar_errors import stratified_error
+from mlip_refine.statistics.polynomial import PolynomialFit, polynomial_fit
 from mlip_refine.statistics.requirements import require_effective, require_estimate, require_overlap
 from mlip_refine.statistics.series import Samples
 from mlip_refine.statistics.weights import (
@@ -31,6 +32,7 @@ __all__ = [
     "Equilibration",
     "FreeEnergyEstimate",
     "MbarResult",
+    "PolynomialFit",
     "Samples",
     "bar_estimate",
     "block_bootstrap",
@@ -42,6 +44,7 @@ __all__ = [
     "kish_size",
     "log_weights",
     "mbar",
+    "polynomial_fit",
     "require_effective",
     "require_estimate",
     "require_overlap",
