@@ -25,7 +25,8 @@ def made() -> Callable[..., Loss]:
         config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
         (loss,) = build_losses(config.losses)
         loss.prepare_files(config.resolve)
-        crystals = crystal if isinstance(crystal, dict) else dict.fromkeys(("one", "two"), crystal or Atoms("Ti"))
+        crystal = Atoms("Ti") if crystal is None else crystal
+        crystals = crystal if isinstance(crystal, dict) else dict.fromkeys(("one", "two"), crystal)
         loss.prepare_crystals({s: crystals[s.phase] for s in loss.described})
         return loss
 
