@@ -10,10 +10,13 @@ from typing import Any
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.errors import MlipRefineError
+from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.observables.base import Sample
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
+
+PERFECT = 1.0
+"""Deviation, in standard uncertainties of the targets (r.m.s.), at which a run may stop."""
 
 
 @dataclass(frozen=True, order=True)
@@ -161,6 +164,16 @@ class Loss:
         """States whose ideal crystals the loss needs before its sources are known."""
         return ()
 
+    def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
+        """Refuse sources whose cells move where they should be held, or the other way round.
+
+        Args:
+            free: Whether the cell of every source will move.
+
+        Raises:
+            InputError: They do not suit the loss.
+        """
+
     def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
         """Know the ideal crystals of `described`, in the cells of the states."""
 
@@ -203,3 +216,20 @@ class PotentialLoss(Loss, ABC):
     @abstractmethod
     def evaluate(self, potential: Potential) -> LossResult:
         """The loss, differentiable in the parameters of the potential."""
+
+
+def require_cells(loss: str, free: Mapping[EnsembleSource, bool], *, moving: bool) -> None:
+    """Refuse sources of a loss whose cells do not move, or do (see `Loss.prepare_cells`).
+
+    Raises:
+        InputError: With what would do.
+    """
+    for source, moves in free.items():
+        if moves != moving:
+            raise InputError(
+                f"loss {loss!r} needs a cell that {'moves' if moving else 'is held'}",
+                found=f"{source.name}, whose cell {'moves' if moves else 'is held'}",
+                fix="Set sampling.ensemble: npt, and a cell_freedom of the phase that is not fixed."
+                if moving
+                else "Set sampling.ensemble: nvt, cell_freedom: fixed, or a lattice.",
+            )

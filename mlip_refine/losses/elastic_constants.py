@@ -13,7 +13,15 @@ from torch import Tensor
 from mlip_refine.config import Count, Length, PositivePressure, Pressure, Section, Temperature, problem
 from mlip_refine.data import Table, experimental_table, read_table
 from mlip_refine.errors import InputError, MlipRefineError, nearest
-from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, LossResult, PotentialLoss
+from mlip_refine.losses.base import (
+    PERFECT,
+    EnsembleLoss,
+    EnsembleSource,
+    Frames,
+    Loss,
+    LossResult,
+    PotentialLoss,
+)
 from mlip_refine.observables.base import average, measure
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
 from mlip_refine.observables.deformation import Deformation, deformation_constants
@@ -25,8 +33,7 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA, Measured
 from mlip_refine.statistics import polynomial_fit
 
-PERFECT = 1.0
-"""Deviation, in standard uncertainties of the targets (r.m.s.), at which a run may stop."""
+UNSTRAINED = (0.0,) * 6
 
 
 class ElasticTarget(Section):
@@ -145,9 +152,12 @@ class _Matched(Loss):
 
     @property
     def cells(self) -> tuple[EnsembleSource, ...]:
-        """The states of the targets."""
+        """The states of the targets, in cells that are held whatever the ensemble of others."""
         phase, pressure = self.options.phase, self.options.pressure or 0.0
-        return tuple(EnsembleSource(phase, w.temperature, pressure, w.lattice) for w in self.wanted)
+        return tuple(
+            EnsembleSource(phase, w.temperature, pressure, w.lattice, () if w.lattice else UNSTRAINED)
+            for w in self.wanted
+        )
 
     @property
     def described(self) -> tuple[EnsembleSource, ...]:

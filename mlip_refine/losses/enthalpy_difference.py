@@ -8,8 +8,14 @@ from pydantic import Field
 
 from mlip_refine.config import Dimension, EnergyPerAtom, PositiveEnergyPerAtom, Pressure, Section, Temperature
 from mlip_refine.errors import InputError
-from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, LossResult
-from mlip_refine.losses.elastic_constants import PERFECT
+from mlip_refine.losses.base import (
+    PERFECT,
+    EnsembleLoss,
+    EnsembleSource,
+    Frames,
+    LossResult,
+    require_cells,
+)
 from mlip_refine.observables import Enthalpy, Observable, Volume, average, measure
 from mlip_refine.quantities import MEV, Measured, Target
 
@@ -136,6 +142,14 @@ class VolumeDifference(PhaseDifference):
     observable = Volume()
     unit = "Å³/atom"
     symbol = "delta_v"
+
+    def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
+        """Refuse a fixed cell before anything is sampled.
+
+        Raises:
+            InputError: With what would do.
+        """
+        require_cells(self.name, free, moving=True)
 
     def require_cell(self, frames: Frames) -> None:
         """Refuse a fixed cell.

@@ -12,8 +12,14 @@ from torch import Tensor
 from mlip_refine.data import Table, experimental_table, read_table
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import curve_options, observable_options
-from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, LossResult
-from mlip_refine.losses.elastic_constants import PERFECT
+from mlip_refine.losses.base import (
+    PERFECT,
+    EnsembleLoss,
+    EnsembleSource,
+    Frames,
+    LossResult,
+    require_cells,
+)
 from mlip_refine.losses.observable_options import ObservableOptions
 from mlip_refine.losses.targets import Wanted
 from mlip_refine.observables import Observable, Sample, average, measure
@@ -65,6 +71,15 @@ class ObservableLoss(EnsembleLoss):
         wanted = self.options.wanted(self.name, observable.labels, self._table)
         self.probes = frozenset({"energy"}) | observable.probes
         self._matched = (_Kept(observable) if self.options.structural else observable, wanted)
+
+    def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
+        """Refuse a cell that moves where it should be fixed, or the other way round.
+
+        Raises:
+            InputError: With what would do.
+        """
+        if self.options.cell in ("free", "fixed"):
+            require_cells(self.name, free, moving=self.options.cell == "free")
 
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
         """The loss, with the values as diagnostics; of a curve, with what remains of its deviations.

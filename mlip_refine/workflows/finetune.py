@@ -21,7 +21,7 @@ from mlip_refine.losses import (
 )
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
-from mlip_refine.report import write_figures
+from mlip_refine.report import Update, read_log, write_figures
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.training.loop import StepReport, Trainer
 from mlip_refine.training.replay_batches import HeldOutErrors, LabelledFrame, held_out_errors
@@ -205,7 +205,10 @@ def _points(config: Config, losses: Sequence[Loss], potential: Potential) -> dic
     for loss in losses:
         loss.prepare_crystals({s: known[s].atoms for s in loss.described})
     sources = sorted({s for loss in losses for s in loss.sources} - set(known))
-    return known | state_points(config, sources, potential, config.sampling.replicas)
+    points = known | state_points(config, sources, potential, config.sampling.replicas)
+    for loss in losses:
+        loss.prepare_cells({s: points[s].freedom != "fixed" for s in loss.sources})
+    return points
 
 
 def packages() -> dict[str, str]:
@@ -317,8 +320,22 @@ def _summary(
         "transitions": [transition_json(t) for t in found],
         "phases": [_phase_json(s, c) for s, c in changes.items()],
         "replay": {"before": _errors_json(errors_before), "after": _errors_json(errors_after)},
+        "measured": _measured_json(read_log(run.folder)),
         "packages": packages(),
     }
+
+
+def _measured_json(updates: Sequence[Update]) -> dict[str, Any]:
+    """What losses measured in their first and their last update, as `first` and `last` with `_se`."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for update in updates:
+        for loss, measured in update.diagnostics.items():
+            for name, m in measured.items():
+                entry = found.setdefault(loss, {}).setdefault(
+                    name, {"first": m.value, "first_se": m.se, "unit": m.unit}
+                )
+                entry |= {"last": m.value, "last_se": m.se}
+    return found
 
 
 def transition_json(t: Transition) -> dict[str, Any]:
