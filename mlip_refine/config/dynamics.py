@@ -25,7 +25,7 @@ class Dynamics(Section):
         description="Correct the diffusion of a liquid for the size of its cubic box (Yeh and Hummer 2004).",
     )
     viscosity: Viscosity | None = Field(
-        None, description="Of that correction, mPa s; null: from the stress of the frames."
+        None, description="Of that correction, mPa*s; null: from the stress of the frames."
     )
 
     @model_validator(mode="after")

@@ -139,7 +139,8 @@ def _n_eff(log: Sequence[Update]) -> Figure | None:
 
 
 def _replay(log: Sequence[Update]) -> Figure | None:
-    names = [name for name in log[0].losses if name.rpartition(".")[2] in REPLAY_PARTS]
+    # A schedule may leave replay out of any update.
+    names = list(dict.fromkeys(n for u in log for n in u.losses if n.rpartition(".")[2] in REPLAY_PARTS))
     if not names:
         return None
     figure, axes = _axes("weighted mean squared error of a batch")

@@ -79,15 +79,18 @@ class StepPrinter:
         """Print to a console of rich."""
         self._console = console
         self._since_header = 0
-        self._heading: object = None
+        self._headings: list[object] = []
 
     def __call__(self, report: "StepReport | Update") -> None:
         """Print one update."""
         blocks = _blocks(report)
         heading = ([b.heading for b in blocks], list(report.n_eff))
-        if heading != self._heading or self._since_header >= HEADER_EVERY:
+        if self._since_header >= HEADER_EVERY:
+            self._headings, self._since_header = [], 0
+        # Under a schedule, updates of different losses take turns: each kind has its header once.
+        if heading not in self._headings:
             self._header(blocks, list(report.n_eff))
-            self._heading, self._since_header = heading, 0
+            self._headings.append(heading)
         self._since_header += 1
         rows = [[block.lines()[3] for block in row] for row in self._rows(blocks)]
         lines = [(INDENT if i else "") + "  ".join(row) for i, row in enumerate(rows)]

@@ -83,9 +83,10 @@ CHAINS = {
 @pytest.mark.parametrize("most", [1, 3, 6])
 @pytest.mark.parametrize("which", CHAINS)
 def test_intervals_cover_the_truth(wells, energies, which, most):
-    """95 % intervals of ΔF and of ⟨U + PV⟩ cover it in at least 90 % of 400 runs, g measured on each draw.
+    """95 % intervals of ΔF and of ⟨U + PV⟩ cover it in 90 % of 400 runs or more, within 2σ of that count.
 
-    At most 99 % do, but for ΔF on the way back: there the error that a loss sees is bounded from below by
+    A hundred frames a draw tell g, which is measured on each, to a quarter. At most 99 % cover the truth, but
+    for ΔF on the way back: there the error that a loss sees is bounded from below by
     that of exponential averaging over the mixture.
     """
     stiffness, sizes, rhos, last = CHAINS[which]
@@ -104,8 +105,9 @@ def test_intervals_cover_the_truth(wells, energies, which, most):
         )
         enthalpy = 0.5 * wells.modes * KT + 3.0 * GPA * 64
         hits += [abs(free.value - exact) < 1.96 * free.se, abs(mean.value - enthalpy) < 1.96 * mean.se]
-    assert 0.9 * RUNS <= hits[1] <= 0.99 * RUNS
-    assert 0.9 * RUNS <= hits[0] <= (0.99 if which != "and back" else 1.0) * RUNS
+    least = 0.9 * RUNS - 2 * (RUNS * 0.9 * 0.1) ** 0.5
+    assert least <= hits[1] <= 0.99 * RUNS
+    assert least <= hits[0] <= (0.99 if which != "and back" else 1.0) * RUNS
 
 
 def test_old_frames_count(wells, energies):
