@@ -15,7 +15,7 @@ from mlip_refine.losses import registry
 
 app = typer.Typer(
     name="mlip-refine",
-    help="Correct pretrained MACE potentials with free energies, and keep what they know.",
+    help="Correct pretrained MACE potentials with experiments and free energies, and keep what they know.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
