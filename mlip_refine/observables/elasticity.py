@@ -117,12 +117,15 @@ class RestStrain(FluctuationElasticity):
 
     def derive(self, means: Tensor, sample: Sample) -> Tensor:
         """Diagonal components `[3]`."""
-        tensor = project(self.tensor(means, sample), self.symmetry.rotations.to(means))
+        rotations = self.symmetry.rotations.to(means)
+        tensor = project(self.tensor(means, sample), rotations)
         kinetic = (sample.n_atoms * sample.kt / sample.volumes).mean()
         eye = torch.eye(3, dtype=means.dtype, device=means.device)
-        stress = (
+        excess = (
             stress_from_voigt(means[:6] + _typical_stress(sample)) - (kinetic - self.pressure * GPA) * eye
         )
+        # What the symmetry of the crystal forbids is noise.
+        stress = (rotations @ excess @ rotations.mT).mean(0)
         mandel = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0]).to(means).sqrt()
         strain = -torch.linalg.solve(to_mandel(tensor), mandel * stress_to_voigt(stress)) / mandel
         turn = self.symmetry.to_standard.to(means)
