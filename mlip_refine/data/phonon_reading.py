@@ -1,0 +1,197 @@
+"""From the files of a phonon calculation to a reference: force constants, symmetry, checks."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+from phonopy import Phonopy
+
+from mlip_refine.data.phonon_checks import PhononTolerances, check_deviations, deviations
+from mlip_refine.data.phonon_files import PhononFiles, read_calculations
+from mlip_refine.data.phonon_fit import at_rest, build, force_constants, in_electronvolts
+from mlip_refine.data.phonon_folder import plain_name
+from mlip_refine.data.phonon_prototype import reduced_formula, space_group_and_prototype
+from mlip_refine.data.phonon_symmetry import CrystalSymmetry, Translations, crystal_symmetry
+from mlip_refine.data.phonon_yaml import Calculation
+from mlip_refine.data.phonons import Displacement, PhononMetadata, PhononReference
+from mlip_refine.errors import InputError, nearest
+
+_USUAL = re.compile(r"^(phono(py|3py)(_params|_disp)?|FORCE_SETS|FORCE_CONSTANTS|force_constants)([_-]|$)")
+"""How phonopy's own names begin."""
+
+
+@dataclass(frozen=True, eq=False)
+class PhononSettings:
+    """How calculations are read.
+
+    Attributes:
+        files: What the files themselves do not say.
+        residual_forces: Of the undisplaced supercell `[N, 3]`, eV/Å, subtracted from all others. A set
+            without displacement says the same.
+        fit: Whether force constants are fitted to forces when no file has them.
+        symprec: How far atoms may be from symmetric places, Å.
+        tolerances: Of the checks.
+    """
+
+    files: PhononFiles = field(default_factory=PhononFiles)
+    residual_forces: NDArray[np.float64] | None = None
+    fit: bool = True
+    symprec: float = 1e-5
+    tolerances: PhononTolerances = field(default_factory=PhononTolerances)
+
+
+def read_phonons(
+    path: Path | str,
+    *,
+    name: str | None = None,
+    settings: PhononSettings | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> PhononReference:
+    """Read the phonon calculation of one material.
+
+    Args:
+        path: Folder, archive, `phonopy_params.yaml` or another file of phonopy or phono3py, compressed or
+            not; see `mlip_refine.data.phonon_files`.
+        name: Of the material; None takes the file's.
+        settings: How to read.
+        metadata: What the files do not say, by the fields of `PhononMetadata`, such as `functional`.
+
+    Returns:
+        The reference; of phono3py's the one of second order, where that has a supercell of its own.
+
+    Raises:
+        InputError: A file is missing, damaged or of another calculation; there are no forces; matrices do
+            not fit; force constants break the sum rule or the symmetry; or forces determine none.
+    """
+    return read_phonon_orders(path, name=name, settings=settings, metadata=metadata)[0]
+
+
+def read_phonon_orders(
+    path: Path | str,
+    *,
+    name: str | None = None,
+    settings: PhononSettings | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[PhononReference, ...]:
+    """Read the phonon calculation of one material with all its supercells.
+
+    Arguments and errors are those of `read_phonons`.
+
+    Returns:
+        One reference, or two when phono3py's third-order displacements were made in a supercell of their
+        own: its name ends with `-fc3`, its material is the same.
+    """
+    path = Path(path)
+    chosen = settings or PhononSettings()
+    _check_known(metadata or {})
+    own = name or _name_of(path)
+    given = {"material": own, **(metadata or {})}
+    calculations = read_calculations(path, chosen.files)
+    names = [own, f"{own}-fc3"][: len(calculations)]
+    return tuple(_reference(one, n, chosen, given) for one, n in zip(calculations, names, strict=True))
+
+
+def _name_of(path: Path) -> str:
+    """Name of a folder, or of a file without suffixes; files with phonopy's names take their folder's."""
+    if path.is_dir():
+        return path.resolve().name
+    stem = Path(plain_name(path)).stem
+    own = re.sub(
+        r"^(phono(py|3py)(_params|_disp)?|FORCE_SETS|FORCE_CONSTANTS|force_constants)[_-]?", "", stem
+    )
+    return own or path.resolve().parent.name
+
+
+def _check_known(metadata: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(PhononMetadata) if f.name != "checks"]
+    for key in metadata:
+        if key not in known:
+            word = nearest(key, known)
+            fix = f"Did you mean {word!r}?" if word else None
+            raise InputError("unknown metadata", found=repr(key), expected=", ".join(known), fix=fix)
+
+
+def _reference(
+    calculation: Calculation, name: str, settings: PhononSettings, given: Mapping[str, Any]
+) -> PhononReference:
+    calculation = at_rest(in_electronvolts(calculation), settings.residual_forces)
+    phonon = build(calculation, settings.symprec)
+    atoms, translations, symmetry = _crystal(phonon)
+    displacements = _displacements(calculation, len(atoms))
+    raw = force_constants(phonon, calculation, fit=settings.fit)
+    if raw is None and not displacements:
+        raise InputError("there are neither forces nor force constants", where=calculation.where)
+    found = deviations(translations, symmetry, raw, displacements)
+    check_deviations(found, settings.tolerances, calculation.where)
+    if raw is not None:
+        raw = translations.symmetrised(symmetry.symmetrised(translations, raw))
+    return PhononReference(
+        name=name,
+        supercell=atoms,
+        translations=translations,
+        symmetry=symmetry,
+        primitive_matrix=torch.from_numpy(phonon.primitive_matrix),
+        supercell_matrix=torch.from_numpy(phonon.supercell_matrix),
+        force_constants=raw,
+        displacements=displacements,
+        metadata=_metadata(calculation, atoms, settings.symprec, found, given),
+    )
+
+
+def _crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetry]:
+    cell = phonon.supercell
+    atoms = Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
+    atoms.set_masses(cell.masses)
+    primitive = phonon.primitive
+    translations = Translations(
+        torch.from_numpy(np.array(primitive.atomic_permutations)),
+        torch.from_numpy(np.array(primitive.p2s_map)),
+    )
+    operations = phonon.symmetry.symmetry_operations["rotations"]
+    permutations = phonon.symmetry.atomic_permutations
+    return atoms, translations, crystal_symmetry(cell.cell, operations, permutations, translations)
+
+
+def _displacements(calculation: Calculation, n_atoms: int) -> tuple[Displacement, ...]:
+    moved, forces, energies = calculation.displacements, calculation.forces, calculation.energies
+    if moved is None or forces is None:
+        return ()
+    if moved.shape[1] != n_atoms:
+        raise InputError(
+            "forces are of another supercell",
+            where=calculation.where,
+            found=f"{moved.shape[1]} atoms",
+            expected=f"{n_atoms}",
+        )
+    known = [None] * len(moved) if energies is None else [float(e) for e in energies]
+    return tuple(
+        Displacement(torch.from_numpy(u), torch.from_numpy(f), e)
+        for u, f, e in zip(moved, forces, known, strict=True)
+    )
+
+
+def _metadata(
+    calculation: Calculation,
+    atoms: Atoms,
+    symprec: float,
+    checks: Mapping[str, float],
+    given: Mapping[str, Any],
+) -> PhononMetadata:
+    space_group, prototype = space_group_and_prototype(atoms, symprec)
+    read = {
+        "formula": reduced_formula(atoms),
+        "space_group": space_group,
+        "prototype": prototype,
+        "functional": calculation.functional,
+        "cutoff": calculation.cutoff,
+        "nac": calculation.nac,
+        "energy_reference": None if calculation.energies is None else "total energy of the calculation",
+    }
+    said = {key: value for key, value in given.items() if value is not None}
+    return PhononMetadata(**{**read, **said, "checks": dict(checks)})
