@@ -158,6 +158,14 @@ class Observable(ABC):
         """The outputs `[m]` from the means `[k]`; the means themselves unless a subclass says otherwise."""
         return means
 
+    def deviations(self, columns: Tensor, means: Tensor, log_weights: Tensor) -> Tensor:  # noqa: ARG002
+        """Deviations of the columns from their means `[n, k]`, of which errors are made.
+
+        Columns that hold fewer samples than there are frames have them scaled. Not finite where a single
+        sample is left.
+        """
+        return columns - means
+
 
 def average(observable: Observable, sample: Sample, log_weights: Tensor | None = None) -> Tensor:
     """Outputs of an observable `[m]`, differentiable in the weights and the probes.
@@ -204,7 +212,8 @@ def measure(
     means = weighted_mean(columns, log_w)
     outputs = observable.derive(means, sample).detach()
     slopes = _slopes(observable, sample, means)
-    errors = [_error((columns - means) @ slope, log_w, inefficiency) for slope in slopes]
+    deviations = observable.deviations(columns, means, log_w)
+    errors = [_error(deviations @ slope, log_w, inefficiency) for slope in slopes]
     return tuple(
         Measured(value, error, observable.unit) for value, error in zip(outputs.tolist(), errors, strict=True)
     )
@@ -221,5 +230,7 @@ def _slopes(observable: Observable, sample: Sample, means: Tensor) -> Tensor:
 
 
 def _error(linear: Tensor, log_w: Tensor, inefficiency: Callable[[Tensor], float]) -> float:
+    if not bool(linear.isfinite().all()):
+        return float("inf")
     influence = len(linear) * log_w.exp() * linear
     return float(weighted_error(linear, log_w, inefficiency(influence)))

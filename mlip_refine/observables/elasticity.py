@@ -16,15 +16,21 @@ from mlip_refine.observables.tensors import (
     stress_from_voigt,
     stress_to_voigt,
     to_mandel,
+    to_stress_strain,
 )
 from mlip_refine.quantities import GPA, KB
+from mlip_refine.statistics import kish_size
 
 _UPPER = tuple(torch.triu_indices(6, 6).tolist())
 _PAIRS = len(_UPPER[0])
+_BORN = [*range(6 + _PAIRS, 6 + 2 * _PAIRS), 12 + 2 * _PAIRS]
+"""Columns that are zero on frames without a Born term."""
+_KNOWN = _BORN[-1]
+"""Column that says which ones have it."""
 
 
 class FluctuationElasticity(Observable):
-    """Independent elastic constants C of a crystal in a fixed cell, GPa, by fluctuations.
+    """Independent elastic constants C, or B, of a crystal in a fixed cell, GPa, by fluctuations.
 
     C^T = ⟨C^B⟩ - (V/kT) cov(σ, σ) + (N kT/V)(δ_ik δ_jl + δ_il δ_jk) in the Lagrangian strain (Squire, Holt
     and Hoover 1969); adiabatic, C^S = C^T + (T V/C_v) λλ with λ = cov(σ, U)/(kT²) - (N k/V) δ and
@@ -37,14 +43,16 @@ class FluctuationElasticity(Observable):
     probes: ClassVar[frozenset[str]] = frozenset({"stress", "born"})
     unit = "GPa"
 
-    def __init__(self, symmetry: Symmetry, *, adiabatic: bool = False) -> None:
+    def __init__(self, symmetry: Symmetry, *, adiabatic: bool = False, stress_strain: bool = False) -> None:
         """Choose what to tell.
 
         Args:
             symmetry: Of the ideal crystal, in the frame of the frames.
             adiabatic: Whether to give C^S in place of C^T.
+            stress_strain: Whether to give the symmetric part of the stress-strain coefficients B at the mean
+                total stress (see `to_stress_strain`) in place of C: what sound and strained cells show.
         """
-        self.symmetry, self.adiabatic = symmetry, adiabatic
+        self.symmetry, self.adiabatic, self.stress_strain = symmetry, adiabatic, stress_strain
         self.labels = INDEPENDENT[symmetry.laue]
 
     def columns(self, sample: Sample) -> Tensor:
@@ -61,11 +69,35 @@ class FluctuationElasticity(Observable):
 
     def derive(self, means: Tensor, sample: Sample) -> Tensor:
         """The constants `[m]`, GPa."""
-        tensor = project(self.tensor(means, sample), self.symmetry.rotations.to(means))
-        return torch.stack(list(self.symmetry.independent(tensor).values())) / GPA
+        tensor = self.coefficients(means, sample) if self.stress_strain else self.tensor(means, sample)
+        projected = project(tensor, self.symmetry.rotations.to(means))
+        return torch.stack(list(self.symmetry.independent(projected).values())) / GPA
+
+    def deviations(self, columns: Tensor, means: Tensor, log_weights: Tensor) -> Tensor:
+        """As of any observable, but the spread of the Born term is that of the frames that have one.
+
+        A frame with weight w_i has the weight v_i = w_i k_i/Σ w k in the mean of the Born term, k_i being 1
+        where it is known. The error of that mean has 1 - Σv² where that of all frames has 1 - Σw².
+        """
+        found = columns - means
+        mine = columns[:, _KNOWN] > 0
+        left = 1 - 1 / kish_size(log_weights[mine]) if bool(mine.any()) else means.new_zeros(())
+        found[:, _BORN] *= ((1 - 1 / kish_size(log_weights)) / left).sqrt()
+        return found
+
+    def coefficients(self, means: Tensor, sample: Sample) -> Tensor:
+        """Symmetric part of B `[6, 6]`, eV/Å³, otherwise as `tensor`."""
+        tensor = to_stress_strain(self.tensor(means, sample), self.stress(means, sample))
+        return (tensor + tensor.mT) / 2
+
+    def stress(self, means: Tensor, sample: Sample) -> Tensor:
+        """Mean total stress `[3, 3]`, eV/Å³."""
+        kinetic = (sample.n_atoms * sample.kt / sample.volumes).mean()
+        eye = torch.eye(3, dtype=means.dtype, device=means.device)
+        return stress_from_voigt(means[:6] + _typical_stress(sample)) - kinetic * eye
 
     def tensor(self, means: Tensor, sample: Sample) -> Tensor:
-        """The whole tensor `[6, 6]`, eV/Å³, without symmetry, in the frame of the frames."""
+        """The whole tensor C `[6, 6]`, eV/Å³, without symmetry, in the frame of the frames."""
         stress, squares, born, with_energy, rest = means.split([6, _PAIRS, _PAIRS, 6, 3])
         known, energy, square = rest
         volume, n_atoms, kt = sample.volumes.mean(), sample.n_atoms, sample.kt
@@ -86,18 +118,18 @@ class FluctuationElasticity(Observable):
 
 
 class FluctuationModuli(FluctuationElasticity):
-    """K, G (GPa) and ν of a polycrystal by Voigt's average of the constants (Hill 1952)."""
+    """K, G (GPa) and ν of a polycrystal by Voigt's average of the coefficients B (Hill 1952)."""
 
     unit = ""
 
     def __init__(self, symmetry: Symmetry, *, adiabatic: bool = False) -> None:
         """Choose what to tell, as for `FluctuationElasticity`."""
-        super().__init__(symmetry, adiabatic=adiabatic)
+        super().__init__(symmetry, adiabatic=adiabatic, stress_strain=True)
         self.labels = ("K", "G", "nu")
 
     def derive(self, means: Tensor, sample: Sample) -> Tensor:
         """K, G, ν `[3]`."""
-        moduli = voigt_average(self.tensor(means, sample))
+        moduli = voigt_average(self.coefficients(means, sample))
         return torch.stack([moduli.bulk / GPA, moduli.shear / GPA, moduli.poisson])
 
 
@@ -119,11 +151,8 @@ class RestStrain(FluctuationElasticity):
         """Diagonal components `[3]`."""
         rotations = self.symmetry.rotations.to(means)
         tensor = project(self.tensor(means, sample), rotations)
-        kinetic = (sample.n_atoms * sample.kt / sample.volumes).mean()
         eye = torch.eye(3, dtype=means.dtype, device=means.device)
-        excess = (
-            stress_from_voigt(means[:6] + _typical_stress(sample)) - (kinetic - self.pressure * GPA) * eye
-        )
+        excess = self.stress(means, sample) + self.pressure * GPA * eye
         # What the symmetry of the crystal forbids is noise.
         stress = (rotations @ excess @ rotations.mT).mean(0)
         mandel = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0]).to(means).sqrt()

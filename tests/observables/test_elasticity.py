@@ -22,6 +22,7 @@ from mlip_refine.observables.crystal import Symmetry, crystal_symmetry
 from mlip_refine.observables.deformation import Deformation, deformation_constants
 from mlip_refine.observables.elasticity import FluctuationElasticity, FluctuationModuli, RestStrain
 from mlip_refine.observables.stress import Stress
+from mlip_refine.observables.tensors import project
 from mlip_refine.quantities import GPA, KB, VOIGT
 
 T = 60.0
@@ -201,10 +202,49 @@ def test_the_born_term_may_be_known_for_some_frames_only(crystals):
         assert one.se < 1.2 * other.se
 
 
-def test_moduli_are_those_of_the_constants(crystals):
+def test_the_error_of_a_born_term_is_that_of_the_frames_which_have_one(crystals):
+    """No other error left: that of a mean over seven values, and none of a single one."""
+    crystal = crystals["cubic"]
+    sample, _ = crystal.frames
+    still = dict(sample.probes) | {"stress": torch.zeros_like(sample.probes["stress"])}
+    observable = FluctuationElasticity(crystal.symmetry)
+
+    def errors(number: int) -> list[float]:
+        known = torch.zeros(len(sample)).double()
+        known[torch.arange(number) * 100] = 1.0
+        born = sample.probes["born"] * known[:, None, None]
+        some = replace(sample, probes=still | {"born": born, "born_known": known})
+        return [m.se for m in measure(observable, some, lambda _: 1.0)]
+
+    born = project_all(sample.probes["born"][:700:100], crystal.symmetry) / GPA
+    expected = born.std(dim=0) / 7**0.5
+    assert errors(7) == pytest.approx(expected.tolist(), rel=1e-6)
+    assert errors(1) == [float("inf")] * 3
+
+
+def project_all(tensors: Tensor, symmetry: Symmetry) -> Tensor:
+    """Independent constants of several tensors `[n, m]`."""
+    projected = [project(t, symmetry.rotations) for t in tensors]
+    return torch.stack([torch.stack(list(symmetry.independent(t).values())) for t in projected])
+
+
+def test_stress_strain_coefficients_have_the_total_stress(crystals):
+    """Under a tension s alike in all directions B11 = C11 + s, B12 = C12 - s, B44 = C44 + s."""
     crystal = crystals["cubic"]
     sample, log_w = crystal.frames
-    c11, c12, c44 = average(FluctuationElasticity(crystal.symmetry), sample, log_w).tolist()
+    constants = average(FluctuationElasticity(crystal.symmetry), sample, log_w)
+    coefficients = average(FluctuationElasticity(crystal.symmetry, stress_strain=True), sample, log_w)
+    tension = average(Stress(), sample, log_w)[:3].mean()
+    assert float(tension) > 1.0
+    signs = torch.tensor([1.0, -1.0, 1.0]).double()
+    torch.testing.assert_close(coefficients, constants + signs * tension)
+
+
+def test_moduli_are_those_of_the_stress_strain_coefficients(crystals):
+    crystal = crystals["cubic"]
+    sample, log_w = crystal.frames
+    observable = FluctuationElasticity(crystal.symmetry, stress_strain=True)
+    c11, c12, c44 = average(observable, sample, log_w).tolist()
     bulk_modulus, shear, nu = average(FluctuationModuli(crystal.symmetry), sample, log_w).tolist()
     assert bulk_modulus == pytest.approx((c11 + 2 * c12) / 3)
     assert shear == pytest.approx((c11 - c12 + 3 * c44) / 5)
