@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import spglib
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlip_refine.errors import InputError
+from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.observables.tensors import rotate
 
 TOLERANCE = 1e-3
 """How far, in Å, atoms may be from where the symmetry has them."""
+
+SINGULAR = 1e-8
+"""Singular values below this part of the largest are zero."""
 
 _LAST_GROUPS = {
     2: "-1",
@@ -64,16 +68,34 @@ class Symmetry:
     Attributes:
         space_group: International symbol, such as P6_3/mmc.
         laue: Laue class, a key of `INDEPENDENT`.
-        rotations: The point group `[n_rotations, 3, 3]`, acting on Cartesian vectors.
+        rotations: The point group `[n_rotations, 3, 3]`, acting on Cartesian vectors: that of the crystal,
+            whatever box it is described in.
         to_standard: Rotation `[3, 3]` to the standard axes: a along x, b in the plane of x and y. In
             hexagonal and trigonal crystals c is along z and, where there is one, a two-fold axis along x; in
             monoclinic ones the unique axis is along y.
+
+    Raises:
+        MlipRefineError: The rotations leave more tensors as they are than the Laue class does.
     """
 
     space_group: str
     laue: str
     rotations: Tensor
     to_standard: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse rotations that are not those of the Laue class: the constants would not tell the tensor."""
+        found = int(torch.linalg.matrix_rank(self.invariants().flatten(1), rtol=SINGULAR))
+        if found != len(INDEPENDENT[self.laue]):
+            raise MlipRefineError(
+                f"{len(self.rotations)} rotations leave {found} independent elastic constants, but the "
+                f"Laue class {self.laue} has {len(INDEPENDENT[self.laue])}"
+            )
+
+    def invariants(self) -> Tensor:
+        """Tensors with the symmetry of the crystal, from which all others follow `[36, 6, 6]`, float64."""
+        units = torch.eye(36, dtype=torch.float64).view(36, 1, 6, 6)
+        return rotate((units + units.mT) / 2, self.rotations.double()).mean(1)
 
     def independent(self, matrix: Tensor) -> dict[str, Tensor]:
         """The independent components of a tensor of this symmetry, in the standard axes.
@@ -102,25 +124,62 @@ def crystal_symmetry(
     Raises:
         InputError: The atoms are so close that no symmetry can be told.
     """
-    crystal: Any = (cell, np.linalg.solve(cell.T, positions.T).T, numbers)
-    found = spglib.get_symmetry_dataset(crystal, symprec=tolerance)
-    if found is None:
+    crystal = _primitive((cell, np.linalg.solve(cell.T, positions.T).T, numbers), tolerance)
+    found = None if crystal is None else spglib.get_symmetry_dataset(crystal, symprec=tolerance)
+    if crystal is None or found is None:
         raise InputError("no symmetry can be found: atoms closer to each other than the tolerance?")
     # Columns are the lattice vectors: x' = W x of fractional coordinates is h W h⁻¹ of Cartesian ones.
-    rotations = cell.T @ np.unique(found.rotations, axis=0) @ np.linalg.inv(cell.T)
-    standard = _orthogonal(np.array(found.std_rotation_matrix)[None])[0]
+    columns = crystal[0].T
+    rotations = columns @ np.unique(found.rotations, axis=0) @ np.linalg.inv(columns)
+    standard = _orthogonal(np.array(found.std_rotation_matrix))
     if found.number in _TWOFOLD_ACROSS_A:
         standard = _THIRTY_DEGREES @ standard
     return Symmetry(
         space_group=str(found.international),
         laue=_LAST_GROUPS[_LASTS[bisect_left(_LASTS, found.number)]],
-        rotations=torch.from_numpy(_orthogonal(rotations)),
+        rotations=torch.from_numpy(_orthogonal_group(rotations)),
         to_standard=torch.from_numpy(standard),
     )
 
 
-def _orthogonal(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest orthogonal matrices: those of a cell that is not quite ideal are not quite rotations."""
-    left, _, right = np.linalg.svd(matrices)
+def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
+    """The smallest cell of the same crystal, in the same frame; the cell itself if there is no smaller one.
+
+    Args:
+        atoms: A crystal.
+        tolerance: How far atoms may be from where lattice translations have them, Å.
+    """
+    found = _primitive(
+        (np.array(atoms.cell), atoms.get_scaled_positions(wrap=False), atoms.numbers), tolerance
+    )
+    if found is None or len(found[2]) == len(atoms):
+        return atoms
+    cell, scaled, numbers = found
+    return Atoms(numbers, cell=cell, scaled_positions=scaled, pbc=True)
+
+
+def _primitive(crystal: Any, tolerance: float) -> Any:
+    """The primitive cell of a crystal as spglib has it, in the same frame; `None` where there is none.
+
+    A larger box need not have the operations of the crystal, and is told to have only those that it keeps.
+    """
+    return spglib.standardize_cell(crystal, to_primitive=True, no_idealize=True, symprec=tolerance)
+
+
+def _orthogonal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest orthogonal matrix: that of a cell that is not quite ideal is not quite a rotation."""
+    left, _, right = np.linalg.svd(matrix)
     nearest: NDArray[np.float64] = left @ right
     return nearest
+
+
+def _orthogonal_group(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same group `[n, 3, 3]` with orthogonal matrices, near those of a cell that is not quite ideal.
+
+    Σ RᵀR is a metric that every matrix of the group keeps: in its orthonormal axes they are orthogonal, and a
+    group as before.
+    """
+    values, vectors = np.linalg.eigh((matrices.transpose(0, 2, 1) @ matrices).mean(0))
+    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    group: NDArray[np.float64] = root @ matrices @ np.linalg.inv(root)
+    return group

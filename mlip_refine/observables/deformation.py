@@ -6,10 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mlip_refine.observables.crystal import Symmetry
-from mlip_refine.observables.tensors import from_stress_strain, project, stress_from_voigt
-
-SINGULAR = 1e-8
+from mlip_refine.observables.crystal import SINGULAR, Symmetry
+from mlip_refine.observables.tensors import from_stress_strain, project, stress_from_voigt, to_stress_strain
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,10 @@ class Deformation:
         )
 
 
-def deformation_constants(deformation: Deformation, stress: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """Independent constants C from the mean total stress of strained cells.
+def deformation_constants(
+    deformation: Deformation, stress: Tensor, errors: Tensor, *, stress_strain: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Independent constants C, or B, from the mean total stress of strained cells.
 
     B_ijkl = dσ_ij/dε_kl by central differences, C from B at the stress between, and the constants by least
     squares over all components.
@@ -58,6 +58,7 @@ def deformation_constants(deformation: Deformation, stress: Tensor, errors: Tens
         deformation: Strains.
         stress: Total stress of every strained cell `[2 n_directions, 6]`, in any unit.
         errors: Standard errors of the components, of the same shape.
+        stress_strain: Give the symmetric part of the stress-strain coefficients B in place of C.
 
     Returns:
         Constants and their standard errors `[m]`, in the unit of the stress.
@@ -68,20 +69,26 @@ def deformation_constants(deformation: Deformation, stress: Tensor, errors: Tens
     steps = (2 * deformation.strain * steps)[:, None]
     columns = (stress[0::2] - stress[1::2]) / steps
     spread = (errors[0::2].square() + errors[1::2].square()).sqrt() / steps
-    between = torch.zeros(6, 6, dtype=stress.dtype)
-    terms = from_stress_strain(between, stress_from_voigt(stress.mean(0)))[:, directions].T
+    between, nothing = stress_from_voigt(stress.mean(0)), torch.zeros(6, 6, dtype=stress.dtype)
+    terms = from_stress_strain(nothing, between)[:, directions].T
     basis = deformation.basis.to(stress)
     design = basis[:, :, directions].permute(2, 1, 0).reshape(-1, len(basis))
     solve = torch.linalg.pinv(design)
     constants = solve @ (columns + terms).reshape(-1)
+    if stress_strain:
+        constants = constants + _difference(deformation.symmetry, to_stress_strain(nothing, between))
     return constants, (solve.square() @ spread.reshape(-1).square()).sqrt()
+
+
+def _difference(symmetry: Symmetry, terms: Tensor) -> Tensor:
+    """Independent components `[m]` of the symmetric part of B - C `[6, 6]`."""
+    projected = project((terms + terms.mT) / 2, symmetry.rotations.to(terms))
+    return torch.stack(list(symmetry.independent(projected).values()))
 
 
 def _basis(symmetry: Symmetry) -> Tensor:
     """A tensor of the symmetry for each independent constant, which is 1 in it and 0 in the others."""
-    units = torch.zeros(36, 6, 6, dtype=torch.float64)
-    units[torch.arange(36), torch.arange(36) // 6, torch.arange(36) % 6] = 1.0
-    invariant = torch.stack([project((u + u.T) / 2, symmetry.rotations) for u in units])
+    invariant = symmetry.invariants()
     values = torch.stack([torch.stack(list(symmetry.independent(t).values())) for t in invariant])
     basis: Tensor = torch.einsum("mk,kij->mij", torch.linalg.pinv(values, rtol=SINGULAR), invariant)
     return basis

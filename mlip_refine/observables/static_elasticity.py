@@ -6,15 +6,13 @@ Lagrangian one at the stress of the crystal, so that C is the same in any box, a
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import spglib
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.observables.crystal import TOLERANCE, Symmetry, crystal_symmetry
+from mlip_refine.observables.crystal import Symmetry, crystal_symmetry, primitive_cell
 from mlip_refine.observables.quadratic import Quadratic, quadratic
 from mlip_refine.observables.relaxation import Rest, relax, response
 from mlip_refine.observables.tensors import from_linear_strain, from_mandel, project, to_stress_strain
@@ -95,21 +93,6 @@ def static_elasticity(
         asymmetry=float((raw - projected).detach().abs().max()),
         softest=_softest(energy),
     )
-
-
-def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
-    """The smallest cell of the same crystal, in the same frame; the cell itself if there is no smaller one.
-
-    Args:
-        atoms: A crystal.
-        tolerance: How far atoms may be from where lattice translations have them, Å.
-    """
-    crystal: Any = (np.array(atoms.cell), atoms.get_scaled_positions(wrap=False), atoms.numbers)
-    found = spglib.standardize_cell(crystal, to_primitive=True, no_idealize=True, symprec=tolerance)
-    if found is None or len(found[2]) == len(atoms):
-        return atoms
-    cell, scaled, numbers = found
-    return Atoms(numbers, cell=cell, scaled_positions=scaled, pbc=True)
 
 
 def _constants(crystal: Quadratic, second: Tensor) -> Tensor:

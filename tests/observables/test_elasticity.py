@@ -164,6 +164,9 @@ def test_strained_cells_give_the_same(crystals, exact):
     for value, error, name in zip(values.tolist(), spread.tolist(), ("C11", "C12", "C44"), strict=True):
         assert error < 0.5
         assert abs(value - exact[name]) < 3 * error + 0.05, (name, value, error, exact[name])
+    coefficients, _ = deformation_constants(deformation, stress, errors, stress_strain=True)
+    tension = stress[:, :3].mean()
+    torch.testing.assert_close(coefficients, values + tension * torch.tensor([1.0, -1.0, 1.0]).double())
 
 
 def test_adiabatic_constants_are_larger_by_the_thermal_pressure(crystals):
