@@ -45,10 +45,11 @@ class EnsembleSource:
 
     @property
     def name(self) -> str:
-        """Name in logs and stores."""
-        lattice = "".join(f"-{axis}{length:g}" for axis, length in zip("ac", self.lattice, strict=False))
-        strain = "".join(f"-e{i}{e:+g}" for i, e in enumerate(self.strain, 1) if e)
-        return f"{self.phase}-{self.temperature:g}K-{self.pressure:g}GPa{lattice}{strain}"
+        """Name in logs and stores; states that differ have names that differ."""
+        lattice = "".join(f"-{axis}{length:.15g}" for axis, length in zip("ac", self.lattice, strict=False))
+        strain = "".join(f"-e{i}{e:+.15g}" for i, e in enumerate(self.strain, 1) if e)
+        held = "-fixed" if self.strain and not strain and not lattice else ""
+        return f"{self.phase}-{self.temperature:.15g}K-{self.pressure:.15g}GPa{lattice}{strain}{held}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from mlip_refine.errors import SamplingError
+from mlip_refine.errors import MlipRefineError, SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.progress import console, progress
 from mlip_refine.sampling.controls import MDSettings
@@ -66,7 +66,10 @@ def sample(
 
     Raises:
         SamplingError: If every replica of a point was stopped.
+        MlipRefineError: If two points have the same name.
     """
+    if len({p.name for p in points}) < len(points):
+        raise MlipRefineError(f"points of one name: {', '.join(sorted(p.name for p in points))}")
     keys = _keys(potential, points, settings, length, seed, start)
     named = {p.name: p for p in points}
     parts: list[dict[str, Trajectory]] = []

@@ -42,7 +42,7 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
     """The ideal crystal of a phase, in its starting cell or with lattice constants (a,) or (a, c), Å.
 
     Raises:
-        InputError: If lattice constants are given for a phase that is read from a file.
+        InputError: If lattice constants are given for a phase that is read from a file, or c for a cubic one.
     """
     phase: Phase = config.phases[name]
     if phase.file is not None:
@@ -54,6 +54,14 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
                 fix="Give a phase with a file for every cell.",
             )
         return load_structure(config.resolve(phase.file), phase.supercell, phase.format)
+    if len(lattice) > 1 and phase.prototype != "hcp":
+        raise InputError(
+            f"the phase {name!r} is cubic: it has no second lattice constant",
+            where=config.where("phases", name),
+            found=f"{phase.prototype} with the lattice {list(lattice)}, in Å",
+            expected="[a]",
+            fix="Are these the lattice constants of another phase?",
+        )
     a, c = (*lattice, None)[:2] if lattice else phase.lattice
     return build_phase(cast("Prototype", phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
 
@@ -76,9 +84,10 @@ def state_points(
     """A state point per source, in the starting cell of its phase.
 
     Raises:
-        InputError: For a phase that the config does not have, or elements that the model does not know.
+        InputError: For a phase that the config does not have, elements that the model does not know, or
+            states that can hardly be told apart.
     """
-    points = {}
+    points: dict[EnsembleSource, StatePoint] = {}
     for source in sources:
         if source.phase not in config.phases:
             word = nearest(source.phase, config.phases)
@@ -102,7 +111,21 @@ def state_points(
             thermostat=config.sampling.thermostat,
             identity=identity(config, source.phase),
         )
+    _require_names(config, points)
     return points
+
+
+def _require_names(config: Config, sources: Iterable[EnsembleSource]) -> None:
+    """Refuse states of one name: frames are kept by it."""
+    known: dict[str, EnsembleSource] = {}
+    for source in sources:
+        if known.setdefault(source.name, source) != source:
+            raise InputError(
+                f"two states have the name {source.name}",
+                where=config.where("losses"),
+                found=f"{known[source.name]} and {source}",
+                fix="Give both the same cell, or cells that differ.",
+            )
 
 
 def _in_cell(config: Config, source: EnsembleSource) -> Atoms:

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read
 
-from mlip_refine.errors import InputError, SamplingError
+from mlip_refine.errors import InputError, MlipRefineError, SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import (
     FrameStore,
@@ -394,3 +394,10 @@ def test_bias_and_scale_belong_to_the_key(potential: Any, analytic: SimpleNamesp
         calls = potential.calls
         _sample(potential, FrameStore(tmp_path, {}), points=[replace(_points()[0], hamiltonian=hamiltonian)])
         assert potential.calls > calls
+
+
+def test_points_of_one_name_are_refused(potential):
+    """The second would take the place of the first."""
+    first, second = _points()[0], replace(_points()[1], name="a")
+    with pytest.raises(MlipRefineError, match="points of one name: a, a"):
+        sample(potential, [first, second], SETTINGS, LENGTH, seed=1, stage="same")
