@@ -233,3 +233,87 @@ def open_guards() -> Callable[..., Any]:
         return MDSettings(guards=GuardSettings(1e6, 1e6), **options)
 
     return settings
+
+
+class Springs(torch.nn.Module):
+    """Springs along bonds, as MACE is called: stiffness and rest length by shells of neighbours."""
+
+    def __init__(self, numbers: tuple[int, ...], shells: dict[float, tuple[float, float]]) -> None:
+        """Keep the shells: stiffness, eV/Å², and rest length, Å, by largest length."""
+        super().__init__()
+        stiffness, lengths = zip(*shells.values(), strict=True)
+        self.stiffness = torch.nn.Parameter(torch.tensor(stiffness, dtype=torch.float64))
+        self.register_buffer("lengths", torch.tensor(lengths, dtype=torch.float64))
+        self.register_buffer("ends", torch.tensor(list(shells), dtype=torch.float64))
+        self.register_buffer("atomic_numbers", torch.tensor(sorted(numbers)))
+        self.register_buffer("r_max", torch.tensor(max(shells)))
+
+    def forward(self, inputs: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        distance = inputs["shifts"].norm(dim=1)
+        shell = torch.bucketize(distance.detach(), self.ends)
+        inside = shell < len(self.ends)
+        shell = shell.clamp(max=len(self.ends) - 1)
+        pairs = 0.5 * self.stiffness[shell] * (distance - self.lengths[shell]).square() * inside
+        system = inputs["batch"][inputs["edge_index"][0]]
+        energy = pairs.new_zeros(len(inputs["ptr"]) - 1).index_add(0, system, 0.5 * pairs)
+        return {"energy": energy}
+
+
+@pytest.fixture(scope="session")
+def springs() -> Callable[..., Any]:
+    """Return crystals of balls and springs as potentials that train the stiffness."""
+
+    from mlip_refine.potential import Potential
+
+    def make(atoms: Atoms, shells: dict[float, tuple[float, float]], **options: Any) -> Any:
+        return Potential(Springs(tuple({int(z) for z in atoms.numbers}), shells), **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def phonons_of() -> Callable[..., Any]:
+    """Return a reference of the supercell of a unit cell, with a Hessian that is given or computed of it."""
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    from mlip_refine.data.phonon_symmetry import Translations, crystal_symmetry
+    from mlip_refine.data.phonons import PhononMetadata, PhononReference
+
+    def make(
+        unit: Atoms,
+        multiples: tuple[int, int, int],
+        hessian: Callable[[Atoms], Tensor] | None,
+        *,
+        primitive: Any = None,
+        displacements: tuple[Any, ...] = (),
+    ) -> Any:
+        cell = PhonopyAtoms(numbers=unit.numbers, cell=unit.cell.array, positions=unit.positions)
+        phonons = Phonopy(cell, np.diag(multiples), primitive_matrix=primitive, log_level=0)
+        built = phonons.supercell
+        atoms = Atoms(built.numbers, cell=built.cell, positions=built.positions, pbc=True)
+        translations = Translations(
+            torch.tensor(phonons.primitive.atomic_permutations).long(),
+            torch.tensor(phonons.primitive.p2s_map).long(),
+        )
+        found = phonons.symmetry
+        rotations = np.array(found.symmetry_operations["rotations"])
+        permutations = np.array(found.atomic_permutations).astype(np.int64)
+        compact = None
+        if hessian is not None:
+            n = len(atoms)
+            blocks = hessian(atoms).view(n, 3, n, 3).permute(0, 2, 1, 3)
+            compact = blocks[translations.primitive_atoms].contiguous()
+        return PhononReference(
+            name=str(unit.symbols),
+            supercell=atoms,
+            translations=translations,
+            symmetry=crystal_symmetry(atoms.cell.array, rotations, permutations, translations),
+            primitive_matrix=torch.tensor(np.array(phonons.primitive_matrix)).double(),
+            supercell_matrix=torch.tensor(np.diag(multiples)).double(),
+            force_constants=compact,
+            displacements=displacements,
+            metadata=PhononMetadata(str(unit.symbols)),
+        )
+
+    return make
