@@ -6,19 +6,18 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mlip_refine.data.phonon_rest import HARMONIC
 from mlip_refine.data.phonon_symmetry import CrystalSymmetry, Translations
 from mlip_refine.data.phonons import Displacement, PhononReference
 from mlip_refine.errors import InputError
 
-_HARMONIC = 0.1
-"""Largest displacement, Å, whose forces the force constants are asked to give."""
-
 
 @dataclass(frozen=True)
 class PhononTolerances:
-    """Largest deviations that are taken for numerical noise; all are ratios.
+    """Largest deviations that are accepted; ratios, but for the last.
 
     The defaults are about ten times what is found in sound calculations, and far below what a wrong order of
     atoms, a wrong unit or a wrong cell makes of them.
@@ -29,6 +28,7 @@ class PhononTolerances:
         space_group: |Φ - its mean over the space group|, likewise.
         misfit: |F + Φ u| over |F|, for displaced supercells.
         net_force: |Σ_i F_i| over √N |F|, for displaced supercells.
+        residual_force: Largest force on an atom of the undisplaced supercell, eV/Å: not a ratio.
     """
 
     sum_rule: float = 0.1
@@ -36,6 +36,7 @@ class PhononTolerances:
     space_group: float = 0.1
     misfit: float = 0.3
     net_force: float = 0.1
+    residual_force: float = 0.1
 
 
 _MEANINGS = {
@@ -57,7 +58,11 @@ _MEANINGS = {
     ),
     "net_force": (
         "forces of a displaced supercell do not add up to 0",
-        "The undisplaced supercell is not at rest: give its forces as residual_forces.",
+        "Check that they are those of the whole supercell.",
+    ),
+    "residual_force": (
+        "the undisplaced supercell is far from rest",
+        "Phonons are those of a relaxed structure: relax it.",
     ),
 }
 
@@ -67,6 +72,7 @@ def deviations(
     symmetry: CrystalSymmetry,
     force_constants: Tensor | None,
     displacements: Sequence[Displacement],
+    residual_forces: NDArray[np.float64] | None,
 ) -> dict[str, float]:
     """Measure what `PhononTolerances` bounds.
 
@@ -74,9 +80,12 @@ def deviations(
         translations: Of the supercell.
         symmetry: Of the supercell.
         force_constants: As read or fitted `[n_prim, N, 3, 3]`, eV/Å², not symmetrised; None for none.
-        displacements: With their forces.
+        displacements: With their forces, those of the undisplaced supercell subtracted.
+        residual_forces: The latter `[N, 3]`, eV/Å; None when unknown.
     """
     found = {}
+    if residual_forces is not None:
+        found["residual_force"] = float(np.linalg.norm(residual_forces, axis=1).max())
     if displacements:
         forces = torch.stack([d.forces for d in displacements])
         norms = forces.flatten(1).norm(dim=1) * forces.shape[1] ** 0.5
@@ -96,7 +105,7 @@ def deviations(
 def _misfit(
     translations: Translations, force_constants: Tensor, displacements: Sequence[Displacement]
 ) -> dict[str, float]:
-    small = [d for d in displacements if d.displacement.norm(dim=1).max() < _HARMONIC]
+    small = [d for d in displacements if d.displacement.norm(dim=1).max() < HARMONIC]
     if not small:
         return {}
     forces = torch.stack([d.forces for d in small])

@@ -14,14 +14,12 @@ from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import get_primitive_matrix, guess_primitive_matrix
 from torch import Tensor
 
+from mlip_refine.data.phonon_rest import AT_REST
 from mlip_refine.data.phonon_yaml import Calculation
 from mlip_refine.errors import InputError
 
 _PLACE = 1e-2
 """How far atoms of a listed supercell may be from those of the built one, Å."""
-
-_AT_REST = 1e-8
-"""Displacements below this are none, Å."""
 
 _UNLIKE = 0.1
 """Largest difference of full force constants from their expanded rows, over the largest entry."""
@@ -110,46 +108,6 @@ def _check_listed(calculation: Calculation, supercell: PhonopyAtoms) -> None:
         )
 
 
-def at_rest(calculation: Calculation, residual_forces: NDArray[np.float64] | None) -> Calculation:
-    """Leave out supercells that were not calculated, and subtract the forces of the undisplaced one.
-
-    Args:
-        calculation: With or without displaced supercells.
-        residual_forces: `[N, 3]`, eV/Å; None takes those of a set without displacement, if there is one.
-
-    Raises:
-        InputError: Forces have the wrong shape.
-    """
-    displacements, forces = calculation.displacements, calculation.forces
-    if displacements is None or forces is None:
-        return replace(calculation, displacements=None, forces=None, energies=None, n_fitted=None)
-    if forces.shape != displacements.shape:
-        raise _other_shape("forces", forces, displacements, calculation.where)
-    present = np.isfinite(forces).all(axis=(1, 2))
-    still = np.abs(displacements).max(axis=(1, 2)) < _AT_REST
-    if residual_forces is None:
-        undisplaced = forces[present & still]
-        residual_forces = undisplaced.mean(0) if len(undisplaced) else np.zeros(forces.shape[1:])
-    if np.shape(residual_forces) != forces.shape[1:]:
-        raise _other_shape("residual forces", residual_forces, forces[0], calculation.where)
-    kept = present & ~still
-    fitted = None if calculation.n_fitted is None else int(kept[: calculation.n_fitted].sum())
-    return replace(
-        calculation,
-        displacements=displacements[kept],
-        forces=forces[kept] - residual_forces,
-        energies=None if calculation.energies is None else calculation.energies[kept],
-        n_fitted=fitted,
-    )
-
-
-def _other_shape(
-    what: str, found: NDArray[np.float64], expected: NDArray[np.float64], where: str
-) -> InputError:
-    shapes = [f"shape {list(np.shape(values))}" for values in (found, expected)]
-    return InputError(f"{what} do not fit the supercell", where=where, found=shapes[0], expected=shapes[1])
-
-
 def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: bool) -> Tensor | None:
     """Take or fit force constants, not symmetrised.
 
@@ -211,7 +169,7 @@ def _fit(phonon: Phonopy, calculation: Calculation) -> None:
     if displacements is None or forces is None:
         raise ValueError("there are no forces")
     chosen, felt = displacements[: calculation.n_fitted], forces[: calculation.n_fitted]
-    moved = np.abs(chosen).max(axis=2) > _AT_REST
+    moved = np.abs(chosen).max(axis=2) > AT_REST
     if (moved.sum(axis=1) == 1).all():
         sets: list[Any] = [
             {"number": int(atom.argmax()), "displacement": u[atom.argmax()], "forces": f}

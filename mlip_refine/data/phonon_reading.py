@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,22 @@ import torch
 from ase import Atoms
 from numpy.typing import NDArray
 from phonopy import Phonopy
+from phonopy.structure.atoms import PhonopyAtoms
+from torch import Tensor
 
 from mlip_refine.data.phonon_checks import PhononTolerances, check_deviations, deviations
 from mlip_refine.data.phonon_files import PhononFiles, read_calculations
-from mlip_refine.data.phonon_fit import at_rest, build, force_constants, in_electronvolts
+from mlip_refine.data.phonon_fit import build, force_constants, in_electronvolts
 from mlip_refine.data.phonon_folder import plain_name
 from mlip_refine.data.phonon_prototype import reduced_formula, space_group_and_prototype
+from mlip_refine.data.phonon_rest import at_rest, estimated_residual_forces
 from mlip_refine.data.phonon_symmetry import CrystalSymmetry, Translations, crystal_symmetry
 from mlip_refine.data.phonon_yaml import Calculation
 from mlip_refine.data.phonons import Displacement, PhononMetadata, PhononReference
 from mlip_refine.errors import InputError, nearest
+
+_NOTICEABLE = 1e-3
+"""Residual forces above this, eV/Å, are subtracted before force constants are fitted, too."""
 
 _USUAL = re.compile(r"^(phono(py|3py)(_params|_disp)?|FORCE_SETS|FORCE_CONSTANTS|force_constants)([_-]|$)")
 """How phonopy's own names begin."""
@@ -32,8 +38,8 @@ class PhononSettings:
 
     Attributes:
         files: What the files themselves do not say.
-        residual_forces: Of the undisplaced supercell `[N, 3]`, eV/Å, subtracted from all others. A set
-            without displacement says the same.
+        residual_forces: Of the undisplaced supercell `[N, 3]`, eV/Å, subtracted from all others. None takes
+            those of a set without displacement, or else estimates them.
         fit: Whether force constants are fitted to forces when no file has them.
         symprec: How far atoms may be from symmetric places, Å.
         tolerances: Of the checks.
@@ -123,14 +129,11 @@ def _reference(
     calculation = at_rest(in_electronvolts(calculation), settings.residual_forces)
     phonon = build(calculation, settings.symprec)
     atoms, translations, symmetry = _crystal(phonon)
-    displacements = _displacements(calculation, len(atoms))
-    raw = force_constants(phonon, calculation, fit=settings.fit)
-    if raw is None and not displacements:
-        raise InputError("there are neither forces nor force constants", where=calculation.where)
-    found = deviations(translations, symmetry, raw, displacements)
+    _check_supercell(calculation, len(atoms))
+    calculation, raw, symmetrised = _harmonic(phonon, calculation, translations, symmetry, fit=settings.fit)
+    displacements = _displacements(calculation)
+    found = deviations(translations, symmetry, raw, displacements, calculation.residual_forces)
     check_deviations(found, settings.tolerances, calculation.where)
-    if raw is not None:
-        raw = translations.symmetrised(symmetry.symmetrised(translations, raw))
     return PhononReference(
         name=name,
         supercell=atoms,
@@ -138,16 +141,13 @@ def _reference(
         symmetry=symmetry,
         primitive_matrix=torch.from_numpy(phonon.primitive_matrix),
         supercell_matrix=torch.from_numpy(phonon.supercell_matrix),
-        force_constants=raw,
+        force_constants=symmetrised,
         displacements=displacements,
-        metadata=_metadata(calculation, atoms, settings.symprec, found, given),
+        metadata=_metadata(calculation, phonon, settings.symprec, found, given),
     )
 
 
 def _crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetry]:
-    cell = phonon.supercell
-    atoms = Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
-    atoms.set_masses(cell.masses)
     primitive = phonon.primitive
     translations = Translations(
         torch.from_numpy(np.array(primitive.atomic_permutations)),
@@ -155,20 +155,54 @@ def _crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetry]:
     )
     operations = phonon.symmetry.symmetry_operations["rotations"]
     permutations = phonon.symmetry.atomic_permutations
-    return atoms, translations, crystal_symmetry(cell.cell, operations, permutations, translations)
+    symmetry = crystal_symmetry(phonon.supercell.cell, operations, permutations, translations)
+    return _atoms(phonon.supercell), translations, symmetry
 
 
-def _displacements(calculation: Calculation, n_atoms: int) -> tuple[Displacement, ...]:
+def _atoms(cell: PhonopyAtoms) -> Atoms:
+    atoms = Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
+    atoms.set_masses(cell.masses)
+    return atoms
+
+
+def _check_supercell(calculation: Calculation, n_atoms: int) -> None:
+    moved = calculation.displacements
+    if moved is not None and moved.shape[1] != n_atoms:
+        found = f"{moved.shape[1]} atoms"
+        raise InputError(
+            "forces are of another supercell", where=calculation.where, found=found, expected=f"{n_atoms}"
+        )
+    if not (moved is not None and len(moved)) and calculation.force_constants is None:
+        raise InputError("there are neither forces nor force constants", where=calculation.where)
+
+
+def _harmonic(
+    phonon: Phonopy,
+    calculation: Calculation,
+    translations: Translations,
+    symmetry: CrystalSymmetry,
+    *,
+    fit: bool,
+) -> tuple[Calculation, Tensor | None, Tensor | None]:
+    """Force constants, as they are and symmetrised, and the calculation without its residual forces."""
+    raw = force_constants(phonon, calculation, fit=fit)
+    if raw is None:
+        return calculation, None, None
+    symmetrised = translations.symmetrised(symmetry.symmetrised(translations, raw))
+    if calculation.residual_forces is not None or calculation.forces is None:
+        return calculation, raw, symmetrised
+    residual = estimated_residual_forces(translations, symmetry, symmetrised, calculation).numpy()
+    forces = calculation.forces - residual
+    known = replace(calculation, forces=forces, residual_forces=residual)
+    if np.abs(residual).max() < _NOTICEABLE:
+        return known, raw, symmetrised
+    return _harmonic(phonon, known, translations, symmetry, fit=fit)
+
+
+def _displacements(calculation: Calculation) -> tuple[Displacement, ...]:
     moved, forces, energies = calculation.displacements, calculation.forces, calculation.energies
     if moved is None or forces is None:
         return ()
-    if moved.shape[1] != n_atoms:
-        raise InputError(
-            "forces are of another supercell",
-            where=calculation.where,
-            found=f"{moved.shape[1]} atoms",
-            expected=f"{n_atoms}",
-        )
     known = [None] * len(moved) if energies is None else [float(e) for e in energies]
     return tuple(
         Displacement(torch.from_numpy(u), torch.from_numpy(f), e)
@@ -178,14 +212,15 @@ def _displacements(calculation: Calculation, n_atoms: int) -> tuple[Displacement
 
 def _metadata(
     calculation: Calculation,
-    atoms: Atoms,
+    phonon: Phonopy,
     symprec: float,
     checks: Mapping[str, float],
     given: Mapping[str, Any],
 ) -> PhononMetadata:
-    space_group, prototype = space_group_and_prototype(atoms, symprec)
+    primitive = _atoms(phonon.primitive)
+    space_group, prototype = space_group_and_prototype(primitive, symprec)
     read = {
-        "formula": reduced_formula(atoms),
+        "formula": reduced_formula(primitive),
         "space_group": space_group,
         "prototype": prototype,
         "functional": calculation.functional,

@@ -128,6 +128,14 @@ class CrystalSymmetry:
             mean += rotation.T @ rows @ rotation
         return mean / len(self.rotations)
 
+    def invariant(self, translations: Translations, vectors: Tensor) -> Tensor:
+        """Return the totally symmetric part of vectors on atoms `[N, 3]`, such as forces at rest."""
+        mean = torch.zeros_like(vectors)
+        for rotation, moved in zip(self.rotations, self.permutations, strict=True):
+            mean[moved] += vectors @ rotation.T
+        of_primitive = mean[translations.images].mean(0) / len(self.rotations)
+        return of_primitive[translations.primitive_index]
+
     def irreducible(self, translations: Translations) -> list[Column]:
         """Return as few columns per class of atoms as determine the Hessian, with their weights.
 

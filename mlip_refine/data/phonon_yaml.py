@@ -30,6 +30,7 @@ class Calculation:
         displacements: `[n_sets, N, 3]`; None when there are none.
         forces: `[n_sets, N, 3]`, nan for supercells that were not calculated; None when there are none.
         energies: `[n_sets]`, or None.
+        residual_forces: Of the undisplaced supercell `[N, 3]`, already subtracted; None when unknown.
         n_fitted: How many of the sets, from the first, force constants are fitted to; None for all.
         force_constants: `[n_prim or N, N, 3, 3]`, or None.
         calculator: In phonopy's words; None is VASP's units.
@@ -46,6 +47,7 @@ class Calculation:
     displacements: NDArray[np.float64] | None = None
     forces: NDArray[np.float64] | None = None
     energies: NDArray[np.float64] | None = None
+    residual_forces: NDArray[np.float64] | None = None
     n_fitted: int | None = None
     force_constants: NDArray[np.float64] | None = None
     calculator: str | None = None

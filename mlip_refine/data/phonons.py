@@ -57,7 +57,7 @@ class Displacement:
 
     Attributes:
         displacement: `[N, 3]`, Å.
-        forces: `[N, 3]`, eV/Å; forces of the undisplaced supercell are subtracted where they are known.
+        forces: `[N, 3]`, eV/Å; those of the undisplaced supercell, known or estimated, are subtracted.
         energy: Of the supercell, eV, absolute as the calculation gave it; None when unknown.
     """
 
