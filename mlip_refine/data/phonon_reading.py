@@ -96,14 +96,14 @@ def read_phonon_orders(
     path = Path(path)
     chosen = settings or PhononSettings()
     _check_known(metadata or {})
-    own = name or _name_of(path)
+    own = name or calculation_name(path)
     given = {"material": own, **(metadata or {})}
     calculations = read_calculations(path, chosen.files)
     names = [own, f"{own}-fc3"][: len(calculations)]
     return tuple(_reference(one, n, chosen, given) for one, n in zip(calculations, names, strict=True))
 
 
-def _name_of(path: Path) -> str:
+def calculation_name(path: Path) -> str:
     """Name of a folder, or of a file without suffixes; files with phonopy's names take their folder's."""
     if path.is_dir():
         return path.resolve().name
