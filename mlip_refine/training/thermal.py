@@ -28,7 +28,7 @@ class Thermal:
         """Draw with a sampler; nothing has been drawn yet."""
         self.sampler = sampler
         self.stages: dict[str, tuple[str, Mapping[str, Tensor]]] = {}
-        self._ends: dict[EnsembleSource, tuple[Tensor, Tensor]] = {}
+        self._ends: dict[str, dict[EnsembleSource, tuple[Tensor, Tensor]]] = {}
 
     def follow(self, potential: Potential, loss: PotentialLoss, step: int) -> None:
         """Draw the sources of a loss with the potential as it is, if that is due at this update.
@@ -37,11 +37,10 @@ class Thermal:
             SamplingError: If a phase does not survive.
             StatisticsError: If the frames are too few or too correlated.
         """
-        stage = f"{loss.name}-{step:04d}"
-        due = step % loss.every == 0 and self.stages.get(loss.name, ("", {}))[0] != stage
-        if not loss.sources or not due:
+        if not loss.sources or step % loss.every != 0:
             return
-        start = {self.sampler.points[s].name: ends for s, ends in self._ends.items() if s in loss.sources}
+        stage = f"{loss.name}-{step:04d}"
+        start = {self.sampler.points[s].name: ends for s, ends in self._ends.get(loss.name, {}).items()}
         drawn = self.sampler.draw(potential, loss.sources, stage, start=start or None)
         self.stages[loss.name] = stage, potential.parameters()
         self._show(potential, loss, drawn)
@@ -79,5 +78,5 @@ class Thermal:
         for source, draw in drawn.items():
             probes = further_probes(potential, draw.structures, wanted)
             frames[source] = Ensemble.of(draw).frames({"energy": draw.energy, **probes})
-            self._ends[source] = draw.ends
+        self._ends[loss.name] = {source: draw.ends for source, draw in drawn.items()}
         loss.follow(potential, frames)
