@@ -77,6 +77,9 @@ def _require_same(config: Config, folder: Path) -> None:
     old, new = (_flat(c.model_dump()) for c in (load_config(folder / "config.yaml"), config))
     differs = {key for key in old | new if old.get(key) != new.get(key)}
     changed = sorted(key for key in differs if not key.startswith(RESUMABLE))
+    # A learning rate that ends somewhere knows from its first update how many there will be.
+    if "training.steps" in differs and old.get("training.final_learning_rate") is not None:
+        changed.append("training.steps")
     if changed:
         raise InputError(
             "the run folder belongs to another config",

@@ -105,6 +105,14 @@ def test_a_run_may_go_on_for_longer(tmp_path):
     assert load_config(folder / "config.yaml").training.steps == 99
 
 
+def test_a_learning_rate_that_ends_somewhere_knows_how_many_updates_there_are(tmp_path):
+    training = {"steps": 50, "final_learning_rate": 1e-5}
+    open_run_folder(_config(tmp_path, training=training), resume=False)
+    open_run_folder(_config(tmp_path, training={**training, "tolerance": 0.1}), resume=True)
+    with pytest.raises(InputError, match=r"differences in training\.steps"):
+        open_run_folder(_config(tmp_path, training={**training, "steps": 99}), resume=True)
+
+
 def test_figures_may_be_switched_when_resuming(tmp_path):
     open_run_folder(_config(tmp_path), resume=False)
     open_run_folder(_config(tmp_path, output={"folder": str(tmp_path), "figures": False}), resume=True)
