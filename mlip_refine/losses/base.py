@@ -120,6 +120,7 @@ class LossResult:
         deviation: Distance from the target, where the loss has one that a run can stop at.
         tolerance: Distance at which it may; `None`: that of the training, meV/atom, or the standard error of
             the deviation if that is smaller.
+        resolved: Whether statistical errors are small enough to tell that the targets are met.
     """
 
     value: Tensor
@@ -127,6 +128,7 @@ class LossResult:
     diagnostics: Mapping[str, Measured] = field(default_factory=dict)
     deviation: Measured | None = None
     tolerance: float | None = None
+    resolved: bool = True
 
 
 class Loss:
@@ -164,6 +166,13 @@ class Loss:
     def described(self) -> tuple[EnsembleSource, ...]:
         """States whose ideal crystals the loss needs before its sources are known."""
         return ()
+
+    def prepare_potential(self, potential: Potential) -> None:
+        """Refuse a potential that the loss cannot be evaluated for, before anything is sampled.
+
+        Raises:
+            InputError: With what the loss needs.
+        """
 
     def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
         """Refuse sources whose cells move where they should be held, or the other way round.
@@ -211,12 +220,25 @@ class PotentialLoss(Loss, ABC):
 
     every: int = 1
 
+    def at(self, step: int) -> None:
+        """Know the number of the update, counted among those of experiments: it may tell a batch of data."""
+
     def follow(self, potential: Potential, frames: Mapping[EnsembleSource, Frames]) -> None:
         """Learn from frames of the sources, drawn by the potential as it is now."""
 
     @abstractmethod
     def evaluate(self, potential: Potential) -> LossResult:
         """The loss, differentiable in the parameters of the potential."""
+
+    def measure(self, potential: Potential) -> LossResult:
+        """The loss without need of derivatives; a loss that keeps graphs for them may do without here."""
+        return self.evaluate(potential)
+
+    def backpropagate(self, potential: Potential) -> LossResult:
+        """Add the weighted gradient to those of the parameters; a loss of many parts may go part by part."""
+        result = self.evaluate(potential)
+        (self.weight * result.value).backward()
+        return result
 
 
 def require_cells(loss: str, free: Mapping[EnsembleSource, bool], *, moving: bool) -> None:

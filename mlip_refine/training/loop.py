@@ -199,8 +199,8 @@ class Trainer:
         turn = self.schedule.acted(Group.EXPERIMENT, self.step)
         for loss in self.potential_losses:
             self.thermal.follow(self.potential, loss, turn)
-            results[loss.name] = loss.evaluate(self.potential)
-            (loss.weight * results[loss.name].value).backward()
+            loss.at(turn)
+            results[loss.name] = loss.backpropagate(self.potential)
         return results
 
     def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, dict[str, Tensor]]:
@@ -217,13 +217,19 @@ class Trainer:
             return False
         with self.potential.holding(self.optimiser.averaged()):
             probes = self._probes(probe_energies(self.potential, self.ensembles.current))
-            direct = {loss.name: loss.evaluate(self.potential) for loss in self.potential_losses}
+            # What has no target of its own, such as a batch of data, has no say in when to stop.
+            judged = [loss for loss in self.potential_losses if results[loss.name].deviation is not None]
+            direct = {loss.name: loss.measure(self.potential) for loss in judged}
         averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles.current, probes)
         averaged |= direct
         return self._close(averaged)
 
     def _close(self, results: Mapping[str, LossResult]) -> bool:
-        close = [self._met(r.deviation, r.tolerance) for r in results.values() if r.deviation is not None]
+        close = [
+            r.resolved and self._met(r.deviation, r.tolerance)
+            for r in results.values()
+            if r.deviation is not None
+        ]
         return bool(close) and all(close)
 
     def _met(self, deviation: Measured, tolerance: float | None) -> bool:

@@ -117,6 +117,13 @@ class Spread(EnsembleLoss):
         return LossResult(value, {self.name: float(value.detach())}, {}, deviation, self.tolerance)
 
 
+class Unresolved(Spread):
+    """The same, where errors are too large to tell."""
+
+    def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
+        return replace(super().evaluate(frames), resolved=False)
+
+
 class Stiffness(PotentialLoss):
     """(k - 2.2)², with frames every two updates of its own that it only looks at."""
 
@@ -393,3 +400,11 @@ def test_experiments_that_never_come_to_act_are_refused(make):
     with pytest.raises(InputError, match="experiments never come to act; found 3 updates"):
         make_schedule(settings, losses, buffer, "run.yaml:3")
     assert make_schedule(settings.model_copy(update={"steps": 4}), losses, buffer).acting(3) == {"experiment"}
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(Spread, 2), (Unresolved, 4)])
+def test_what_is_not_resolved_is_not_met(make, kind, steps):
+    """A deviation inside any tolerance stops the run, but not where its error is too large to tell."""
+    trainer = make([kind(HOT, tolerance=1e9)], steps=4, patience=2)
+    trainer.run()
+    assert trainer.step == steps

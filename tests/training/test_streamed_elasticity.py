@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from mlip_refine.config import config_from_dict
-from mlip_refine.losses import EnsembleSource, build_losses
-from mlip_refine.quantities import VOIGT
+from mlip_refine.errors import InputError
+from mlip_refine.losses import EnsembleSource, build_losses, elastic_constants
+from mlip_refine.observables.static_elasticity import static_elasticity
+from mlip_refine.quantities import GPA, VOIGT
 from mlip_refine.training.streaming import (
     backpropagate,
     ensemble_losses,
@@ -113,6 +115,74 @@ def test_a_static_loss_is_exact_in_the_model(titanium, hcp):
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(gradient.view(-1)[index]), rel=1e-4)
 
 
+def test_a_cell_under_stress_is_told_by_what_strained_cells_show(titanium, hcp):
+    """B33 from the stress of cells strained by ±1e-4 along c, to 0.01 GPa; C33 is another number."""
+    hcp.set_cell(0.97 * hcp.cell.array, scale_atoms=True)
+    target = {**COLD, "constants": {"C33": 180}}
+    loss = _loss(method="static", thermal=False, targets=[target])
+    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    found = loss.measure(titanium).diagnostics["C33 300 K"].value
+    stress = []
+    for strain in (1e-4, -1e-4):
+        strained = hcp.copy()
+        strained.set_cell(hcp.cell.array @ np.diag([1, 1, 1 + strain]), scale_atoms=True)
+        stress.append(float(static_elasticity(titanium, strained).stress[2, 2]) / GPA)
+    assert found == pytest.approx((stress[0] - stress[1]) / 2e-4, abs=0.01)
+    crystal = static_elasticity(titanium, hcp)
+    assert abs(found - float(crystal.constants[2, 2]) / GPA) > 3
+
+
+def test_a_static_loss_is_backpropagated_cell_by_cell(titanium, hcp, monkeypatch):
+    """The gradient of all cells at once, where that of one is complete before the next is evaluated."""
+    loss = _loss(method="static", thermal=False)
+    loss.weight = 0.3
+    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    whole = loss.evaluate(titanium)
+    (0.3 * whole.value).backward()
+    parameters = titanium.trainable_parameters().values()
+    wanted = [None if p.grad is None else p.grad.clone() for p in parameters]
+    for p in parameters:
+        p.grad = None
+    started = []
+
+    def watched(*arguments, **options):
+        started.append(any(p.grad is not None for p in parameters))
+        return static_elasticity(*arguments, **options)
+
+    monkeypatch.setattr(elastic_constants, "static_elasticity", watched)
+    found = loss.backpropagate(titanium)
+    assert started == [False, True]
+    assert float(found.value) == pytest.approx(float(whole.value.detach()))
+    assert found.diagnostics == whole.diagnostics
+    for p, gradient in zip(parameters, wanted, strict=True):
+        assert (p.grad is None) == (gradient is None)
+        assert gradient is None or torch.allclose(p.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_a_static_loss_is_judged_without_graphs(titanium, hcp, monkeypatch):
+    loss = _loss(method="static", thermal=False)
+    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    asked = []
+
+    def watched(*arguments, create_graph):
+        asked.append(create_graph)
+        return static_elasticity(*arguments, create_graph=create_graph)
+
+    monkeypatch.setattr(elastic_constants, "static_elasticity", watched)
+    found = loss.measure(titanium)
+    assert asked == [False, False]
+    assert not found.value.requires_grad
+    assert float(found.value) == pytest.approx(float(loss.evaluate(titanium).value.detach()), rel=1e-9)
+
+
+def test_single_precision_is_refused_before_anything_is_evaluated(titanium):
+    loss = _loss(method="static", thermal=False)
+    loss.prepare_potential(titanium)
+    with pytest.raises(InputError, match="double precision") as caught:
+        loss.prepare_potential(titanium.frozen_copy("float32"))
+    assert "potential.default_dtype: float64" in str(caught.value)
+
+
 def test_what_temperature_adds_is_the_difference_to_the_crystal_at_rest(titanium, hcp, make_ensemble):
     """Right after a draw the static loss tells what the frames do, if it is not smoothed."""
     loss = _loss(method="static", born_every=1, smooth=False)
@@ -145,7 +215,7 @@ def test_what_temperature_adds_vanishes_at_rest_when_smoothed(titanium, hcp, mak
         probes = further_probes(titanium, ensemble.structures, {"stress": 1, "born": 1})
         frames[source] = ensemble.frames({"energy": ensemble.draws[0].energy, **probes})
     loss.follow(titanium, frames)
-    added = torch.stack([c for c, _ in loss._added])
+    added = torch.stack([a.constants for a in loss._added.values()])
     t = torch.tensor([0.2, 0.4, 0.8]).double()
     design = torch.stack([t, t**2], 1)
     assert torch.allclose(design @ torch.linalg.lstsq(design, added).solution, added, atol=1e-6)
