@@ -207,6 +207,7 @@ def _points(config: Config, losses: Sequence[Loss], potential: Potential) -> dic
     sources = sorted({s for loss in losses for s in loss.sources} - set(known))
     points = known | state_points(config, sources, potential, config.sampling.replicas)
     for loss in losses:
+        loss.prepare_potential(potential)
         loss.prepare_cells({s: points[s].freedom != "fixed" for s in loss.sources})
     return points
 
@@ -292,7 +293,8 @@ def _verdict(
 ) -> dict[EnsembleSource, PhaseChange]:
     if not run.matched:
         return {}
-    return phase_changes(run.config, initial, run.potential, points, run.store)
+    matched = {s: points[s] for loss in run.matched for s in loss.sources}
+    return phase_changes(run.config, initial, run.potential, matched, run.store)
 
 
 def _errors(run: Prepared, potential: Potential) -> HeldOutErrors | None:

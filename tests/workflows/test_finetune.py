@@ -17,6 +17,7 @@ from mlip_refine.config import dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling.engine import MolecularDynamics
+from mlip_refine.workflows import finetune as workflow
 from mlip_refine.workflows.finetune import (
     FinetuneResult,
     _anchor,
@@ -243,6 +244,34 @@ def test_free_energies_keep_the_lines_of_the_config(tiny, tmp_path):
         free_energies(load_config(path))
     assert str(caught.value).startswith(f"{path}:")
     assert "Did you mean 'hcp'?" in str(caught.value)
+
+
+def test_the_verdict_samples_what_has_a_free_energy(tiny, monkeypatch):
+    """A loss on the stress at another state has no part in it."""
+    (transition,) = (dict(loss) for loss in tiny().losses if loss.type == "free_energy_difference")
+    stress = {
+        "type": "pressure",
+        "phase": "hcp",
+        "temperature": 300.0,
+        "uncertainty": 1.0,
+        "lattice": [2.95, 4.68],
+    }
+    run = prepare(tiny(name="verdict", losses=[transition, stress]), resume=False)
+    assert len(run.points) == 3
+    asked = []
+    monkeypatch.setattr(workflow, "phase_changes", lambda *arguments: asked.append(arguments[3]) or {})
+    workflow._verdict(run, run.potential, run.points)
+    assert [sorted(s.phase for s in points) for points in asked] == [["bcc", "hcp"]]
+    assert all(s.temperature == transition["temperature"] for s in asked[0])
+
+
+def test_single_precision_is_refused_before_a_run_is_made(tiny):
+    target = {"temperature": 300.0, "lattice": [2.95, 4.68], "constants": {"C11": 160.0}}
+    loss = {"type": "elastic_constants", "phase": "hcp", "method": "static", "targets": [target]}
+    config = tiny(name="single", losses=[loss], potential={"default_dtype": "float32"})
+    with pytest.raises(InputError, match="double precision"):
+        prepare(config, resume=False)
+    assert not config.run_folder.exists()
 
 
 def test_training_stops_where_the_targets_are_met(tiny):
