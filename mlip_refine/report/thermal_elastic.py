@@ -1,8 +1,8 @@
 """Elastic constants at temperatures: the file `thermal_elastic.json`, and its table."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,15 +34,18 @@ class ThermalElasticPoint:
         lattice_A: Lattice constants (a) or (a, c) that the table gives; empty for the cell of the phase.
         n_atoms: Of the cell.
         frames: That count.
-        atom_steps: Steps of molecular dynamics times atoms.
-        constants: Independent constants in the standard axes, GPa.
+        atom_steps: Steps of molecular dynamics times atoms, the equilibration included.
+        constants: Independent constants C in the standard axes, GPa.
         isothermal: The same at constant temperature, GPa.
-        moduli: K, G (GPa) and nu by Voigt's average; fluctuation only.
-        pressure: Of the cell, GPa.
+        stress_strain: Independent components of the symmetric part of the stress-strain coefficients B at the
+            stress of the cell, GPa: what measurements show; they are C where there is no stress.
+        moduli: K, G (GPa) and nu by Voigt's average of B; fluctuation only.
+        pressure: Of the cell, GPa; `None` where it is refused.
         rest_strain: Strain xx, yy, zz in the standard axes that would bring the cell to no pressure, to
             first order; fluctuation only.
         targets: Measured values of the table, GPa.
         verdicts: What happened to systems.
+        refused: Why there are no values; empty where there are.
     """
 
     name: str
@@ -54,13 +57,15 @@ class ThermalElasticPoint:
     n_atoms: int
     frames: int
     atom_steps: int
-    constants: Values
-    isothermal: Values
-    moduli: Values
-    pressure: Measured
-    rest_strain: Values
     targets: Values
     verdicts: tuple[str, ...]
+    constants: Values = field(default_factory=dict)
+    isothermal: Values = field(default_factory=dict)
+    stress_strain: Values = field(default_factory=dict)
+    moduli: Values = field(default_factory=dict)
+    pressure: Measured | None = None
+    rest_strain: Values = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def rest_lattice(self) -> dict[str, Measured]:
@@ -76,27 +81,30 @@ class ThermalElasticPoint:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; what is refused is null."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in _VALUES:
-            data[name] = {k: _plain(m) for k, m in data[name].items()}
-        return data | {"pressure": _plain(self.pressure)}
+        values = {name: data[name] for name in ("targets", *_FOUND)} | {"rest_lattice": self.rest_lattice}
+        data |= {name: {k: _plain(m) for k, m in v.items()} for name, v in values.items()}
+        if self.refused:
+            return data | dict.fromkeys([*_FOUND, "rest_lattice"])
+        return data | {"pressure": _plain(self.pressure), "refused": None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read plain data."""
-        read = dict(data)
-        for name in _VALUES:
-            read[name] = {k: Measured(**m) for k, m in data[name].items()}
-        read |= {"pressure": Measured(**data["pressure"]), "lattice_A": tuple(data["lattice_A"])}
-        return cls(**read | {"verdicts": tuple(data["verdicts"])})
+        read = {name: value for name, value in data.items() if name != "rest_lattice"}
+        for name in ("targets", *_FOUND):
+            read[name] = {k: Measured(**m) for k, m in (data[name] or {}).items()}
+        read["pressure"] = data["pressure"] and Measured(**data["pressure"])
+        read |= {name: tuple(data[name]) for name in ("lattice_A", "verdicts")}
+        return cls(**read | {"refused": data["refused"] or ""})
 
 
-_VALUES = ("constants", "isothermal", "moduli", "rest_strain", "targets")
+_FOUND = ("constants", "isothermal", "stress_strain", "moduli", "rest_strain")
 
 
-def _plain(measured: Measured) -> dict[str, Any]:
-    return {"value": measured.value, "se": measured.se, "unit": measured.unit}
+def _plain(measured: Measured | None) -> dict[str, Any] | None:
+    return asdict(measured) if measured else None
 
 
 def thermal_json(name: str, model_hash: str, points: tuple[ThermalElasticPoint, ...]) -> dict[str, Any]:
@@ -123,21 +131,36 @@ def read_thermal_elastic(folder: Path) -> tuple[ThermalElasticPoint, ...]:
 
 
 def print_thermal_elastic(console: Console, points: tuple[ThermalElasticPoint, ...]) -> None:
-    """Print constants, moduli and pressure of every state, measured values below them where there are any."""
-    for method in dict.fromkeys(p.method for p in points):
-        mine = [p for p in points if p.method == method]
-        columns = list(mine[0].constants) + list(mine[0].moduli)
-        table = Table(title=f"{mine[0].kind} constants, GPa, by {method}", box=box.SIMPLE_HEAD)
-        for title in ("T, K", "phase", *columns, "P"):
-            table.add_column(title, justify="right")
-        for p in mine:
-            values = {**p.constants, **p.moduli}
-            cells = [_number(values[c]) for c in columns]
-            table.add_row(f"{p.temperature_K:g}", p.phase, *cells, _number(p.pressure))
-            if p.targets:
-                row = [f"{p.targets[c].value:.4g}" if c in p.targets else "" for c in columns]
-                table.add_row("", "measured", *row, "", style="dim")
+    """Print a table for every phase and method: C, below it B with its moduli, and what was measured."""
+    for phase, kind, method in dict.fromkeys((p.phase, p.kind, p.method) for p in points):
+        mine = [p for p in points if (p.phase, p.kind, p.method) == (phase, kind, method)]
+        table = _table(f"{phase}: {kind} constants, GPa, by {method}", mine)
         console.print(table, width=None if console.is_terminal else max(console.width, WIDTH))
+    for p in points:
+        if p.refused:
+            console.print(f"{p.name}, {p.method}: {p.refused}", markup=False, soft_wrap=True)
+
+
+def _table(title: str, points: Sequence[ThermalElasticPoint]) -> Table:
+    columns = list(dict.fromkeys(c for p in points for c in (*p.constants, *p.moduli)))
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for heading in ("T, K", "", *columns, "P"):
+        table.add_column(heading, justify="right")
+    for p in points:
+        temperature = f"{p.temperature_K:g}"
+        if p.refused or p.pressure is None:
+            table.add_row(temperature, "refused")
+            continue
+        table.add_row(temperature, "C", *_cells(p.constants, columns), _number(p.pressure))
+        table.add_row("", "B", *_cells({**p.stress_strain, **p.moduli}, columns))
+        if p.targets:
+            wanted = [f"{p.targets[c].value:.4g}" if c in p.targets else "" for c in columns]
+            table.add_row("", "measured", *wanted, style="dim")
+    return table
+
+
+def _cells(values: Values, columns: Sequence[str]) -> list[str]:
+    return [_number(values[c]) if c in values else "" for c in columns]
 
 
 def _number(measured: Measured) -> str:

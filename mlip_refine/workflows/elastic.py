@@ -59,10 +59,11 @@ def elastic(
         InputError: For bad input; nothing has been overwritten.
         MlipRefineError: A crystal does not come to rest.
         SamplingError: If a crystal does not survive its temperature.
-        StatisticsError: If the frames are too few or too correlated.
     """
     section = config.elastic
     tasks = _tasks(config, section)
+    phases = list(dict.fromkeys(task.phase for task in tasks))
+    _require_one_phase(config, phases)
     potential = load_potential(config).frozen_copy("float64")
     for task in tasks:
         potential.graphs.species(task.atoms.numbers)
@@ -80,10 +81,22 @@ def elastic(
     write_json(folder / "elastic.json", result.as_json())
     if section.temperature is None:
         return result
-    phases = list(dict.fromkeys(task.phase for task in tasks))
-    thermal = thermal_elasticity(config, potential, phases, folder)
-    write_json(folder / "thermal_elastic.json", thermal_json(config.name, potential.hash, thermal))
-    return replace(result, thermal=thermal)
+    for points_of_state in thermal_elasticity(config, potential, phases, folder):
+        result = replace(result, thermal=result.thermal + points_of_state)
+        document = thermal_json(config.name, potential.hash, result.thermal)
+        write_json(folder / "thermal_elastic.json", document)
+    return result
+
+
+def _require_one_phase(config: Config, phases: list[str]) -> None:
+    """Refuse a table for several phases: it holds the cells and the constants of one."""
+    if config.elastic.table is not None and len(phases) > 1:
+        raise InputError(
+            "a table of measurements belongs to one phase",
+            where=config.where("elastic", "table"),
+            found=f"{config.elastic.table} for {', '.join(phases)}",
+            fix="Name the phase in elastic.phases, and run once for each.",
+        )
 
 
 def _tasks(config: Config, section: Elastic) -> list[_Task]:

@@ -1,7 +1,8 @@
 """Elastic constants at temperatures: fixed cells are sampled, and their stress tells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from mlip_refine.config import Config, Elastic
 from mlip_refine.data import Table, experimental_table, read_table
+from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.observables.base import Observable, measure
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
@@ -41,10 +43,11 @@ class _State:
 
 def thermal_elasticity(
     config: Config, potential: Potential, phases: Sequence[str], folder: Path
-) -> tuple[ThermalElasticPoint, ...]:
-    """Sample the cells of `elastic.temperature` and find their elastic constants.
+) -> Iterator[tuple[ThermalElasticPoint, ...]]:
+    """Sample the cells of `elastic.temperature` and find their elastic constants, one state after the other.
 
-    What was sampled before an interruption is not sampled again.
+    What was sampled before an interruption is not sampled again. Where frames are too few or too correlated,
+    a point has the reason in place of its constants.
 
     Args:
         config: With sections `elastic` and `sampling`.
@@ -52,10 +55,12 @@ def thermal_elasticity(
         phases: Names of crystals.
         folder: Run folder; frames are kept below it.
 
+    Yields:
+        The points of a state, one for each method.
+
     Raises:
         InputError: For a table that does not have the temperatures.
         SamplingError: If a crystal does not survive.
-        StatisticsError: If the frames are too few or too correlated.
     """
     section = config.elastic
     table = _table(config, section.table)
@@ -65,23 +70,18 @@ def thermal_elasticity(
     config = with_timestep(config, potential, points.values())
     frozen = potential.frozen_copy(config.sampling.dtype, config.sampling.accelerate)
     store = FrameStore(folder / "frames", {"seed": config.seed})
-    runs: dict[str, Trajectory] = {}
     # One batch per crystal and temperature: what is done is kept if a later one is interrupted.
     for state in states:
-        mine = [points[s] for s in _sampled(section, state)]
-        stage = f"{STAGE}-{state.source.name}"
-        runs |= sample(
+        runs = sample(
             frozen,
-            mine,
+            [points[s] for s in _sampled(section, state)],
             md_settings(config),
             sampling_length(config),
             seed=config.seed,
-            stage=stage,
+            stage=f"{STAGE}-{state.source.name}",
             store=store,
         )
-    return tuple(
-        p for state in states for p in _points(config, potential, state, points, runs, _targets(table, state))
-    )
+        yield tuple(_points(config, potential, state, points, runs, _targets(table, state)))
 
 
 def _table(config: Config, name: str | None) -> Table | None:
@@ -141,7 +141,10 @@ def _points(
         mine = [s for s in _sampled(config.elastic, state) if any(s.strain) == (method == "deformation")]
         trajectories = [runs[points[s].name] for s in mine]
         by = _by_fluctuation if method == "fluctuation" else _by_deformation
-        values = by(config, potential, state, [t.good() for t in trajectories])
+        try:
+            values = by(config, potential, state, [t.good() for t in trajectories])
+        except StatisticsError as error:
+            values = {"refused": str(error)}
         found.append(
             ThermalElasticPoint(
                 name=state.source.name,
@@ -162,8 +165,10 @@ def _points(
 
 
 def _atom_steps(config: Config, runs: Sequence[Trajectory]) -> int:
-    per_frame = max(1, round(config.sampling.interval / timestep(config)))
-    return sum(per_frame * run.kept.numel() * run.n_atoms for run in runs)
+    section, step = config.sampling, timestep(config)
+    first = max(1, round(section.equilibration / step)) if section.equilibration > 0 else 0
+    per_frame = max(1, round(section.interval / step))
+    return sum((first + per_frame * run.kept.shape[1]) * len(run.kept) * run.n_atoms for run in runs)
 
 
 def _by_fluctuation(
@@ -171,23 +176,44 @@ def _by_fluctuation(
 ) -> dict[str, Any]:
     (frames,) = runs
     _require_frames(config, frames)
-    structures = potential.graphs.frames(frames.positions, frames.cells, frames.point.atoms.numbers)
-    born = further_probes(potential, structures, {"born": config.elastic.born_every})
-    seen = sample_of(frames, born)
+    seen = sample_of(frames, _born(config, potential, frames))
     adiabatic = config.elastic.kind == "adiabatic"
 
     def values(observable: Observable) -> dict[str, Measured]:
         return dict(zip(observable.labels, measure(observable, seen, frames.inefficiency), strict=True))
 
+    def constants(**options: bool) -> dict[str, Measured]:
+        return values(FluctuationElasticity(state.symmetry, **options))
+
     moduli = values(FluctuationModuli(state.symmetry, adiabatic=adiabatic))
     units = {"K": "GPa", "G": "GPa", "nu": ""}
     return {
-        "constants": values(FluctuationElasticity(state.symmetry, adiabatic=adiabatic)),
-        "isothermal": values(FluctuationElasticity(state.symmetry)),
+        "constants": constants(adiabatic=adiabatic),
+        "isothermal": constants(),
+        "stress_strain": constants(adiabatic=adiabatic, stress_strain=True),
         "moduli": {name: replace(m, unit=units[name]) for name, m in moduli.items()},
         "pressure": values(Pressure())["pressure"],
         "rest_strain": values(RestStrain(state.symmetry)),
     }
+
+
+def _born(config: Config, potential: Potential, frames: GoodFrames) -> dict[str, torch.Tensor]:
+    """The Born term of every so many frames, zero on those between, and where it is known.
+
+    Raises:
+        StatisticsError: It is known on too few.
+    """
+    every, minimum = config.elastic.born_every, config.sampling.min_effective_frames
+    known = torch.zeros(len(frames), dtype=torch.float64)
+    known[::every] = 1.0
+    what = f"the Born term of {frames.point.name}, of one frame in {every},"
+    require_effective(float(known.sum()), minimum, what, have_length=len(frames), unit="frames")
+    numbers = frames.point.atoms.numbers
+    structures = potential.graphs.frames(frames.positions[::every], frames.cells[::every], numbers)
+    found = further_probes(potential, structures, {"born": 1})["born"]
+    born = found.new_zeros(len(frames), 6, 6)
+    born[::every] = found
+    return {"born": born, "born_known": known}
 
 
 def _by_deformation(
@@ -201,20 +227,19 @@ def _by_deformation(
     measured = [measure(Stress(), sample_of(frames), frames.inefficiency) for frames in runs]
     stress = torch.tensor([[m.value for m in row] for row in measured], dtype=torch.float64)
     errors = torch.tensor([[m.se for m in row] for row in measured], dtype=torch.float64)
-    values, spread = deformation_constants(state.deformation, stress, errors)
-    labels = INDEPENDENT[state.symmetry.laue]
-    pairs = zip(labels, values.tolist(), spread.tolist(), strict=True)
-    constants = {name: Measured(value, error, "GPa") for name, value, error in pairs}
+
+    def constants(*, stress_strain: bool) -> dict[str, Measured]:
+        found = deformation_constants(state.deformation, stress, errors, stress_strain=stress_strain)
+        pairs = zip(INDEPENDENT[state.symmetry.laue], *(f.tolist() for f in found), strict=True)
+        return {name: Measured(value, error, "GPa") for name, value, error in pairs}
+
+    # Of its own series: xx, yy and zz of one cell are anything but independent.
+    pressures = [measure(Pressure(), sample_of(frames), frames.inefficiency)[0] for frames in runs]
     return {
-        "constants": constants,
-        "isothermal": constants,
-        "moduli": {},
-        "pressure": Measured(
-            -float(stress[:, :3].mean()),
-            float(errors[:, :3].square().sum().sqrt()) / errors[:, :3].numel(),
-            "GPa",
-        ),
-        "rest_strain": {},
+        "constants": constants(stress_strain=False),
+        "isothermal": constants(stress_strain=False),
+        "stress_strain": constants(stress_strain=True),
+        "pressure": reduce(Measured.__add__, pressures).scaled(1 / len(pressures)),
     }
 
 

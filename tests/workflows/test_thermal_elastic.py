@@ -2,19 +2,23 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from mlip_refine.config import config_from_dict
-from mlip_refine.errors import StatisticsError
+from mlip_refine.errors import InputError
+from mlip_refine.files import write_json
 from mlip_refine.report import print_thermal_elastic, read_thermal_elastic
 from mlip_refine.training.loop import Trainer
+from mlip_refine.training.streaming import further_probes
 from mlip_refine.workflows.elastic import elastic
 from mlip_refine.workflows.finetune import finetune
 
 HCP = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
 SAMPLING = {"timestep": 4.0, "replicas": 3, "equilibration": 80.0, "interval": 40.0, "frames": 12}
+SHORT = SAMPLING | {"min_effective_frames": 2, "dtype": "float64", "replicas": 2, "frames": 4}
 CONSTANTS = {"C11", "C12", "C13", "C33", "C44"}
 
 
@@ -63,7 +67,8 @@ def test_every_cell_has_its_constants_and_what_was_measured(hot, found):
         # 3 replicas of 12 frames every 10 steps, for one cell or for the six strained ones.
         cells = 1 if point.method == "fluctuation" else 6
         assert point.frames == 36 * cells
-        assert point.atom_steps == 36 * 10 * 16 * cells
+        # Twenty steps of equilibration before them.
+        assert point.atom_steps == 3 * (20 + 12 * 10) * 16 * cells
     assert points[0].targets["C44"].value == pytest.approx(46.66, abs=0.05)
     assert points[0].lattice_A == pytest.approx((2.9506, 4.6788), abs=1e-3)
 
@@ -86,25 +91,91 @@ def test_the_lattice_at_rest_is_smaller_under_tension(found):
         assert rest.value == pytest.approx(length, rel=0.03)
 
 
-def test_a_finished_run_is_read_again(hot, found):
+def test_under_tension_the_coefficients_are_not_the_constants(found):
+    """B11 = C11 + σ_xx, and B44 = C44 + ½(σ_yy + σ_zz): both have the sign of the tension."""
+    for point in found.thermal[:2]:
+        tension = -point.pressure.value
+        for name in ("C11", "C44"):
+            more = point.stress_strain[name].value - point.constants[name].value
+            assert more == pytest.approx(tension, rel=0.4), (name, point)
+
+
+def test_moduli_are_those_of_the_coefficients(found):
+    """Voigt's bulk modulus is (2 (B11 + B12) + 4 B13 + B33)/9."""
+    b = {name: m.value for name, m in found.thermal[0].stress_strain.items()}
+    bulk = (2 * (b["C11"] + b["C12"]) + 4 * b["C13"] + b["C33"]) / 9
+    assert found.thermal[0].moduli["K"].value == pytest.approx(bulk)
+
+
+def test_the_pressure_of_strained_cells_is_known_as_well_as_its_own_series_tells(found):
+    """Strains cancel in the mean over both signs: the pressure is that of the cell, and six runs know it."""
+    for own, strained in (found.thermal[:2], found.thermal[2:]):
+        assert 0.1 < strained.pressure.se / own.pressure.se < 0.9
+        difference = strained.pressure - own.pressure
+        assert abs(difference.value) < 4 * difference.se + 0.2
+
+
+def test_a_finished_run_is_read_again(hot, found, monkeypatch):
+    """No dynamics; and neighbours are listed for the frames only that have a Born term: one in four."""
+    lengths = []
+
+    def counted(potential, structures, wanted):
+        lengths.append(len(structures))
+        return further_probes(potential, structures, wanted)
+
+    monkeypatch.setattr("mlip_refine.workflows.thermal_elasticity.further_probes", counted)
     again = elastic(hot, resume=True)
     assert again.thermal == found.thermal
+    assert lengths == [9, 9]
 
 
 def test_tables_name_method_and_kind(found):
     console = Console(file=io.StringIO(), width=140)
     print_thermal_elastic(console, found.thermal)
     text = console.file.getvalue()
-    assert "isothermal constants, GPa, by fluctuation" in text
+    assert "hcp: isothermal constants, GPa, by fluctuation" in text
     assert "by deformation" in text
     assert text.count("measured") == 4
 
 
-def test_too_few_independent_frames_are_refused(tmp_path):
-    sampling = SAMPLING | {"min_effective_frames": 36}
-    config = _config(tmp_path, elastic={"temperature": 300}, sampling=sampling)
-    with pytest.raises(StatisticsError, match="frames"):
+def test_a_state_with_too_few_independent_frames_says_so_and_others_go_on(tmp_path, monkeypatch):
+    """The file is there after the first state already."""
+    sampling = SHORT | {"min_effective_frames": 8}
+    written = []
+
+    def noted(path, document):
+        write_json(path, document)
+        if path.name == "thermal_elastic.json":
+            written.append(len(document["points"]))
+
+    monkeypatch.setattr("mlip_refine.workflows.elastic.write_json", noted)
+    config = _config(tmp_path, elastic={"temperature": [300, 600]}, sampling=sampling)
+    found = elastic(config)
+    assert written == [1, 2]
+    assert read_thermal_elastic(found.folder) == found.thermal
+    for point in found.thermal:
+        assert re.search("rests on .* independent samples.* frames", point.refused)
+        assert not point.constants
+        assert point.pressure is None
+    document = json.loads((found.folder / "thermal_elastic.json").read_text())
+    assert document["points"][0]["constants"] is None
+
+
+def test_too_few_frames_with_a_born_term_are_refused(tmp_path):
+    """One in eight is one: its spread would be none."""
+    config = _config(tmp_path, elastic={"temperature": 300, "born_every": 8}, sampling=SHORT)
+    (point,) = elastic(config).thermal
+    assert "the Born term of hcp-300K-0GPa-fixed, of one frame in 8, rests on 1 independent" in point.refused
+    assert "about 16 frames in place of 8" in point.refused
+
+
+def test_a_table_for_several_phases_is_refused(tmp_path):
+    phases = HCP | {"bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16}}
+    section = {"temperature": 300, "table": "titanium-hcp-elastic"}
+    config = _config(tmp_path, phases=phases, elastic=section)
+    with pytest.raises(InputError, match=r"belongs to one phase(.|\n)*for hcp, bcc"):
         elastic(config)
+    assert not (tmp_path / "runs").exists()
 
 
 def _static(folder, steps):
