@@ -137,7 +137,8 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
     """Of the crystal at rest, exact in the current model, and what temperature adds, from the last draw.
 
     B(T) = B_static(θ) + [B(T) - B_static] at the parameters that drew the frames. The difference is a
-    small part of B and changes little with the model, so few draws bring it to its fixed point.
+    small part of B and changes little with the model, so few draws will do. Its gradient is left out: where
+    all targets can be met they are met as by the other methods, where they conflict the loss settles elsewhere.
     """
 
     def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
