@@ -233,14 +233,21 @@ def _by_deformation(
         pairs = zip(INDEPENDENT[state.symmetry.laue], *(f.tolist() for f in found), strict=True)
         return {name: Measured(value, error, "GPa") for name, value, error in pairs}
 
-    # Of its own series: xx, yy and zz of one cell are anything but independent.
-    pressures = [measure(Pressure(), sample_of(frames), frames.inefficiency)[0] for frames in runs]
     return {
         "constants": constants(stress_strain=False),
         "isothermal": constants(stress_strain=False),
         "stress_strain": constants(stress_strain=True),
-        "pressure": reduce(Measured.__add__, pressures).scaled(1 / len(pressures)),
+        "pressure": mean_pressure(runs),
     }
+
+
+def mean_pressure(runs: Sequence[GoodFrames]) -> Measured:
+    """Mean of the pressures of several cells, GPa.
+
+    Each has the error of its own series: xx, yy and zz of one cell are anything but independent.
+    """
+    pressures = [measure(Pressure(), sample_of(frames), frames.inefficiency)[0] for frames in runs]
+    return reduce(Measured.__add__, pressures).scaled(1 / len(pressures))
 
 
 def _require_frames(config: Config, frames: GoodFrames) -> None:

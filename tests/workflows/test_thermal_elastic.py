@@ -5,16 +5,21 @@ import json
 import re
 
 import pytest
+import torch
+from ase.build import bulk
 from rich.console import Console
 
 from mlip_refine.config import config_from_dict
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
+from mlip_refine.quantities import GPA, KB
 from mlip_refine.report import print_thermal_elastic, read_thermal_elastic
+from mlip_refine.sampling import GoodFrames, StatePoint
 from mlip_refine.training.loop import Trainer
 from mlip_refine.training.streaming import further_probes
 from mlip_refine.workflows.elastic import elastic
 from mlip_refine.workflows.finetune import finetune
+from mlip_refine.workflows.thermal_elasticity import mean_pressure
 
 HCP = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
 SAMPLING = {"timestep": 4.0, "replicas": 3, "equilibration": 80.0, "interval": 40.0, "frames": 12}
@@ -113,6 +118,33 @@ def test_the_pressure_of_strained_cells_is_known_as_well_as_its_own_series_tells
         assert 0.1 < strained.pressure.se / own.pressure.se < 0.9
         difference = strained.pressure - own.pressure
         assert abs(difference.value) < 4 * difference.se + 0.2
+
+
+def test_what_the_stress_has_no_trace_of_adds_no_error_to_the_pressure():
+    """Two cells of a hundred frames: 1 GPa of shear along the axes, 0.1 GPa of pressure."""
+    noise = torch.randn(2, 100, 2, generator=torch.Generator().manual_seed(3)).double()
+    axes = torch.tensor([1.0, -1.0, 0.0]).double().diag()
+    eye, atoms = torch.eye(3).double(), bulk("Ti", "hcp", a=2.95, c=4.68)
+    cells = torch.from_numpy(atoms.cell.array.copy()).expand(100, 3, 3)
+    positions = torch.from_numpy(atoms.positions.copy()).expand(100, 2, 3)
+    zero = torch.zeros(100).double()
+    runs = [
+        GoodFrames(
+            point=StatePoint("x", atoms, 300.0),
+            positions=positions,
+            cells=cells,
+            model_energy=zero,
+            bias_energy=zero,
+            stress=(shear[:, None, None] * axes - 0.1 * pressure[:, None, None] * eye) * GPA,
+            kinetic_energy=zero,
+            kept=torch.ones(1, 100, dtype=torch.bool),
+        )
+        for shear, pressure in (cell.unbind(1) for cell in noise)
+    ]
+    found = mean_pressure(runs)
+    kinetic = 2 * KB * 300.0 / atoms.cell.volume / GPA
+    assert found.se == pytest.approx(0.1 / 200**0.5, rel=0.3)
+    assert found.value == pytest.approx(kinetic, abs=4 * found.se)
 
 
 def test_a_finished_run_is_read_again(hot, found, monkeypatch):
