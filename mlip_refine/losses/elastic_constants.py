@@ -138,7 +138,7 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
 
     B(T) = B_static(θ) + [B(T) - B_static] at the parameters that drew the frames. The difference is a
     small part of B and changes little with the model, so few draws will do. Its gradient is left out: where
-    all targets can be met they are met as by the other methods, where they conflict the loss settles elsewhere.
+    all targets can be met they are met as by the other methods, where they conflict it settles elsewhere.
     """
 
     def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:

@@ -54,8 +54,8 @@ class ElasticConstantsOptions(Section):
     every: Count = Field(20, description="static: updates between two draws of frames.")
     smooth: bool = Field(
         True,
-        description="static: describe what temperature adds by αT + βT² where there are three temperatures or "
-        "more, each with one cell.",
+        description="static: describe what temperature adds by αT + βT² where there are three temperatures "
+        "or more, each with one cell.",
     )
     born_every: Count = Field(10, description="Frames from one with a Born term to the next.")
     strain: float = Field(0.01, gt=0, lt=0.1, description="deformation: component of the strain tensor.")
