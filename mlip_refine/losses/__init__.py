@@ -13,6 +13,9 @@ from mlip_refine.losses.enthalpy_difference import EnthalpyDifference, PhaseDiff
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
 from mlip_refine.losses.observable_options import ObservableOptions, ScalarOptions
 from mlip_refine.losses.observables import ObservableLoss
+from mlip_refine.losses.phonon_frequencies import PhononFrequencies
+from mlip_refine.losses.phonon_hvp import PhononHVP
+from mlip_refine.losses.phonons import PhononLoss
 from mlip_refine.losses.registry import build_losses, registry
 from mlip_refine.losses.replay import Replay
 
@@ -28,6 +31,9 @@ __all__ = [
     "ObservableLoss",
     "ObservableOptions",
     "PhaseDifference",
+    "PhononFrequencies",
+    "PhononHVP",
+    "PhononLoss",
     "PotentialLoss",
     "Replay",
     "ScalarOptions",

@@ -16,6 +16,8 @@ from mlip_refine.losses.elastic_constants import ElasticConstants
 from mlip_refine.losses.enthalpy_difference import EnthalpyDifference, VolumeDifference
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
 from mlip_refine.losses.observables import OBSERVABLE_LOSSES
+from mlip_refine.losses.phonon_frequencies import PhononFrequencies
+from mlip_refine.losses.phonon_hvp import PhononHVP
 from mlip_refine.losses.replay import Replay
 
 ENTRY_POINT_GROUP = "mlip_refine.losses"
@@ -25,6 +27,8 @@ BUILT_IN: dict[str, type[Any]] = {
     "elastic_constants": ElasticConstants,
     "enthalpy_difference": EnthalpyDifference,
     "free_energy_difference": FreeEnergyDifference,
+    "phonon_frequencies": PhononFrequencies,
+    "phonon_hvp": PhononHVP,
     "replay": Replay,
     "volume_difference": VolumeDifference,
 }

@@ -123,6 +123,7 @@ def test_built_in_names():
     assert set(registry()) == {
         *("angular_distribution", "bulk_modulus", "cell_angles", "density", "elastic_constants", "enthalpy"),
         *("enthalpy_difference", "free_energy_difference", "heat_capacity", "lattice", "linear_expansion"),
+        *("phonon_frequencies", "phonon_hvp"),
         *("pressure", "radial_distribution", "replay", "stress", "structure_factor", "thermal_expansion"),
         *("volume", "volume_difference"),
     }

@@ -1,0 +1,251 @@
+"""What losses on phonons share: their materials, the batch of an update, the precision, and the gradient.
+
+A batch depends on nothing but the seed and the number of the update, so a resumed run sees the same ones. Its
+gradient is complete before the loss is handed out, chunk by chunk, in the memory of one chunk.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlip_refine.config import Count, Paths, Section
+from mlip_refine.config.section import CountOrZero
+from mlip_refine.data.phonon_checks import functional_warnings
+from mlip_refine.data.phonon_sets import read_phonon_set
+from mlip_refine.data.phonons import PhononReference
+from mlip_refine.errors import InputError
+from mlip_refine.losses.base import LossResult, PotentialLoss
+from mlip_refine.observables.hessian import require_hessian
+from mlip_refine.potential import Potential, Structure
+from mlip_refine.progress import console
+from mlip_refine.quantities import Measured
+
+type Gradients = Sequence[Tensor | None]
+
+type Deviation = Callable[[Tensor], Tensor]
+"""What a difference costs, component by component."""
+
+
+class PhononOptions(Section):
+    """Options of all losses on phonons."""
+
+    data: Paths = Field(
+        description="Phonon calculations of phonopy or phono3py: files, folders, or an index.csv of many."
+    )
+    split: Literal["train", "val", "test", "kappa103"] | None = Field(
+        "train", description="Part that is trained on, by the index or by material; null: all, kappa103 too."
+    )
+    lowest_frequency: float | None = Field(
+        None, description="THz; materials that the index has below this are left out, such as unstable ones."
+    )
+    functional: str | None = Field(
+        None, description="Of what the model was trained on, such as PBE; phonons of another are warned of."
+    )
+    skip_refused: bool = Field(False, description="Leave out calculations that fail a check, and say which.")
+    batch_size: Count = Field(4, description="Materials in one update.")
+    error: Literal["mse", "huber", "l1"] = Field(
+        "mse",
+        description="Mean over components of r², of r²/2 that turns linear at huber_delta, or of |r|.",
+    )
+    huber_delta: float = Field(0.1, gt=0, description="Where huber turns linear, in the unit of the loss.")
+    precision: Literal["model", "float64"] = Field(
+        "model", description="float64: evaluate in double precision whatever default_dtype is."
+    )
+    seed: CountOrZero = Field(0, description="Of the order of materials and of random probes.")
+
+    @property
+    def deviation(self) -> Deviation:
+        """The error of single components."""
+        if self.error == "huber":
+            return lambda r: torch.nn.functional.huber_loss(
+                r, torch.zeros_like(r), reduction="none", delta=self.huber_delta
+            )
+        return torch.abs if self.error == "l1" else torch.square
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """The loss of a batch, without a graph.
+
+    Attributes:
+        value: `[]`.
+        gradients: In the trainable parameters, in their order; empty where gradients are off.
+        diagnostics: Measured quantities behind it.
+    """
+
+    value: Tensor
+    gradients: Gradients
+    diagnostics: Mapping[str, Measured]
+
+
+class PhononLoss(PotentialLoss):
+    """Base of losses on phonons of a set of materials, some of them at every update."""
+
+    def __init__(self, name: str, weight: float, options: PhononOptions) -> None:
+        """Keep the options; `prepare_files` or `use` give the materials."""
+        super().__init__(name, weight)
+        self.options = options
+        self.references: tuple[PhononReference, ...] = ()
+        self.step = 0
+        self._structures: dict[int, Structure] = {}
+        self._double: Potential | None = None
+        self._checked = False
+
+    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
+        """Read the phonon calculations.
+
+        Raises:
+            InputError: One is refused, or a material comes twice.
+        """
+        options = self.options
+        found: dict[str, PhononReference] = {}
+        for path in map(resolve, options.data):
+            for reference in read_phonon_set(
+                path,
+                split=options.split,
+                lowest_frequency=options.lowest_frequency,
+                skip_refused=options.skip_refused,
+            ):
+                if reference.name in found:
+                    raise InputError("a material comes twice", where=str(path), found=reference.name)
+                found[reference.name] = reference
+        for warning in functional_warnings(list(found.values()), options.functional):
+            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
+        self.use(found.values())
+
+    def use(self, references: Iterable[PhononReference]) -> None:
+        """Train on these materials.
+
+        Raises:
+            InputError: There are none, or one lacks what the loss needs.
+        """
+        self.references = tuple(references)
+        self._structures, self._checked = {}, False
+        if not self.references:
+            raise InputError(f"loss {self.name!r} has no materials", expected="phonon calculations")
+        for reference in self.references:
+            self.require(reference)
+
+    def require(self, reference: PhononReference) -> None:
+        """Refuse a material that lacks what the loss needs.
+
+        Raises:
+            InputError: With what it lacks.
+        """
+        reference.columns(0, 0)
+
+    def at(self, step: int) -> None:
+        """Know the number of the update, which tells the batch."""
+        self.step = step
+
+    def evaluate(self, potential: Potential) -> LossResult:
+        """The loss of the batch of this update, with its derivatives in the parameters.
+
+        Raises:
+            InputError: The model does not know an element.
+            MlipRefineError: Second derivatives of the model are wrong, or memory runs out for one system.
+        """
+        self.prepare_potential(potential)
+        model = self._model(potential)
+        chosen = dealt(len(self.references), self.options.batch_size, self.options.seed, self.step)
+        result = self.batch(model, chosen)
+        value = result.value
+        if torch.is_grad_enabled():
+            parameters = potential.trainable_parameters().values()
+            value = with_gradients(value, parameters, result.gradients)
+        return LossResult(value, {self.name: float(result.value)}, result.diagnostics)
+
+    def measure(self, potential: Potential) -> LossResult:
+        """The loss of the batch of this update, without derivatives."""
+        with torch.no_grad():
+            return self.evaluate(potential)
+
+    @abstractmethod
+    def batch(self, potential: Potential, materials: Sequence[int]) -> BatchResult:
+        """The loss of some of the materials, by their numbers."""
+
+    def prepare_potential(self, potential: Potential) -> None:
+        """Refuse a potential that the loss cannot train: by its elements, or by its second derivatives.
+
+        Raises:
+            InputError: It does not know an element.
+            MlipRefineError: Its second derivatives are wrong.
+        """
+        if self._checked:
+            return
+        for reference in self.references:
+            potential.graphs.species(reference.supercell.numbers)
+        smallest = min(range(len(self.references)), key=lambda i: self.references[i].n_atoms)
+        require_hessian(self._model(potential), self.structure(potential, smallest))
+        self._checked = True
+
+    def structure(self, potential: Potential, number: int) -> Structure:
+        """The supercell of a material with its neighbours, which are found once."""
+        if number not in self._structures:
+            reference = self.references[number]
+            reach = potential.graphs.cutoff + self.skin(reference)
+            builder = replace(potential.graphs, cutoff=reach)
+            self._structures[number] = builder.from_atoms(reference.supercell)
+        return self._structures[number]
+
+    def skin(self, reference: PhononReference) -> float:  # noqa: ARG002
+        """How much nearer two atoms of a material may come when they are displaced, Å."""
+        return 0.0
+
+    def _model(self, potential: Potential) -> Potential:
+        """The potential in the precision of the loss: itself, or a copy that follows it."""
+        if self.options.precision == "model" or potential.dtype == torch.float64:
+            return potential
+        if self._double is None:
+            self._double = potential.frozen_copy("float64")
+        self._double.set_parameters(potential.parameters())
+        trained = potential.trainable_parameters()
+        for name, parameter in self._double.module.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return self._double
+
+
+def dealt(n: int, size: int, seed: int, step: int) -> list[int]:
+    """The members of a batch: all n once before any comes again, in orders that the seed settles.
+
+    Args:
+        n: How many there are.
+        size: Of a batch; at most n of them.
+        seed: Of the orders.
+        step: Number of the batch, from 0.
+    """
+    size = min(size, n)
+    found: list[int] = []
+    for place in range(step * size, (step + 1) * size):
+        epoch, index = divmod(place, n)
+        found.append(int(np.random.default_rng([seed, epoch]).permutation(n)[index]))
+    return found
+
+
+def with_gradients(value: Tensor, parameters: Iterable[Tensor], gradients: Gradients) -> Tensor:
+    """A scalar whose derivatives in the parameters are known already.
+
+    Args:
+        value: `[]`.
+        parameters: What it is differentiable in.
+        gradients: `None` where it does not depend on one.
+    """
+    changes = [
+        (g.to(p) * (p - p.detach())).sum()
+        for p, g in zip(parameters, gradients, strict=True)
+        if g is not None
+    ]
+    return torch.stack([value, *(change.to(value) for change in changes)]).sum()
+
+
+def mean_over(values: Sequence[float], unit: str) -> Measured:
+    """Mean over the materials of a batch, its standard error from their spread."""
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return Measured(float(np.mean(values)), float(spread), unit)

@@ -1,0 +1,324 @@
+"""Phonon fine-tuning: exact on balls and springs, gradients of differences, chunks, refusals."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from phonopy import Phonopy
+from phonopy.structure.atoms import PhonopyAtoms
+from torch import Tensor
+
+from mlip_refine.config import config_from_dict
+from mlip_refine.data.phonons import Displacement, PhononReference
+from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.losses import PhononHVP, build_losses
+from mlip_refine.losses.phonons import dealt
+from mlip_refine.observables.hessian import hessian_columns
+from mlip_refine.potential import Potential, batching
+
+STENCIL = {2: -1 / 12, 1: 2 / 3, -1: -2 / 3, -2: 1 / 12}
+"""Central difference of fourth order."""
+
+SALT = bulk("NaCl", "rocksalt", a=5.64)
+BONDS = {2.9: (2.5, 2.82), 4.1: (0.8, 2.82 * 2**0.5)}
+"""Nearest and next neighbours: stiffness and length by largest length."""
+
+TITANIUM = bulk("Ti", "hcp", a=2.93, c=4.65)
+
+
+def loss_of(*references: PhononReference, **options: Any) -> PhononHVP:
+    """Return the loss as a config builds it."""
+    node = {"type": "phonon_hvp", "data": "unused", **options}
+    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
+    (loss,) = build_losses(config.losses)
+    assert isinstance(loss, PhononHVP)
+    loss.use(references)
+    return loss
+
+
+@pytest.fixture(scope="module")
+def salt(phonons_of, analytic) -> PhononReference:
+    """Rock salt of springs, 2 x 2 x 2."""
+    stiffness = {end: k for end, (k, _) in BONDS.items()}
+    return phonons_of(SALT, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, stiffness))
+
+
+@pytest.fixture
+def stiffer(springs) -> Potential:
+    """The same with springs 1.1 and 0.7 times as stiff."""
+    factors = dict(zip(BONDS, (1.1, 0.7), strict=True))
+    return springs(SALT, {end: (factors[end] * k, d) for end, (k, d) in BONDS.items()})
+
+
+@pytest.fixture(scope="module")
+def titanium() -> Potential:
+    """Titanium in float64; tests must leave it as it is."""
+    return Potential.load("titanium-compact")
+
+
+@pytest.fixture(scope="module")
+def hcp(phonons_of, analytic) -> PhononReference:
+    """Titanium of springs, 2 x 2 x 2, with forces of two displaced cells."""
+    made = phonons_of(TITANIUM, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {3.1: 2.4, 4.3: 0.5}))
+    random = torch.Generator().manual_seed(3)
+    moves = [0.03 * torch.randn(16, 3, generator=random).double() for _ in range(2)]
+    forces = [torch.randn(16, 3, generator=random).double() for _ in range(2)]
+    return replace(made, displacements=tuple(map(Displacement, moves, forces)))
+
+
+def gradients(loss: PhononHVP, potential: Potential) -> tuple[float, list[Tensor]]:
+    """Value of the loss, and its gradient; no other is left behind."""
+    value = loss.evaluate(potential).value
+    return float(value.detach()), list(
+        torch.autograd.grad(
+            value, list(potential.trainable_parameters().values()), materialize_grads=True, allow_unused=True
+        )
+    )
+
+
+def of_springs(hessian: Tensor, other: Tensor) -> float:
+    """Mean square of the entries of a difference."""
+    return float((hessian - other).square().mean())
+
+
+def test_the_whole_hessian_of_springs(salt, stiffer, analytic):
+    model = analytic.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
+    reference = salt.dense().reshape(48, 48)
+    value, (gradient,) = gradients(loss_of(salt, probe="full"), stiffer)
+    assert value == pytest.approx(of_springs(model, reference), rel=1e-12)
+    for shell, (end, (k, _)) in enumerate(BONDS.items()):
+        unit = analytic.bond_springs(salt.supercell, {e: float(e == end) for e in BONDS})
+        assert float(gradient[shell]) == pytest.approx(
+            float(2 * ((model - reference) * unit).mean()), rel=1e-10
+        ), k
+
+
+def test_irreducible_columns_are_the_whole_hessian(titanium, hcp):
+    """Weighted columns of a model that knows nothing of the reference: all 48 columns, to 1e-10."""
+    places = [(atom, axis) for atom in range(16) for axis in range(3)]
+    columns = hessian_columns(titanium, titanium.graphs.from_atoms(hcp.supercell), places)
+    expected = float((columns - torch.stack([hcp.columns(*place) for place in places])).square().mean())
+    loss = loss_of(hcp, probe="full")
+    assert len(loss.drawn(0)) < 6
+    assert float(loss.evaluate(titanium).value.detach()) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kinds_of_probes_expect_the_same(salt, stiffer):
+    """Means over draws are that of the whole Hessian within three standard errors."""
+    with torch.no_grad():
+        whole = float(loss_of(salt, probe="full").evaluate(stiffer).value)
+        for kind in ("one_hot", "irreducible", "rademacher"):
+            loss, values = loss_of(salt, probe=kind, probes=2), []
+            for step in range(60):
+                loss.at(step)
+                values.append(float(loss.evaluate(stiffer).value))
+            error = np.std(values, ddof=1) / 60**0.5
+            assert abs(np.mean(values) - whole) < 3 * error + 1e-12, kind
+            assert loss.drawn(0)[0].direction.norm() == pytest.approx(1.0)
+
+
+def test_mass_weights_compare_dynamical_matrices(salt, stiffer, analytic):
+    masses = torch.from_numpy(salt.supercell.get_masses()).repeat_interleave(3)
+    scale = (masses.mean() / masses).sqrt()
+    model = analytic.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
+    difference = (model - salt.dense().reshape(48, 48)) * scale[:, None] * scale
+    loss = loss_of(salt, probe="full", mass_weighted=True)
+    assert float(loss.evaluate(stiffer).value) == pytest.approx(float(difference.square().mean()), rel=1e-12)
+
+
+def test_relative_error_of_springs_that_are_all_too_stiff(salt, springs):
+    model = springs(SALT, {end: (1.2 * k, d) for end, (k, d) in BONDS.items()})
+    for options in ({}, {"probe": "rademacher", "probes": 3}):
+        result = loss_of(salt, **options).evaluate(model)
+        assert result.diagnostics["relative error"].value == pytest.approx(20.0, rel=1e-10)
+        assert result.deviation is None
+
+
+def test_central_differences_are_of_second_order(salt, stiffer):
+    with torch.no_grad():
+        exact, fine, rough = (
+            float(loss_of(salt, probe="rademacher", **options).evaluate(stiffer).value)
+            for options in ({}, *({"backend": "central", "step": step} for step in (0.01, 0.02)))
+        )
+    assert abs(fine - exact) < 1e-3 * exact
+    assert (rough - exact) / (fine - exact) == pytest.approx(4.0, rel=0.02)
+
+
+def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
+    """Forces of displaced cells with neighbours of their own; none are left of the reference's own model."""
+    own = springs(SALT, BONDS)
+
+    def forces(potential: Potential, atoms: Atoms) -> Tensor:
+        graphs = potential.graphs.collate([potential.graphs.from_atoms(atoms)])
+        return potential.evaluate(graphs, ("forces",))["forces"].detach()
+
+    bare = phonons_of(SALT, (2, 2, 2), None)
+    moves, expected = [], []
+    for axis in range(3):
+        u = torch.zeros(16, 3).double()
+        u[2 * axis, axis], u[5, 0] = 0.04, -0.03
+        moved = bare.supercell.copy()
+        moved.positions += u.numpy()
+        moves.append(Displacement(u, forces(own, moved)))
+        change = forces(stiffer, moved) - forces(stiffer, bare.supercell) - moves[-1].forces
+        expected.append(float((change / u.norm()).square().mean()))
+    reference = replace(bare, displacements=tuple(moves))
+    loss = loss_of(reference, backend="displacements", probes=3)
+    assert float(loss.evaluate(stiffer).value) == pytest.approx(np.mean(expected), rel=1e-12)
+    assert float(loss.evaluate(own).value) < 1e-24
+    one = loss_of(reference, backend="displacements")
+    assert float(one.evaluate(stiffer).value) in [pytest.approx(e, rel=1e-12) for e in expected]
+    with pytest.raises(InputError, match="no force constants"):
+        loss_of(reference)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"probe": "rademacher", "error": "mse", "mass_weighted": True},
+        {"probe": "one_hot", "probes": 2, "error": "huber", "huber_delta": 0.2},
+        {"probe": "full", "error": "l1"},
+        {"backend": "central", "probe": "irreducible"},
+        {"backend": "displacements", "probes": 2, "error": "huber"},
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_differences(hcp, titanium, options: dict[str, Any]):
+    """Along a random change of all parameters, relative to their size."""
+    potential, loss = Potential(copy.deepcopy(titanium.module)), loss_of(hcp, **options)
+    random, start = torch.Generator().manual_seed(6), potential.parameters()
+    change = {
+        name: p.std().nan_to_num(1.0) * torch.randn(p.shape, generator=random).double()
+        for name, p in start.items()
+    }
+    _, found = gradients(loss, potential)
+    slope = sum(
+        float((change[n] * g).sum()) for n, g in zip(potential.trainable_parameters(), found, strict=True)
+    )
+    h, difference = 1e-5, 0.0
+    for steps, weight in STENCIL.items():
+        with potential.holding({n: p + steps * h * change[n] for n, p in start.items()}), torch.no_grad():
+            difference += weight / h * float(loss.evaluate(potential).value)
+    assert slope == pytest.approx(difference, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["hvp", "central", "displacements"])
+def test_chunks_give_the_same(hcp, titanium, monkeypatch, backend: str):
+    loss = loss_of(hcp, backend=backend, probes=2)
+    whole, one = gradients(loss, titanium)
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", 16)
+    parts, many = gradients(loss, titanium)
+    assert parts == pytest.approx(whole, rel=1e-12)
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10 * max(1.0, float(a.abs().max())))
+    with torch.no_grad():
+        bare = loss.evaluate(titanium).value
+    assert not bare.requires_grad
+    assert float(bare) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_batch_is_told_by_seed_and_number_of_the_update_alone(salt, stiffer):
+    first, again = (loss_of(salt, probe="rademacher", seed=5) for _ in range(2))
+    values = []
+    for step in (0, 1, 2):
+        first.at(step)
+        values.append(float(first.evaluate(stiffer).value))
+    again.at(2)
+    assert float(again.evaluate(stiffer).value) == values[2]
+    assert len(set(values)) == 3
+
+
+def test_every_material_comes_once_before_any_comes_again():
+    for n, size in ((7, 3), (4, 4), (2, 5)):
+        places = [i for step in range(2 * n) for i in dealt(n, size, 1, step)]
+        for epoch in range(len(places) // n):
+            assert sorted(places[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert dealt(50, 50, 1, 0) != dealt(50, 50, 2, 0)
+    assert dealt(50, 50, 1, 0) != dealt(50, 50, 1, 1)
+
+
+def test_a_model_in_single_precision_may_be_evaluated_in_double(hcp, titanium):
+    single = Potential.load("titanium-compact", default_dtype="float32")
+    options = {"probe": "rademacher", "probes": 4}
+    exact, wanted = gradients(loss_of(hcp, **options), titanium)
+    rough, of_single = gradients(loss_of(hcp, **options), single)
+    fine, of_double = gradients(loss_of(hcp, precision="float64", **options), single)
+    assert fine == pytest.approx(exact, rel=1e-12)
+    assert rough == pytest.approx(exact, rel=1e-4)
+    for a, b, c in zip(wanted, of_double, of_single, strict=True):
+        assert b.dtype == torch.float32
+        assert (b - a).norm() <= 1e-6 * a.norm()
+        assert (c - a).norm() <= 1e-3 * a.norm() + 1e-6
+
+
+class _Once(torch.autograd.Function):
+    """A square whose derivative has none, like a kernel that was written for forces alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient * ctx.saved_tensors[0].detach()
+
+
+def test_wrong_second_derivatives_are_refused(salt, stiffer, monkeypatch):
+    right = type(stiffer.module).forward
+
+    def wrong(module: torch.nn.Module, inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        found = right(module, inputs, **options)
+        system = inputs["batch"][inputs["edge_index"][0]]
+        extra = 0.01 * _Once.apply(inputs["shifts"]).sum(1)
+        return {"energy": found["energy"].index_add(0, system, extra * (inputs["shifts"].norm(dim=1) < 4.1))}
+
+    monkeypatch.setattr(type(stiffer.module), "forward", wrong)
+    with pytest.raises(MlipRefineError, match="contradict differences of forces: a relative error of"):
+        loss_of(salt).evaluate(stiffer)
+
+
+def test_input_that_cannot_be_used_is_refused(salt, titanium, phonons_of):
+    with pytest.raises(InputError, match="does not know every element"):
+        loss_of(salt).evaluate(titanium)
+    with pytest.raises(InputError, match="no forces of displaced cells"):
+        loss_of(salt, backend="displacements")
+    with pytest.raises(InputError, match="no materials"):
+        loss_of()
+    with pytest.raises(InputError, match="no probe: the displacements are those of the reference"):
+        loss_of(salt, backend="displacements", probe="one_hot")
+    with pytest.raises(InputError, match="full has all irreducible columns"):
+        loss_of(salt, probe="full", probes=2)
+    with pytest.raises(InputError, match="Did you mean 'huber_delta'"):
+        loss_of(salt, huber_dleta=1.0)
+
+
+def test_phonon_calculations_are_read_and_told_apart(salt, springs, tmp_path, monkeypatch, capsys):
+    """From phonopy's own file to the loss of a model that is too stiff. Rock salt is among the 103."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cell = PhonopyAtoms(numbers=SALT.numbers, cell=SALT.cell.array, positions=SALT.positions)
+    phonons = Phonopy(cell, np.diag([2, 2, 2]), log_level=0)
+    phonons.force_constants = salt.dense().permute(0, 2, 1, 3).numpy()
+    file = tmp_path / "phonopy_params.yaml"
+    phonons.save(file, settings={"force_constants": True})
+
+    def read(**options: Any) -> PhononHVP:
+        node = {"type": "phonon_hvp", "data": str(file), **options}
+        config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
+        (loss,) = build_losses(config.losses)
+        loss.prepare_files(config.resolve)
+        return loss
+
+    model = springs(SALT, {end: (1.2 * k, d) for end, (k, d) in BONDS.items()})
+    result = read(split=None).evaluate(model)
+    assert result.diagnostics["relative error"].value == pytest.approx(20.0, rel=1e-6)
+    assert "is not known" in capsys.readouterr().err
+    with pytest.raises(InputError, match="found split train"):
+        read()
+    with pytest.raises(InputError, match="a material comes twice"):
+        read(split=None, data=[str(file), str(file)])
