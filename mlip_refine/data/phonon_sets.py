@@ -82,7 +82,13 @@ def read_phonon_set(
     _report(refused, len(entries), str(path), skip=skip_refused)
     kept = _part(found, split, None if divided else rule or SplitRule())
     if not kept:
-        raise InputError("no phonon calculations are left", where=str(path), found=f"split {split}")
+        benchmark = sum(map(in_kappa103, found))
+        raise InputError(
+            "no phonon calculations are left",
+            where=str(path),
+            found=f"split {split}, {len(found)} read, {benchmark} of them of the benchmark {KAPPA}",
+            fix="No split takes all." if found and split is not None else None,
+        )
     return kept
 
 

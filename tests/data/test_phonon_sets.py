@@ -54,8 +54,10 @@ def test_index_gives_names_parts_and_provenance(references, kept):
         read_phonon_set(SET, lowest_frequency=0.5, cache=kept)
     with pytest.raises(InputError, match="Did you mean 'train'"):
         read_phonon_set(SET, split="trian", cache=kept)
-    with pytest.raises(InputError, match="no phonon calculations are left"):
+    with pytest.raises(InputError, match="no phonon calculations are left; found split val, 0 read"):
         read_phonon_set(SET, split="val", cache=kept)
+    with pytest.raises(InputError, match="1 read, 1 of them of the benchmark kappa103"):
+        read_phonon_set(SET / "materials-id-1000-bate-fm-3m-225.tar.lzma", split="train", cache=kept)
 
 
 def test_folder_without_an_index_and_a_single_calculation(tmp_path, kept):
