@@ -69,10 +69,7 @@ def read_phonon_set(
     path = Path(path)
     given = metadata or {}
     chosen = settings or PhononSettings()
-    if split is not None and split not in (*PARTS, KAPPA):
-        word = nearest(split, (*PARTS, KAPPA))
-        fix = f"Did you mean {word!r}?" if word else None
-        raise InputError("no such part", found=split, expected=", ".join((*PARTS, KAPPA)), fix=fix)
+    _check_part(split)
     entries = _entries(path, lowest_frequency)
     divided = any(entry.split is not None for entry in entries)
     if divided and split in PARTS:
@@ -90,6 +87,14 @@ def read_phonon_set(
             fix="No split takes all." if found and split is not None else None,
         )
     return kept
+
+
+def _check_part(split: str | None) -> None:
+    known = (*PARTS, KAPPA)
+    if split is not None and split not in known:
+        word = nearest(split, known)
+        fix = f"Did you mean {word!r}?" if word else None
+        raise InputError("no such part", found=split, expected=", ".join(known), fix=fix)
 
 
 def _part(
