@@ -3,7 +3,7 @@
 from mlip_refine.data.extxyz import Frame, read_frames
 from mlip_refine.data.replay import ReplayBuffer
 from mlip_refine.data.structures import build_phase, load_structure
-from mlip_refine.data.tables import Table, experimental_table, read_table
+from mlip_refine.data.tables import Table, experimental_table, find_table, read_table
 
 __all__ = [
     "Frame",
@@ -11,6 +11,7 @@ __all__ = [
     "Table",
     "build_phase",
     "experimental_table",
+    "find_table",
     "load_structure",
     "read_frames",
     "read_table",

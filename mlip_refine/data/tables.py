@@ -18,7 +18,7 @@ measured. The first column is what values are looked up by.
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -154,6 +154,20 @@ def experimental_table(name: str) -> Table:
     if name not in known:
         raise _unknown("no such experimental table", name, known, None)
     return read_table(known[name])
+
+
+def find_table(name: str, resolve: Callable[[str], Path]) -> Table:
+    """Read the table that a config names: a CSV file if there is one, else a table of the package.
+
+    Args:
+        name: As it was written.
+        resolve: Turns a path of the config into an absolute one.
+
+    Raises:
+        InputError: There is neither, or the file is no table.
+    """
+    path = resolve(name)
+    return read_table(path) if path.is_file() else experimental_table(name)
 
 
 def read_table(path: Path) -> Table:

@@ -19,6 +19,10 @@ PERFECT = 1.0
 """Deviation, in standard uncertainties of the targets (r.m.s.), at which a run may stop."""
 
 
+UNSTRAINED = (0.0,) * 6
+"""Strain of a cell that is held as it is."""
+
+
 @dataclass(frozen=True, order=True)
 class EnsembleSource:
     """Frames of one phase at one state. Losses that ask for the same one share its frames.

@@ -8,12 +8,9 @@ from ase import Atoms
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, LossResult, PotentialLoss
 from mlip_refine.losses.elastic_matching import CellValues, ElasticMatch
-from mlip_refine.losses.elastic_stress import SymmetricStress, independent
 from mlip_refine.losses.elastic_targets import ElasticConstantsOptions
 from mlip_refine.observables.base import Observable, average, measure
-from mlip_refine.observables.crystal import Symmetry
 from mlip_refine.observables.deformation import Deformation, deformation_constants
-from mlip_refine.observables.elasticity import FluctuationElasticity
 from mlip_refine.observables.pressure import Pressure
 from mlip_refine.observables.static_elasticity import static_elasticity
 from mlip_refine.observables.stress import Stress
@@ -59,15 +56,10 @@ class FluctuationElasticConstants(ElasticMatch, EnsembleLoss):
         return self.result([self.score(cell, self._values(cell, frames[cell])) for cell in self.cells])
 
     def _values(self, cell: EnsembleSource, frames: Frames) -> CellValues:
-        observables = _observables(self.symmetries[cell], self.options.kind)
+        observables = self.observables(cell)
         constants, stress, pressure = (average(o, frames.sample, -frames.work) for o in observables)
         errors = [_errors(o, frames) for o in observables]
         return CellValues(constants, stress, pressure, (errors[0], errors[1], errors[2]))
-
-
-def _observables(symmetry: Symmetry, kind: str) -> tuple[FluctuationElasticity, SymmetricStress, Pressure]:
-    elasticity = FluctuationElasticity(symmetry, adiabatic=kind == "adiabatic", stress_strain=True)
-    return elasticity, SymmetricStress(symmetry), Pressure()
 
 
 def _errors(observable: Observable, frames: Frames) -> list[float]:
@@ -120,8 +112,8 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
         values, error = deformation_constants(deformation, stress, spread)
         between = stress.mean(0)
         tensor = torch.einsum("m,mij->ij", values, deformation.basis.to(values))
-        coefficients = independent(symmetry, to_stress_strain(tensor, stress_from_voigt(between)))
-        components = SymmetricStress(symmetry)
+        coefficients = symmetry.constants_of(to_stress_strain(tensor, stress_from_voigt(between)))
+        components = self.stresses[cell]
         pressure = -between[:3].mean(0, keepdim=True)
         errors = error.tolist(), _mean_errors(components, frames), _mean_errors(Pressure(), frames)
         return CellValues(coefficients, components.of(between), pressure, errors)
@@ -177,8 +169,7 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
     def _difference(self, potential: Potential, cell: EnsembleSource, frames: Frames) -> CellValues:
         cold = self._static(potential, cell, create_graph=False)
         hot = [
-            measure(o, frames.detached_sample, frames.inefficiency_of_values)
-            for o in _observables(self.symmetries[cell], self.options.kind)
+            measure(o, frames.detached_sample, frames.inefficiency_of_values) for o in self.observables(cell)
         ]
         constants, stress, pressure = (
             torch.tensor([m.value for m in values], dtype=torch.float64) for values in hot
@@ -234,9 +225,9 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
         """Of the crystal at rest, differentiable if asked for, without errors."""
         found = static_elasticity(potential, self.crystal(cell), create_graph=create_graph)
         symmetry = self.symmetries[cell]
-        constants = independent(symmetry, found.coefficients) / GPA
+        constants = symmetry.constants_of(found.coefficients) / GPA
         stress = stress_to_voigt(found.stress) / GPA
-        components = SymmetricStress(symmetry).of(stress)
+        components = self.stresses[cell].of(stress)
         pressure = -stress[:3].mean(0, keepdim=True)
         return CellValues.exact(constants, components, pressure)
 

@@ -11,15 +11,15 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.data import experimental_table, read_table
+from mlip_refine.data import find_table
 from mlip_refine.errors import InputError, MlipRefineError, nearest
-from mlip_refine.losses.base import PERFECT, EnsembleSource, Loss, LossResult
+from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult
 from mlip_refine.losses.elastic_stress import SymmetricStress
 from mlip_refine.losses.elastic_targets import ElasticConstantsOptions, Wanted
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
+from mlip_refine.observables.elasticity import FluctuationElasticity
+from mlip_refine.observables.pressure import Pressure
 from mlip_refine.quantities import Measured
-
-UNSTRAINED = (0.0,) * 6
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,13 @@ class ElasticMatch(Loss):
         self.wanted = tuple(Wanted.of(t) for t in options.targets)
         self._crystals: dict[EnsembleSource, Atoms] = {}
         self.symmetries: dict[EnsembleSource, Symmetry] = {}
+        self.stresses: dict[EnsembleSource, SymmetricStress] = {}
         self._warned = False
 
     def prepare_files(self, resolve: Callable[[str], Path]) -> None:
         """Read the table, if there is one."""
-        name = self.options.table
-        if name is not None:
-            path = resolve(name)
-            table = read_table(path) if path.is_file() else experimental_table(name)
+        if self.options.table is not None:
+            table = find_table(self.options.table, resolve)
             self.wanted = tuple(Wanted.from_table(table, t) for t in self.options.temperatures)
 
     @property
@@ -123,6 +122,7 @@ class ElasticMatch(Loss):
             self._crystals[cell] = atoms
             symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
             self.symmetries[cell] = symmetry
+            self.stresses[cell] = SymmetricStress(symmetry)
             _require_known(self.name, target.constants, INDEPENDENT[symmetry.laue])
 
     def crystal(self, cell: EnsembleSource) -> Atoms:
@@ -130,6 +130,12 @@ class ElasticMatch(Loss):
         if cell not in self._crystals:
             raise MlipRefineError(f"loss {self.name!r} does not know its crystals yet")
         return self._crystals[cell]
+
+    def observables(self, cell: EnsembleSource) -> tuple[FluctuationElasticity, SymmetricStress, Pressure]:
+        """What frames of a cell tell: the coefficients of the wanted kind, stress and pressure."""
+        adiabatic = self.options.kind == "adiabatic"
+        elasticity = FluctuationElasticity(self.symmetries[cell], adiabatic=adiabatic, stress_strain=True)
+        return elasticity, self.stresses[cell], Pressure()
 
     @property
     def distinct(self) -> bool:
@@ -139,7 +145,7 @@ class ElasticMatch(Loss):
     def count(self, cell: EnsembleSource) -> int:
         """Number of deviations of a cell."""
         constants = len(self.wanted[self.cells.index(cell)].constants)
-        stress = SymmetricStress(self.symmetries[cell]).labels if self.options.pressure is not None else ()
+        stress = self.stresses[cell].labels if self.options.pressure is not None else ()
         return constants + len(stress)
 
     def score(self, cell: EnsembleSource, values: CellValues) -> Score:
@@ -156,7 +162,7 @@ class ElasticMatch(Loss):
             diagnostics[f"{name} {state}"] = found
         names = list(diagnostics)
         if self.options.pressure is not None:
-            stress = SymmetricStress(self.symmetries[cell])
+            stress = self.stresses[cell]
             uncertainty = self.options.pressure_uncertainty
             aim = stress.under(self.options.pressure).to(values.stress)
             parts.extend((values.stress - aim) / uncertainty)

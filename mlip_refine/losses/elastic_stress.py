@@ -8,7 +8,7 @@ from torch import Tensor
 from mlip_refine.observables.base import Observable, Sample
 from mlip_refine.observables.crystal import Symmetry
 from mlip_refine.observables.stress import Stress
-from mlip_refine.observables.tensors import project, stress_from_voigt, stress_to_voigt
+from mlip_refine.observables.tensors import stress_from_voigt, stress_to_voigt
 
 
 class SymmetricStress(Observable):
@@ -51,17 +51,6 @@ class SymmetricStress(Observable):
     def under(self, pressure: float) -> Tensor:
         """The components `[k]` at a pressure."""
         return torch.tensor([-pressure if label in {"xx", "yy", "zz"} else 0.0 for label in self.labels])
-
-
-def independent(symmetry: Symmetry, coefficients: Tensor) -> Tensor:
-    """The independent constants `[m]` of (B + Bᵀ)/2, with the symmetry of the crystal.
-
-    Args:
-        symmetry: Of the crystal.
-        coefficients: B `[6, 6]`, in the frame of the crystal.
-    """
-    tensor = project((coefficients + coefficients.mT) / 2, symmetry.rotations)
-    return torch.stack(list(symmetry.independent(tensor).values()))
 
 
 def _independent(rows: Tensor) -> list[int]:

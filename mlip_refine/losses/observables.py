@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.data import Table, experimental_table, read_table
+from mlip_refine.data import Table, find_table
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import curve_options, observable_options
 from mlip_refine.losses.base import (
@@ -56,10 +56,8 @@ class ObservableLoss(EnsembleLoss):
 
     def prepare_files(self, resolve: Callable[[str], Path]) -> None:
         """Read the table, if there is one."""
-        name = self.options.table
-        if name is not None:
-            path = resolve(name)
-            self._table = read_table(path) if path.is_file() else experimental_table(name)
+        if self.options.table is not None:
+            self._table = find_table(self.options.table, resolve)
 
     def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
         """Make the observable of the phase and find the targets of its values.

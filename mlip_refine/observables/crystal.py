@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.observables.tensors import rotate
+from mlip_refine.observables.tensors import project, rotate
 
 TOLERANCE = 1e-3
 """How far, in Å, atoms may be from where the symmetry has them."""
@@ -106,6 +106,15 @@ class Symmetry:
         standard = rotate(matrix, self.to_standard.to(matrix))
         return {name: standard[int(name[1]) - 1, int(name[2]) - 1] for name in INDEPENDENT[self.laue]}
 
+    def constants_of(self, tensor: Tensor) -> Tensor:
+        """The independent constants `[m]` of the symmetric part of a tensor, given the crystal's symmetry.
+
+        Args:
+            tensor: Voigt matrix `[6, 6]` in the crystal's own frame, such as one with noise.
+        """
+        projected = project((tensor + tensor.mT) / 2, self.rotations.to(tensor))
+        return torch.stack(list(self.independent(projected).values()))
+
 
 def crystal_symmetry(
     cell: NDArray[np.float64],
@@ -125,9 +134,7 @@ def crystal_symmetry(
         InputError: The atoms are so close that no symmetry can be told.
     """
     crystal = _primitive((cell, np.linalg.solve(cell.T, positions.T).T, numbers), tolerance)
-    found = None if crystal is None else spglib.get_symmetry_dataset(crystal, symprec=tolerance)
-    if crystal is None or found is None:
-        raise InputError("no symmetry can be found: atoms closer to each other than the tolerance?")
+    found = symmetry_dataset(crystal, tolerance)
     # Columns are the lattice vectors: x' = W x of fractional coordinates is h W h⁻¹ of Cartesian ones.
     columns = crystal[0].T
     rotations = columns @ np.unique(found.rotations, axis=0) @ np.linalg.inv(columns)
@@ -164,6 +171,18 @@ def _primitive(crystal: Any, tolerance: float) -> Any:
     A larger box need not have the operations of the crystal, and is told to have only those that it keeps.
     """
     return spglib.standardize_cell(crystal, to_primitive=True, no_idealize=True, symprec=tolerance)
+
+
+def symmetry_dataset(crystal: Any, tolerance: float) -> Any:
+    """What spglib tells of a crystal (cell, fractional coordinates, numbers), or of `None`.
+
+    Raises:
+        InputError: No symmetry, the atoms being too close.
+    """
+    found = None if crystal is None else spglib.get_symmetry_dataset(crystal, symprec=tolerance)
+    if found is None:
+        raise InputError("no symmetry can be found: atoms closer to each other than the tolerance?")
+    return found
 
 
 def _orthogonal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

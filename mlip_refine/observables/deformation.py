@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.observables.crystal import SINGULAR, Symmetry
-from mlip_refine.observables.tensors import from_stress_strain, project, stress_from_voigt, to_stress_strain
+from mlip_refine.observables.tensors import from_stress_strain, stress_from_voigt, to_stress_strain
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,8 @@ def deformation_constants(
     solve = torch.linalg.pinv(design)
     constants = solve @ (columns + terms).reshape(-1)
     if stress_strain:
-        constants = constants + _difference(deformation.symmetry, to_stress_strain(nothing, between))
+        constants = constants + deformation.symmetry.constants_of(to_stress_strain(nothing, between))
     return constants, (solve.square() @ spread.reshape(-1).square()).sqrt()
-
-
-def _difference(symmetry: Symmetry, terms: Tensor) -> Tensor:
-    """Independent components `[m]` of the symmetric part of B - C `[6, 6]`."""
-    projected = project((terms + terms.mT) / 2, symmetry.rotations.to(terms))
-    return torch.stack(list(symmetry.independent(projected).values()))
 
 
 def _basis(symmetry: Symmetry) -> Tensor:

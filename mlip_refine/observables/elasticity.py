@@ -37,7 +37,7 @@ class FluctuationElasticity(Observable):
     C_v = var(U)/(kT²) + 3/2 N k (Wallace 1972). The tensor is given the symmetry of the crystal, and its
     constants are those in the crystal's standard axes.
 
-    The Born term is needed on some of the frames only: it varies far less than the stress.
+    The Born term is needed on some of the frames only; its part of the error is that of these.
     """
 
     probes: ClassVar[frozenset[str]] = frozenset({"stress", "born"})
@@ -70,8 +70,7 @@ class FluctuationElasticity(Observable):
     def derive(self, means: Tensor, sample: Sample) -> Tensor:
         """The constants `[m]`, GPa."""
         tensor = self.coefficients(means, sample) if self.stress_strain else self.tensor(means, sample)
-        projected = project(tensor, self.symmetry.rotations.to(means))
-        return torch.stack(list(self.symmetry.independent(projected).values())) / GPA
+        return self.symmetry.constants_of(tensor) / GPA
 
     def deviations(self, columns: Tensor, means: Tensor, log_weights: Tensor) -> Tensor:
         """As of any observable, but the spread of the Born term is that of the frames that have one.

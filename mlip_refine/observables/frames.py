@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.observables.base import Sample
-from mlip_refine.sampling import GoodFrames
+from mlip_refine.sampling import GoodFrames, StatePoint
 
 
 def sample_of(frames: GoodFrames, probes: Mapping[str, Tensor] | None = None) -> Sample:
@@ -20,14 +20,26 @@ def sample_of(frames: GoodFrames, probes: Mapping[str, Tensor] | None = None) ->
             structure and averages.
         probes: Further ones, or others than those of the simulation.
     """
-    atoms = frames.point.atoms
+    recorded = {"energy": frames.model_energy, "stress": frames.stress}
+    return sample_at(frames.point, frames.positions, frames.cells, recorded | dict(probes or {}))
+
+
+def sample_at(point: StatePoint, positions: Tensor, cells: Tensor, probes: Mapping[str, Tensor]) -> Sample:
+    """Frames of a state point as a sample.
+
+    Args:
+        point: Where they were drawn.
+        positions: `[n, n_atoms, 3]`, Å, unwrapped.
+        cells: Rows `[n, 3, 3]`, Å.
+        probes: Of the model (see `Sample`).
+    """
     return Sample(
-        probes={"energy": frames.model_energy, "stress": frames.stress, **(probes or {})},
-        positions=frames.positions,
-        cells=frames.cells,
-        numbers=atoms.numbers,
-        masses=torch.from_numpy(atoms.get_masses()),
-        temperature=frames.point.temperature,
-        pressure=frames.point.pressure,
-        free_cell=frames.point.freedom != "fixed",
+        probes=probes,
+        positions=positions,
+        cells=cells,
+        numbers=point.atoms.numbers,
+        masses=torch.from_numpy(point.atoms.get_masses()),
+        temperature=point.temperature,
+        pressure=point.pressure,
+        free_cell=point.freedom != "fixed",
     )

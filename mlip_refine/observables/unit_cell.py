@@ -1,13 +1,10 @@
 """Which lattice constants of its unit cell a box of a crystal shows."""
 
-from typing import Any
-
 import numpy as np
-import spglib
 from numpy.typing import NDArray
 
 from mlip_refine.errors import InputError
-from mlip_refine.observables.crystal import TOLERANCE
+from mlip_refine.observables.crystal import TOLERANCE, symmetry_dataset
 from mlip_refine.observables.lattice import Lattice
 
 _FIRST_WITH_TWO_EQUAL, _FIRST_CUBIC = 75, 195
@@ -38,10 +35,7 @@ def conventional_lattice(
     Raises:
         InputError: No symmetry can be told, or no vector of the box shows a constant.
     """
-    crystal: Any = (cell, np.linalg.solve(cell.T, positions.T).T, numbers)
-    found = spglib.get_symmetry_dataset(crystal, symprec=tolerance)
-    if found is None:
-        raise InputError("no symmetry can be found: atoms closer to each other than the tolerance?")
+    found = symmetry_dataset((cell, np.linalg.solve(cell.T, positions.T).T, numbers), tolerance)
     # Columns of the matrix are the box vectors in units of the unit cell's.
     ratios = {
         name: tuple(_ratio(vector, found.std_lattice, axes) for vector in found.transformation_matrix.T)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlip_refine.losses import Frames
 from mlip_refine.observables.base import Sample
+from mlip_refine.observables.frames import sample_at
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.quantities import GPA, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
@@ -208,17 +209,7 @@ class Ensemble:
 
     def sample(self, probes: Mapping[str, Tensor]) -> Sample:
         """The frames as observables see them."""
-        atoms = self.point.atoms
-        return Sample(
-            probes=probes,
-            positions=self.positions,
-            cells=self.cells,
-            numbers=atoms.numbers,
-            masses=torch.from_numpy(atoms.get_masses()),
-            temperature=self.point.temperature,
-            pressure=self.point.pressure,
-            free_cell=self.point.freedom != "fixed",
-        )
+        return sample_at(self.point, self.positions, self.cells, probes)
 
     def inefficiency_of(self, values: Tensor) -> float:
         """Statistical inefficiency of values of all frames `[n]`, each draw with its part of their spread."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mlip_refine.losses import EnsembleLoss, EnsembleSource, LossResult
+from mlip_refine.losses import EnsembleLoss, EnsembleSource, Loss, LossResult
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.training.ensembles import Ensemble
 
@@ -30,10 +30,14 @@ def wanted_probes(losses: Iterable[EnsembleLoss]) -> dict[EnsembleSource, dict[s
     for loss in losses:
         for source in loss.sources:
             mine = wanted.setdefault(source, {})
-            for probe in sorted(loss.probes - {"energy"}):
-                stride = loss.strides.get(probe, 1)
+            for probe, stride in wanted_by(loss).items():
                 mine[probe] = min(stride, mine.get(probe, stride))
     return wanted
+
+
+def wanted_by(loss: Loss) -> dict[str, int]:
+    """What one loss asks for, beside the energy."""
+    return {probe: loss.strides.get(probe, 1) for probe in sorted(loss.probes - {"energy"})}
 
 
 def probe_energies(
@@ -50,7 +54,7 @@ def further_probes(
 
     Probes with a stride are zero on the frames between, and `x_known` says where the probe `x` is not.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for probe, stride in wanted.items():
         work = Work.BORN if probe in SECOND_DERIVATIVES else Work.FORCES
 
@@ -58,12 +62,19 @@ def further_probes(
             return potential.evaluate(graphs, (probe,))[probe].detach().double().cpu()
 
         values = torch.cat(list(potential.in_chunks(work, structures[::stride], evaluate)))
-        found[probe] = values.new_zeros(len(structures), *values.shape[1:])
-        found[probe][::stride] = values
-        if stride > 1:
-            found[f"{probe}_known"] = values.new_zeros(len(structures))
-            found[f"{probe}_known"][::stride] = 1.0
+        found |= with_gaps(probe, values, len(structures), stride)
     return found
+
+
+def with_gaps(probe: str, values: Tensor, n: int, stride: int) -> dict[str, Tensor]:
+    """A probe of every so many of n frames, zero on those between, and with a stride where it is known."""
+    whole = values.new_zeros(n, *values.shape[1:])
+    whole[::stride] = values
+    if stride == 1:
+        return {probe: whole}
+    known = values.new_zeros(n)
+    known[::stride] = 1.0
+    return {probe: whole, f"{probe}_known": known}
 
 
 def ensemble_losses(

@@ -14,7 +14,7 @@ from mlip_refine.losses import EnsembleSource, Frames, PotentialLoss
 from mlip_refine.potential import Potential
 from mlip_refine.training.ensembles import Draw, Ensemble
 from mlip_refine.training.resampling import EnsembleSampler
-from mlip_refine.training.streaming import further_probes
+from mlip_refine.training.streaming import further_probes, wanted_by
 
 
 class Thermal:
@@ -73,7 +73,7 @@ class Thermal:
                 self._show(potential, loss, drawn)
 
     def _show(self, potential: Potential, loss: PotentialLoss, drawn: Mapping[EnsembleSource, Draw]) -> None:
-        wanted = {p: loss.strides.get(p, 1) for p in sorted(loss.probes - {"energy"})}
+        wanted = wanted_by(loss)
         frames: dict[EnsembleSource, Frames] = {}
         for source, draw in drawn.items():
             probes = further_probes(potential, draw.structures, wanted)

@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mlip_refine.config import Config, Elastic
-from mlip_refine.errors import InputError, nearest
+from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
 from mlip_refine.observables.moduli import Moduli, hill_average, reuss_average, voigt_average
 from mlip_refine.observables.relaxation import Rest
@@ -21,7 +21,7 @@ from mlip_refine.quantities import GPA
 from mlip_refine.report.elastic_records import ElasticPoint, ElasticResult, PolycrystalModuli
 from mlip_refine.report.thermal_elastic import thermal_json
 from mlip_refine.workflows.run_folder import open_run_folder
-from mlip_refine.workflows.setup import crystal, load_potential
+from mlip_refine.workflows.setup import crystal, load_potential, require_phase
 from mlip_refine.workflows.thermal_elasticity import thermal_elasticity
 
 LAYOUT = """{folder}
@@ -107,14 +107,7 @@ def _tasks(config: Config, section: Elastic) -> list[_Task]:
 
 
 def _tasks_of(config: Config, section: Elastic, name: str, number: int) -> list[_Task]:
-    if name not in config.phases:
-        word = nearest(name, config.phases)
-        raise InputError(
-            f"elastic names the phase {name!r}, which is not among phases",
-            where=config.where("elastic", "phases", number),
-            expected=f"one of {', '.join(config.phases) or '(none)'}",
-            fix=f"Did you mean {word!r}?" if word else None,
-        )
+    require_phase(config, name, "elastic", config.where("elastic", "phases", number))
     phase = config.phases[name]
     if phase.identity == "liquid":
         raise InputError(

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from mlip_refine.config import MD, Config
-from mlip_refine.errors import InputError, SamplingError, nearest
+from mlip_refine.errors import InputError, SamplingError
 from mlip_refine.files import write_json
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
@@ -28,6 +28,7 @@ from mlip_refine.workflows.setup import (
     identity,
     load_potential,
     md_settings,
+    require_phase,
     timestep,
     with_timestep,
 )
@@ -177,14 +178,7 @@ def _frames(duration: float, interval: float) -> int:
 def _sources(config: Config, section: MD) -> list[EnsembleSource]:
     phases = list(config.phases) if section.phases is None else section.phases
     for i, name in enumerate(phases):
-        if name not in config.phases:
-            word = nearest(name, config.phases)
-            raise InputError(
-                f"md names the phase {name!r}, which is not among phases",
-                where=config.where("md", "phases", i),
-                expected=f"one of {', '.join(config.phases) or '(none)'}",
-                fix=f"Did you mean {word!r}?" if word else None,
-            )
+        require_phase(config, name, "md", config.where("md", "phases", i))
     if not phases:
         raise InputError("there is nothing to run: the config has no phases", where=config.where("md"))
     return [EnsembleSource(*state) for state in product(phases, section.temperature, section.pressure)]

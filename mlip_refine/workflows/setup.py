@@ -66,6 +66,28 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
     return build_phase(cast("Prototype", phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
 
 
+def require_phase(config: Config, name: str, who: str, where: str | None) -> None:
+    """Refuse the name of a phase that the config does not have.
+
+    Args:
+        config: With its phases.
+        name: Of the phase.
+        who: Names it, such as "a loss".
+        where: Its place in the config.
+
+    Raises:
+        InputError: With the nearest known name.
+    """
+    if name not in config.phases:
+        word = nearest(name, config.phases)
+        raise InputError(
+            f"{who} names the phase {name!r}, which is not among phases",
+            where=where,
+            expected=f"one of {', '.join(config.phases) or '(none)'}",
+            fix=f"Did you mean {word!r}?" if word else None,
+        )
+
+
 def identity(config: Config, name: str, given: Identity | None = None) -> Identity:
     """What makes a system a phase: what is given, or what the phase says.
 
@@ -89,14 +111,7 @@ def state_points(
     """
     points: dict[EnsembleSource, StatePoint] = {}
     for source in sources:
-        if source.phase not in config.phases:
-            word = nearest(source.phase, config.phases)
-            raise InputError(
-                f"a loss names the phase {source.phase!r}, which is not among phases",
-                where=config.where("losses"),
-                expected=f"one of {', '.join(config.phases) or '(none)'}",
-                fix=f"Did you mean {word!r}?" if word else None,
-            )
+        require_phase(config, source.phase, "a loss", config.where("losses"))
         atoms = _in_cell(config, source)
         freedom = "fixed" if source.fixed else config.phases[source.phase].cell_freedom
         potential.graphs.species(atoms.numbers)

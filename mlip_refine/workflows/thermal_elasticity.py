@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from mlip_refine.config import Config, Elastic
-from mlip_refine.data import Table, experimental_table, read_table
+from mlip_refine.data import Table, find_table
 from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
+from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.observables.base import Observable, measure
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
 from mlip_refine.observables.deformation import Deformation, deformation_constants
@@ -24,7 +25,7 @@ from mlip_refine.quantities import Measured
 from mlip_refine.report.thermal_elastic import ThermalElasticPoint
 from mlip_refine.sampling import FrameStore, GoodFrames, StatePoint, Trajectory, sample
 from mlip_refine.statistics import require_effective
-from mlip_refine.training.streaming import further_probes
+from mlip_refine.training.streaming import further_probes, with_gaps
 from mlip_refine.workflows.setup import md_settings, sampling_length, state_points, timestep, with_timestep
 
 STAGE = "elastic"
@@ -63,7 +64,7 @@ def thermal_elasticity(
         SamplingError: If a crystal does not survive.
     """
     section = config.elastic
-    table = _table(config, section.table)
+    table = None if section.table is None else find_table(section.table, config.resolve)
     states = [_state(config, potential, source) for source in _sources(section, phases, table)]
     needed = [source for state in states for source in _sampled(section, state)]
     points = state_points(config, needed, potential, config.sampling.replicas)
@@ -82,13 +83,6 @@ def thermal_elasticity(
             store=store,
         )
         yield tuple(_points(config, potential, state, points, runs, _targets(table, state)))
-
-
-def _table(config: Config, name: str | None) -> Table | None:
-    if name is None:
-        return None
-    path = config.resolve(name)
-    return read_table(path) if path.is_file() else experimental_table(name)
 
 
 def _sources(section: Elastic, phases: Sequence[str], table: Table | None) -> list[EnsembleSource]:
@@ -124,7 +118,7 @@ def _state(config: Config, potential: Potential, source: EnsembleSource) -> _Sta
 
 
 def _sampled(section: Elastic, state: _State) -> list[EnsembleSource]:
-    own = [replace(state.source, strain=(0.0,) * 6)] if "fluctuation" in section.method else []
+    own = [replace(state.source, strain=UNSTRAINED)] if "fluctuation" in section.method else []
     return own + (list(state.strained) if "deformation" in section.method else [])
 
 
@@ -204,16 +198,13 @@ def _born(config: Config, potential: Potential, frames: GoodFrames) -> dict[str,
         StatisticsError: It is known on too few.
     """
     every, minimum = config.elastic.born_every, config.sampling.min_effective_frames
-    known = torch.zeros(len(frames), dtype=torch.float64)
-    known[::every] = 1.0
+    positions, numbers = frames.positions[::every], frames.point.atoms.numbers
     what = f"the Born term of {frames.point.name}, of one frame in {every},"
-    require_effective(float(known.sum()), minimum, what, have_length=len(frames), unit="frames")
-    numbers = frames.point.atoms.numbers
-    structures = potential.graphs.frames(frames.positions[::every], frames.cells[::every], numbers)
-    found = further_probes(potential, structures, {"born": 1})["born"]
-    born = found.new_zeros(len(frames), 6, 6)
-    born[::every] = found
-    return {"born": born, "born_known": known}
+    require_effective(len(positions), minimum, what, have_length=len(frames), unit="frames")
+    # Neighbours are found for these frames alone.
+    structures = potential.graphs.frames(positions, frames.cells[::every], numbers)
+    born = further_probes(potential, structures, {"born": 1})["born"]
+    return with_gaps("born", born, len(frames), every)
 
 
 def _by_deformation(
