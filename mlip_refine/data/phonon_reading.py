@@ -128,7 +128,7 @@ def _reference(
 ) -> PhononReference:
     calculation = at_rest(in_electronvolts(calculation), settings.residual_forces)
     phonon = build(calculation, settings.symprec)
-    atoms, translations, symmetry = _crystal(phonon)
+    atoms, translations, symmetry = phonon_crystal(phonon)
     _check_supercell(calculation, len(atoms))
     calculation, raw, symmetrised = _harmonic(phonon, calculation, translations, symmetry, fit=settings.fit)
     displacements = _displacements(calculation)
@@ -147,7 +147,8 @@ def _reference(
     )
 
 
-def _crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetry]:
+def phonon_crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetry]:
+    """The supercell of a calculation, its lattice translations, and its symmetry modulo those."""
     primitive = phonon.primitive
     translations = Translations(
         torch.from_numpy(np.array(primitive.atomic_permutations)),
