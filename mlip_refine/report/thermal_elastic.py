@@ -39,7 +39,7 @@ class ThermalElasticPoint:
         isothermal: The same at constant temperature, GPa.
         stress_strain: Independent components of the symmetric part of the stress-strain coefficients B at the
             stress of the cell, GPa: what measurements show; they are C where there is no stress.
-        moduli: K, G (GPa) and nu by Voigt's average of B; fluctuation only.
+        moduli: K, G (GPa) and nu by Voigt's average of B, with E (GPa) by deformation.
         pressure: Of the cell, GPa; `None` where it is refused.
         rest_strain: Strain xx, yy, zz in the standard axes that would bring the cell to no pressure, to
             first order; fluctuation only.

@@ -49,7 +49,7 @@ def elastic(
 
     Args:
         config: What to do, in its section `elastic`; without one, all phases at no pressure.
-        resume: Go on with a run that was interrupted.
+        resume: Go on with a run that was interrupted, or sample more frames than it had.
         opened: Called with the run folder, once the input has been checked.
 
     Returns:
@@ -67,7 +67,7 @@ def elastic(
     potential = load_potential(config).frozen_copy("float64")
     for task in tasks:
         potential.graphs.species(task.atoms.numbers)
-    folder = open_run_folder(config, resume=resume)
+    folder = open_run_folder(config, resume=resume, growing=("sampling.frames",))
     opened(folder)
     points, crystals = [], []
     with progress("elastic constants", len(tasks)) as tick:

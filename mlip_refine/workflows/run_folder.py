@@ -19,12 +19,13 @@ LAYOUT = """{folder}
 └── *.png             figures"""
 
 
-def open_run_folder(config: Config, *, resume: bool) -> Path:
+def open_run_folder(config: Config, *, resume: bool, growing: tuple[str, ...] = ()) -> Path:
     """Make the folder of a run, or go on in one.
 
     Args:
         config: Names the folder.
         resume: Whether a run that is there is continued; without one, a run is started.
+        growing: Keys that may become larger in this kind of run, beside those of `GROWING`.
 
     Raises:
         InputError: If the folder exists and is not to be resumed, holds a run of another config, or cannot be
@@ -38,7 +39,7 @@ def open_run_folder(config: Config, *, resume: bool) -> Path:
                 where=str(folder),
                 fix="Give the run another name, go on with --resume, or remove the folder.",
             )
-        _require_same(config, folder)
+        _require_same(config, folder, (*GROWING, *growing))
         write_text(folder / "config.yaml", dump_config(config))
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -59,7 +60,6 @@ RESUMABLE = (
     "base",
     "output",
     "free_energy.max_error",
-    "md.duration",
     "md.dynamics",
     "md.export",
     "training.steps",
@@ -68,15 +68,15 @@ RESUMABLE = (
     "training.checkpoint_every",
 )
 
-# What may only become larger.
+# What may only become larger, in every kind of run.
 GROWING = ("md.duration",)
 
 
-def _require_same(config: Config, folder: Path) -> None:
+def _require_same(config: Config, folder: Path, growing: tuple[str, ...]) -> None:
     """Resuming under another config would mix two runs."""
     old, new = (_flat(c.model_dump()) for c in (load_config(folder / "config.yaml"), config))
     differs = {key for key in old | new if old.get(key) != new.get(key)}
-    changed = sorted(key for key in differs if not key.startswith(RESUMABLE))
+    changed = sorted(key for key in differs if not key.startswith((*RESUMABLE, *growing)))
     # A learning rate that ends somewhere knows from its first update how many there will be.
     if "training.steps" in differs and old.get("training.final_learning_rate") is not None:
         changed.append("training.steps")
@@ -87,7 +87,7 @@ def _require_same(config: Config, folder: Path) -> None:
             found=f"differences in {', '.join(changed)}",
             fix="Give the run another name, or resume with the config that it was started with.",
         )
-    for key in GROWING:
+    for key in growing:
         if key in old and key in new and new[key] < old[key]:
             raise InputError(
                 "a run cannot be made shorter",

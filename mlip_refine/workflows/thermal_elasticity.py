@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,23 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.observables.base import Observable, measure
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
-from mlip_refine.observables.deformation import Deformation, deformation_constants
+from mlip_refine.observables.deformation import Deformation
 from mlip_refine.observables.elasticity import FluctuationElasticity, FluctuationModuli, RestStrain
 from mlip_refine.observables.frames import sample_of
 from mlip_refine.observables.pressure import Pressure
-from mlip_refine.observables.stress import Stress
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.report.thermal_elastic import ThermalElasticPoint
-from mlip_refine.sampling import FrameStore, GoodFrames, StatePoint, Trajectory, sample
+from mlip_refine.sampling import FrameStore, GoodFrames, Length, StatePoint, Trajectory, sample
 from mlip_refine.statistics import require_effective
 from mlip_refine.training.streaming import further_probes, with_gaps
 from mlip_refine.workflows.setup import md_settings, sampling_length, state_points, timestep, with_timestep
+from mlip_refine.workflows.strained_cells import MODULI, of_strained_cells
 
 STAGE = "elastic"
+
+SEGMENT = 1000.0
+"""Time between two writes to disk, fs: what an interruption costs at most, and going on for longer."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ def thermal_elasticity(
 ) -> Iterator[tuple[ThermalElasticPoint, ...]]:
     """Sample the cells of `elastic.temperature` and find their elastic constants, one state after the other.
 
-    What was sampled before an interruption is not sampled again. Where frames are too few or too correlated,
-    a point has the reason in place of its constants.
+    What was sampled before, in whole segments, is not sampled again, also where more frames are wanted now.
+    Where frames are too few or too correlated, a point has the reason in place of its constants.
 
     Args:
         config: With sections `elastic` and `sampling`.
@@ -77,12 +79,18 @@ def thermal_elasticity(
             frozen,
             [points[s] for s in _sampled(section, state)],
             md_settings(config),
-            sampling_length(config),
+            _length(config),
             seed=config.seed,
             stage=f"{STAGE}-{state.source.name}",
             store=store,
         )
         yield tuple(_points(config, potential, state, points, runs, _targets(table, state)))
+
+
+def _length(config: Config) -> Length:
+    """As of any sampling, but in segments."""
+    segment = max(1, round(SEGMENT / config.sampling.interval))
+    return replace(sampling_length(config), segment=segment)
 
 
 def _sources(section: Elastic, phases: Sequence[str], table: Table | None) -> list[EnsembleSource]:
@@ -180,12 +188,11 @@ def _by_fluctuation(
         return values(FluctuationElasticity(state.symmetry, **options))
 
     moduli = values(FluctuationModuli(state.symmetry, adiabatic=adiabatic))
-    units = {"K": "GPa", "G": "GPa", "nu": ""}
     return {
         "constants": constants(adiabatic=adiabatic),
         "isothermal": constants(),
         "stress_strain": constants(adiabatic=adiabatic, stress_strain=True),
-        "moduli": {name: replace(m, unit=units[name]) for name, m in moduli.items()},
+        "moduli": {name: replace(m, unit=MODULI[name]) for name, m in moduli.items()},
         "pressure": values(Pressure())["pressure"],
         "rest_strain": values(RestStrain(state.symmetry)),
     }
@@ -215,30 +222,8 @@ def _by_deformation(
 ) -> dict[str, Any]:
     for frames in runs:
         _require_frames(config, frames)
-    measured = [measure(Stress(), sample_of(frames), frames.inefficiency) for frames in runs]
-    stress = torch.tensor([[m.value for m in row] for row in measured], dtype=torch.float64)
-    errors = torch.tensor([[m.se for m in row] for row in measured], dtype=torch.float64)
-
-    def constants(*, stress_strain: bool) -> dict[str, Measured]:
-        found = deformation_constants(state.deformation, stress, errors, stress_strain=stress_strain)
-        pairs = zip(INDEPENDENT[state.symmetry.laue], *(f.tolist() for f in found), strict=True)
-        return {name: Measured(value, error, "GPa") for name, value, error in pairs}
-
-    return {
-        "constants": constants(stress_strain=False),
-        "isothermal": constants(stress_strain=False),
-        "stress_strain": constants(stress_strain=True),
-        "pressure": mean_pressure(runs),
-    }
-
-
-def mean_pressure(runs: Sequence[GoodFrames]) -> Measured:
-    """Mean of the pressures of several cells, GPa.
-
-    Each has the error of its own series: xx, yy and zz of one cell are anything but independent.
-    """
-    pressures = [measure(Pressure(), sample_of(frames), frames.inefficiency)[0] for frames in runs]
-    return reduce(Measured.__add__, pressures).scaled(1 / len(pressures))
+    found = of_strained_cells(state.deformation, runs)
+    return found | {"isothermal": found["constants"]}
 
 
 def _require_frames(config: Config, frames: GoodFrames) -> None:

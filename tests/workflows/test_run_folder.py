@@ -105,6 +105,18 @@ def test_a_run_may_go_on_for_longer(tmp_path):
     assert load_config(folder / "config.yaml").training.steps == 99
 
 
+def test_only_a_run_whose_frames_may_grow_gets_more_of_them(tmp_path):
+    sampling = {"interval": 120.0, "timestep": 4.0, "frames": 30}
+    folder = open_run_folder(_config(tmp_path), resume=False)
+    with pytest.raises(InputError, match=r"differences in sampling\.frames"):
+        open_run_folder(_config(tmp_path, sampling=sampling), resume=True)
+    grown = _config(tmp_path, sampling=sampling)
+    open_run_folder(grown, resume=True, growing=("sampling.frames",))
+    assert load_config(folder / "config.yaml").sampling.frames == 30
+    with pytest.raises(InputError, match=r"cannot be made shorter(.|\n)*sampling\.frames 20"):
+        open_run_folder(_config(tmp_path), resume=True, growing=("sampling.frames",))
+
+
 def test_a_learning_rate_that_ends_somewhere_knows_how_many_updates_there_are(tmp_path):
     training = {"steps": 50, "final_learning_rate": 1e-5}
     open_run_folder(_config(tmp_path, training=training), resume=False)
