@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlip_refine.workflows.finetune import finetune as finetune
     from mlip_refine.workflows.finetune import free_energies as free_energies
     from mlip_refine.workflows.md import md as md
+    from mlip_refine.workflows.phonons import phonons as phonons
     from mlip_refine.workflows.setup import load_potential as load_potential
 
     __version__: str
@@ -42,6 +43,7 @@ _HOMES = {
     "load_config": "mlip_refine.config",
     "load_potential": "mlip_refine.workflows.setup",
     "md": "mlip_refine.workflows.md",
+    "phonons": "mlip_refine.workflows.phonons",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "load_config",
     "load_potential",
     "md",
+    "phonons",
 ]
 
 

@@ -131,6 +131,27 @@ def elastic(
 
 
 @app.command()
+def phonons(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    resume: Resume = False,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Find the phonons of the phases, or of materials beside reference calculations."""
+    settings = _config(config, overrides, trust_pickle=trust_pickle)
+    from mlip_refine.report import print_phonons  # noqa: PLC0415
+    from mlip_refine.workflows.phonons import LAYOUT, phonon_baseline  # noqa: PLC0415
+    from mlip_refine.workflows.phonons import phonons as run  # noqa: PLC0415
+
+    def show_layout(folder: Path) -> None:
+        out.print(LAYOUT.format(folder=folder), soft_wrap=True)
+
+    result = run(settings, resume=resume, opened=show_layout)
+    print_phonons(out, result, phonon_baseline(settings))
+
+
+@app.command()
 def bench(  # noqa: PLR0913 - the options of a command
     config: BenchConfig = None,
     *,

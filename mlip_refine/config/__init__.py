@@ -11,6 +11,7 @@ from mlip_refine.config.md import MD
 from mlip_refine.config.output import Output
 from mlip_refine.config.overrides import parse_overrides
 from mlip_refine.config.phases import Phase
+from mlip_refine.config.phonons import Phonons
 from mlip_refine.config.potential import Potential
 from mlip_refine.config.replay import Replay
 from mlip_refine.config.sampling import Guards, Sampling
@@ -46,6 +47,7 @@ __all__ = [
     "Output",
     "Paths",
     "Phase",
+    "Phonons",
     "PositiveEnergyPerAtom",
     "PositivePressure",
     "Potential",

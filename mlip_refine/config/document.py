@@ -12,6 +12,7 @@ from mlip_refine.config.located import LocatedNode, Places
 from mlip_refine.config.md import MD
 from mlip_refine.config.output import Output
 from mlip_refine.config.phases import Phase
+from mlip_refine.config.phonons import Phonons
 from mlip_refine.config.potential import Potential
 from mlip_refine.config.replay import Replay
 from mlip_refine.config.sampling import Sampling
@@ -73,6 +74,7 @@ class Config(Section):
     sampling: Sampling = Field(default_factory=Sampling, description="Molecular dynamics.")
     md: MD | None = Field(None, description="What `mlip-refine md` runs.")
     elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` finds.")
+    phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` finds.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
     replay: Replay | None = Field(None, description="Labelled frames that hold what the model knows.")
     training: Training = Field(default_factory=Training, description="The optimiser.")

@@ -1,0 +1,72 @@
+"""The section ``phonons``: phonons of the crystals, beside reference calculations."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mlip_refine.config.md import Names, several
+from mlip_refine.config.section import Count, Paths, Section
+from mlip_refine.config.units import Length, Temperature, problem
+
+Mesh = Annotated[tuple[Count, Count, Count], Field(strict=False)]
+"""Points along the three reciprocal vectors."""
+
+
+class Phonons(Section):
+    """Phonons of phases of the config, and of materials whose phonons have been calculated otherwise."""
+
+    phases: Names | None = Field(
+        None, description="Names of phases; null: all, or none of them where there is data."
+    )
+    supercell: Length = Field(12.0, description="Of phases: no lattice vector is shorter than this, Å.")
+    data: Paths = Field(
+        (), description="Phonon calculations of phonopy or phono3py: files, folders, or an index.csv of many."
+    )
+    split: Literal["train", "val", "test", "kappa103"] | None = Field(
+        None, description="Part of the data, by the index or by material; null: all."
+    )
+    lowest_frequency: float | None = Field(
+        None, description="THz; materials that the index has below this are left out, such as unstable ones."
+    )
+    materials: Names | None = Field(None, description="Names of materials of the data; null: all.")
+    skip_refused: bool = Field(
+        False,
+        description="Leave out materials that fail a check, have an element that the model does not know, or "
+        "do not come to rest, and say which.",
+    )
+    cell: Annotated[
+        tuple[Literal["reference", "relaxed"], ...],
+        BeforeValidator(several, json_schema_input_type=str | list[str]),
+    ] = Field(
+        ("reference",),
+        description="Of materials: the cell of the reference, the cell at rest by the model (relaxed), or "
+        "both. Phases are always at rest.",
+    )
+    method: Annotated[
+        tuple[Literal["hessian", "displacements"], ...],
+        BeforeValidator(several, json_schema_input_type=str | list[str]),
+    ] = Field(
+        ("hessian",),
+        description="Force constants from exact second derivatives, from forces of displaced atoms, or from "
+        "the first of both, and how far the other differs.",
+    )
+    displacement: Length = Field(0.01, description="displacements: of one atom, Å.")
+    mesh: Mesh = Field((20, 20, 20), description="Γ-centred mesh of wave vectors, reduced by symmetry.")
+    temperature: Temperature = Field(300.0, description="Of thermodynamic functions, K.")
+    figures: bool = Field(True, description="Draw bands and densities of states.")
+    baseline: str | None = Field(
+        None,
+        description="phonons.json of another potential on the same materials, such as the one before "
+        "training: the table tells by how much errors became smaller.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for key in ("phases", "materials", "cell", "method"):
+            values = getattr(self, key) or ()
+            if len(set(values)) < len(values):
+                raise problem("values that differ", key=key)
+        for key in ("split", "lowest_frequency", "materials", "baseline"):
+            if getattr(self, key) is not None and not self.data:
+                raise problem("data: what it is about", key=key)
+        return self

@@ -1,0 +1,108 @@
+"""Tables of `mlip-refine phonons`, from its result."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mlip_refine.errors import StatisticsError
+from mlip_refine.report.phonon_records import (
+    QUANTITIES,
+    PhononPoint,
+    PhononResult,
+    mean_absolute_error,
+    reduction,
+)
+
+
+def print_phonons(console: Console, result: PhononResult, baseline: PhononResult | None = None) -> None:
+    """Print what every crystal has, the mean errors, and by how much they became smaller.
+
+    Args:
+        console: Of rich.
+        result: What was found.
+        baseline: Of another potential on the same materials.
+    """
+    console.print()
+    console.print(_points(result))
+    for cell in result.cells:
+        console.print()
+        console.print(_errors(result, cell, baseline))
+    for line in _below(result):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+
+
+def _points(result: PhononResult) -> Table:
+    table = _table()
+    table.add_column("crystal", overflow="fold")
+    table.add_column("cell")
+    for quantity in QUANTITIES:
+        table.add_column(f"{quantity.symbol}\n{quantity.unit}", justify="right")
+    table.add_column("error of ω\nTHz", justify="right")
+    table.add_column("imaginary\n%", justify="right")
+    for point in result.points:
+        error = point.frequency_error_THz
+        table.add_row(
+            f"{point.name} {point.formula}",
+            point.cell,
+            *(_beside_reference(point, q.key) for q in QUANTITIES),
+            "-" if error is None else f"{error:.2f}",
+            f"{100 * point.properties.imaginary:.2g}",
+        )
+    return table
+
+
+def _beside_reference(point: PhononPoint, key: str) -> str:
+    value = getattr(point.properties, key)
+    if point.reference is None:
+        return f"{value:.2f}"
+    return f"{value:.2f} ({value - getattr(point.reference, key):+.2f})"
+
+
+def _errors(result: PhononResult, cell: str, baseline: PhononResult | None) -> Table:
+    points = result.compared(cell)
+    table = _table()
+    materials = "1 material" if len(points) == 1 else f"{len(points)} materials"
+    table.add_column(f"mean absolute errors, {cell} cells, {materials}", overflow="fold")
+    table.add_column(result.name, justify="right")
+    reduced = None
+    if baseline is not None:
+        table.add_column("smaller by", justify="right")
+        table.add_column("95 %", justify="right")
+        try:
+            reduced, _ = reduction(baseline, result, cell)
+        except StatisticsError as error:
+            table.caption = str(error)
+    for k, quantity in enumerate(QUANTITIES):
+        ends = [] if reduced is None else _interval(*reduced.of_quantities[k])
+        table.add_row(quantity.symbol, str(mean_absolute_error(points, quantity)), *ends)
+    if reduced is not None:
+        table.add_row("mean of the four", "", *_interval(reduced.value, reduced.low, reduced.high))
+    unstable = sum(p.properties.imaginary > 0 for p in points)
+    table.add_row("with imaginary modes", f"{unstable} of {len(points)}")
+    return table
+
+
+def _interval(value: float, low: float, high: float) -> list[str]:
+    return [f"{100 * value:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"]
+
+
+def _below(result: PhononResult) -> Iterator[str]:
+    for point in result.points:
+        if point.method_difference is not None:
+            yield (
+                f"note, {point.name} ({point.cell}): force constants by both methods agree to "
+                f"{point.method_difference:.1e} of the largest"
+            )
+    for name, reason in result.left_out.items():
+        yield f"left out {name}: {reason}"
+    yield (
+        f"per primitive cell; {result.temperature_K:g} K, mesh {' x '.join(map(str, result.mesh))}; in "
+        "parentheses: minus the reference"
+    )
+    yield f"results  {result.folder}"

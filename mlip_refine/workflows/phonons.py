@@ -1,0 +1,249 @@
+"""Phonons of the crystals of a config, beside reference calculations."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlip_refine.config import Config
+from mlip_refine.data.phonon_prototype import reduced_formula
+from mlip_refine.data.phonon_sets import read_phonon_set
+from mlip_refine.data.phonons import PhononReference
+from mlip_refine.errors import InputError, MlipRefineError, nearest
+from mlip_refine.files import write_json
+from mlip_refine.observables.crystal import primitive_cell
+from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
+from mlip_refine.observables.hessian import require_hessian
+from mlip_refine.observables.phonon_properties import phonon_properties
+from mlip_refine.observables.relaxation import Rest
+from mlip_refine.potential import Potential
+from mlip_refine.progress import progress
+from mlip_refine.report.phonon_records import PhononPoint, PhononResult, read_phonons_json
+from mlip_refine.workflows.run_folder import open_run_folder
+from mlip_refine.workflows.setup import crystal, load_potential, require_phase
+
+LAYOUT = """{folder}
+├── config.yaml       the config with every default
+├── phonons.json      frequencies and thermodynamics of every crystal, errors against references
+└── crystals/         the same of each as soon as it is done: what --resume keeps"""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One crystal in one kind of cell.
+
+    Attributes:
+        name: Of the phase or material.
+        cell: `reference` or `relaxed`.
+        crystal: In a supercell, before it comes to rest.
+        reference: What it is compared with; None for a phase.
+    """
+
+    name: str
+    cell: str
+    crystal: HarmonicCrystal
+    reference: PhononReference | None = None
+
+    @property
+    def file(self) -> str:
+        """Of what was found."""
+        return f"{self.name}-{self.cell}.json"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Crystals that are done, in files of their own.
+
+    Attributes:
+        folder: Of the files.
+        model_hash: Of the potential: what another one found does not count.
+    """
+
+    folder: Path
+    model_hash: str
+
+    def read(self, task: _Task) -> PhononPoint | None:
+        """What is known about a crystal already."""
+        try:
+            data = json.loads((self.folder / task.file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return PhononPoint.from_json(data["point"]) if data["model_hash"] == self.model_hash else None
+
+    def write(self, task: _Task, point: PhononPoint) -> None:
+        """Keep what was found."""
+        write_json(self.folder / task.file, {"model_hash": self.model_hash, "point": asdict(point)})
+
+
+def phonons(
+    config: Config, *, resume: bool = False, opened: Callable[[Path], None] = lambda _: None
+) -> PhononResult:
+    """Find the phonons of phases, and of materials with a reference, whose errors are measured.
+
+    Args:
+        config: What to do, in its section `phonons`; without one, all phases.
+        resume: Go on with a run that was interrupted.
+        opened: Called with the run folder, once the input has been checked.
+
+    Returns:
+        What `phonons.json` holds.
+
+    Raises:
+        InputError: For bad input; nothing has been overwritten.
+        MlipRefineError: A crystal does not come to rest, or second derivatives of the model are wrong.
+    """
+    section = config.phonons
+    tasks = [*_phases(config), *_materials(config)]
+    _require_tasks(config, tasks)
+    phonon_baseline(config)
+    potential = load_potential(config).frozen_copy("float64")
+    folder = open_run_folder(config, resume=resume)
+    opened(folder)
+    kept = _Kept(folder / "crystals", potential.hash)
+    kept.folder.mkdir(exist_ok=True)
+    points, left_out = list[PhononPoint](), dict[str, str]()
+    with progress("phonons", len(tasks)) as tick:
+        for done, task in enumerate(tasks, 1):
+            try:
+                points.append(kept.read(task) or _found(config, potential, task, kept))
+            except MlipRefineError as error:
+                if task.reference is None or not section.skip_refused:
+                    raise
+                left_out[f"{task.name} ({task.cell})"] = str(error)
+            tick(done)
+    result = PhononResult(
+        folder, config.name, potential.hash, section.mesh, section.temperature, tuple(points), left_out
+    )
+    write_json(folder / "phonons.json", result.as_json())
+    return result
+
+
+def phonon_baseline(config: Config) -> PhononResult | None:
+    """The result of another potential that the config names for comparison.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    name = config.phonons.baseline
+    return None if name is None else read_phonons_json(config.resolve(name))
+
+
+def _phases(config: Config) -> Iterator[_Task]:
+    """Phases in supercells of their primitive cells."""
+    section = config.phonons
+    names = section.phases
+    if names is None:
+        names = () if section.data else tuple(config.phases)
+    for number, name in enumerate(names):
+        require_phase(config, name, "phonons", config.where("phonons", "phases", number))
+        if config.phases[name].identity == "liquid":
+            raise InputError(
+                f"the phase {name!r} is a liquid: it has no phonons",
+                where=config.where("phases", name, "identity"),
+                fix="Name the crystals in phonons.phases.",
+            )
+        cell = primitive_cell(crystal(config, name))
+        yield _Task(name, "relaxed", HarmonicCrystal.of_cell(cell, _multiples(cell, section.supercell)))
+
+
+def _multiples(cell: Atoms, length: float) -> NDArray[np.int64]:
+    """How often to repeat a cell so that its faces are as far apart as asked."""
+    heights = 1 / np.linalg.norm(cell.cell.reciprocal(), axis=1)
+    multiples: NDArray[np.int64] = np.diag(np.ceil(length / heights - 1e-9).astype(int))
+    return multiples
+
+
+def _materials(config: Config) -> Iterator[_Task]:
+    """Materials that have a reference, in all kinds of cells."""
+    section = config.phonons
+    known: dict[str, PhononReference] = {}
+    for path in map(config.resolve, section.data):
+        for reference in read_phonon_set(
+            path,
+            split=section.split,
+            lowest_frequency=section.lowest_frequency,
+            skip_refused=section.skip_refused,
+        ):
+            if reference.name in known:
+                raise InputError("a material comes twice", where=str(path), found=reference.name)
+            known[reference.name] = reference
+    for name in section.materials or known:
+        reference = known.get(name) or _unknown(config, name, list(known))
+        for cell in section.cell:
+            yield _Task(name, cell, HarmonicCrystal.of_reference(reference), reference)
+
+
+def _unknown(config: Config, name: str, known: Sequence[str]) -> PhononReference:
+    word = nearest(name, known)
+    raise InputError(
+        f"the data has no material {name!r}",
+        where=config.where("phonons", "materials"),
+        expected=f"one of {len(known)} names",
+        fix=f"Did you mean {word!r}?" if word else None,
+    )
+
+
+def _require_tasks(config: Config, tasks: Sequence[_Task]) -> None:
+    if not tasks:
+        raise InputError("there is nothing to do: no phases, no data", where=config.where("phonons"))
+    names = [(task.name, task.cell) for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            "a phase and a material have one name", where=config.where("phonons"), found=twice[0]
+        )
+
+
+def _found(config: Config, potential: Potential, task: _Task, kept: _Kept) -> PhononPoint:
+    """Phonons of one crystal."""
+    section, rested = config.phonons, _at_rest(config, potential, task)
+    require_hessian(potential, rested.structure(potential))
+    constants, difference = _constants(config, potential, rested)
+    found, on_mesh = phonon_properties(rested.phonopy(constants), section.mesh, section.temperature)
+    wanted, error = None, None
+    if task.reference is not None and task.reference.force_constants is not None:
+        phonon = task.crystal.phonopy(task.reference.force_constants)
+        wanted, reference_mesh = phonon_properties(phonon, section.mesh, section.temperature)
+        error = on_mesh.distance(reference_mesh)
+    point = PhononPoint(
+        name=task.name,
+        cell=task.cell,
+        formula=reduced_formula(rested.primitive),
+        n_primitive=len(rested.primitive),
+        n_atoms=len(rested.supercell),
+        volume_A3_per_atom=_volume(rested),
+        properties=found,
+        reference=wanted,
+        frequency_error_THz=error,
+        reference_volume_A3_per_atom=None if task.reference is None else _volume(task.crystal),
+        method_difference=difference,
+    )
+    kept.write(task, point)
+    return point
+
+
+def _at_rest(config: Config, potential: Potential, task: _Task) -> HarmonicCrystal:
+    """The crystal of a task, at rest by the model unless it keeps the cell of the reference."""
+    potential.graphs.species(task.crystal.supercell.numbers)
+    if task.cell == "reference":
+        return task.crystal
+    held = task.reference is None and config.phases[task.name].cell_freedom == "fixed"
+    return task.crystal.at_rest(potential, Rest("atoms" if held else "cell"))
+
+
+def _constants(config: Config, potential: Potential, rested: HarmonicCrystal) -> tuple[Tensor, float | None]:
+    """Force constants by the first method, and how far those of the other differ."""
+    section = config.phonons
+    found = [rested.force_constants(potential, m, section.displacement) for m in section.method]
+    if len(found) == 1:
+        return found[0], None
+    return found[0], float((found[1] - found[0]).abs().max() / found[0].abs().max())
+
+
+def _volume(harmonic: HarmonicCrystal) -> float:
+    return float(harmonic.supercell.cell.volume / len(harmonic.supercell))
