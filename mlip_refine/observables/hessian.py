@@ -60,7 +60,7 @@ def hessian_products(
         found = potential.second(graphs, torch.cat(list(directions[part]))).positions
         return list(found.detach().double().split([len(v) for v in directions[part]]))
 
-    return [v for chunk in potential.in_chunks(Work.BORN, structures, products) for v in chunk]
+    return [v for chunk in potential.in_chunks(Work.HESSIAN, structures, products) for v in chunk]
 
 
 def hessian_gradients(
@@ -91,7 +91,7 @@ def hessian_gradients(
         return torch.autograd.grad(found, parameters, adjoint, allow_unused=True)
 
     total: list[Tensor | None] = [None] * len(parameters)
-    for chunk in potential.in_chunks(Work.BORN_GRADIENT, structures, gradients):
+    for chunk in potential.in_chunks(Work.HESSIAN_GRADIENT, structures, gradients):
         total = summed(total, chunk)
     return total
 

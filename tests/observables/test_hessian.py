@@ -20,7 +20,7 @@ from mlip_refine.observables.hessian import (
     summed,
     unit_displacements,
 )
-from mlip_refine.potential import Potential, batching
+from mlip_refine.potential import Potential, Work, batching
 
 STENCIL = {3: 1 / 60, 2: -3 / 20, 1: 3 / 4, -1: -3 / 4, -2: 3 / 20, -3: -1 / 60}
 """Central difference of sixth order."""
@@ -62,6 +62,19 @@ def test_all_columns_are_the_dense_hessian_of_differences(titanium):
     expected = _dense(titanium, atoms)
     assert (found - expected).norm() < 1e-7 * expected.norm()
     torch.testing.assert_close(found, found.T, rtol=0, atol=1e-12)
+
+
+def test_chunks_are_those_of_products_with_the_hessian(titanium, monkeypatch):
+    """They take as much memory as a Born term, but a third of it where derivatives are wanted."""
+    found: list[Work] = []
+    run = batching.Chunker.run
+    monkeypatch.setattr(
+        batching.Chunker, "run", lambda self, work, *rest: found.append(work) or run(self, work, *rest)
+    )
+    structure, direction = titanium.graphs.from_atoms(TITANIUM), torch.ones(2, 3, dtype=F64)
+    hessian_products(titanium, [structure], [direction])
+    hessian_gradients(titanium, [structure], [direction], [direction])
+    assert found == [Work.HESSIAN, Work.HESSIAN_GRADIENT]
 
 
 def test_structures_of_all_sizes_and_chunks(titanium, monkeypatch):
