@@ -103,8 +103,12 @@ class PhononFrequencies(PhononLoss):
         super().use(references)
         self._wanted = {}
 
+    def directions(self, reference: PhononReference) -> int:
+        """How many directions of a material are evaluated in an update: its irreducible columns."""
+        return len(reference.irreducible())
+
     def batch(self, potential: Potential, materials: Sequence[int]) -> BatchResult:
-        """The loss of some of the materials."""
+        """The mean loss of some of the materials."""
         structures, directions, counts = list[Structure](), list[Tensor](), list[int]()
         for number in materials:
             columns = [(c.atom, c.axis) for c in self.references[number].irreducible()]

@@ -18,6 +18,7 @@ from mlip_refine.losses.phonon_probes import (
     displaced_probes,
     drawn_probes,
     mass_scale,
+    most_probes,
     normalised,
 )
 from mlip_refine.losses.phonons import BatchResult, Gradients, PhononLoss, PhononOptions, mean_over
@@ -78,6 +79,18 @@ class PhononHVP(PhononLoss):
     `displacements` 1.8(1) (four cells, 144 atoms in all, of `titanium-compact` on one core, timed in turn).
     Single precision costs 8e-7 of products and 2e-6 of gradients, and 5e-5 of central differences at 0.005 Å,
     which are themselves off by 1e-4 at 0.01 Å.
+
+    A chunk holds at least one cell, so the largest sets the least memory of an update. One exact step (value
+    and gradients, one direction) of a cell of 300 atoms of titanium takes on the CPU:
+
+    | model                          | edges  | float32  | float64  |
+    |--------------------------------|--------|----------|----------|
+    | `titanium-compact`             | 6,000  | 0.26 GiB | 0.53 GiB |
+    | `medium_mace`, 64x0e           | 16,800 | 1.8 GiB  | 3.1 GiB  |
+    | `medium_mace`, 64x0e + 64x1o   | 16,800 | 3.9 GiB  | 7.3 GiB  |
+
+    in proportion to the edges (VmHWM beyond VmRSS before it, each in a fresh process with one thread, after
+    an update of a cell of two atoms).
     """
 
     Options = PhononHVPOptions
@@ -100,16 +113,22 @@ class PhononHVP(PhononLoss):
             return 2 * max(float(d.displacement.norm(dim=1).max()) for d in reference.displacements)
         return 2 * 3**0.5 * self.options.step if self.options.backend == "central" else 0.0
 
+    def directions(self, reference: PhononReference) -> int:
+        """How many directions of a material are evaluated in an update, at most: some may be drawn twice."""
+        options = self.options
+        if options.backend == "displacements":
+            return min(options.probes, len(reference.displacements))
+        return most_probes(reference, options.probe or "one_hot", options.probes)
+
     def batch(self, potential: Potential, materials: Sequence[int]) -> BatchResult:
-        """The loss of some of the materials, their probes drawn by seed and number of the update."""
+        """The mean loss of some of the materials, their probes drawn by seed and number of the update."""
         groups = [normalised(self.drawn(number), 1 / len(materials)) for number in materials]
         probes = [probe for group in groups for probe in group]
         pairs = zip(materials, groups, strict=True)
         structures = [self.structure(potential, number) for number, group in pairs for _ in group]
         trained = list(potential.trainable_parameters().values()) if torch.is_grad_enabled() else []
         evaluate = partial(self._part, potential, trained, probes)
-        work = Work.BORN_GRADIENT if trained else Work.BORN
-        parts = list(potential.in_chunks(work, structures, evaluate))
+        parts = list(potential.in_chunks(self._work(differentiable=bool(trained)), structures, evaluate))
         sums = torch.cat([part.sums for part in parts])
         gradients: Gradients = [None] * len(trained)
         for part in parts:
@@ -117,6 +136,11 @@ class PhononHVP(PhononLoss):
         of_materials = torch.stack([mine.sum(0) for mine in sums.split([len(group) for group in groups])])
         errors = 100 * (of_materials[:, 1] / of_materials[:, 2].clamp(min=1e-20)).sqrt()
         return BatchResult(sums[:, 0].sum(), gradients, {"relative error": mean_over(errors.tolist(), "%")})
+
+    def _work(self, *, differentiable: bool) -> Work:
+        if self.options.backend == "hvp":
+            return Work.HESSIAN_GRADIENT if differentiable else Work.HESSIAN
+        return Work.DIFFERENCE_GRADIENT if differentiable else Work.FORCES
 
     def drawn(self, number: int) -> list[Probe]:
         """The directions of a material at this update."""

@@ -70,6 +70,20 @@ def drawn_probes(
     return [_column(reference, atom, axis, scale, weight, step) for (atom, axis), weight in columns]
 
 
+def most_probes(reference: PhononReference, kind: ProbeKind, count: int) -> int:
+    """How many directions `drawn_probes` finds at most.
+
+    Args:
+        reference: The material.
+        kind: As in `drawn_probes`.
+        count: As in `drawn_probes`.
+    """
+    if kind == "rademacher":
+        return count
+    n_columns = len(_columns(reference, kind))
+    return n_columns if kind == "full" else min(count, n_columns)
+
+
 def displaced_probes(
     reference: PhononReference, count: int, scale: Tensor, random: np.random.Generator
 ) -> list[Probe]:
@@ -112,18 +126,19 @@ def _drawn_columns(
     reference: PhononReference, kind: ProbeKind, count: int, random: np.random.Generator
 ) -> list[tuple[tuple[int, int], float]]:
     """Atoms and axes with weights; columns that are drawn several times come once."""
-    if kind == "one_hot":
-        columns = [(atom, axis) for atom in reference.primitive_atoms for axis in range(3)]
-        weights = [1.0] * len(columns)
-    else:
-        irreducible = reference.irreducible()
-        columns = [(c.atom, c.axis) for c in irreducible]
-        weights = [c.weight for c in irreducible]
+    columns = _columns(reference, kind)
     if kind == "full":
-        return list(zip(columns, weights, strict=True))
-    chances = np.array(weights) / sum(weights)
-    often = Counter(random.choice(len(columns), size=count, p=chances).tolist())
-    return [(columns[i], float(times)) for i, times in sorted(often.items())]
+        return columns
+    weights = np.array([weight for _, weight in columns])
+    often = Counter(random.choice(len(columns), size=count, p=weights / weights.sum()).tolist())
+    return [(columns[i][0], float(times)) for i, times in sorted(often.items())]
+
+
+def _columns(reference: PhononReference, kind: ProbeKind) -> list[tuple[tuple[int, int], float]]:
+    """Atoms and axes that are drawn from, with weights."""
+    if kind == "one_hot":
+        return [((atom, axis), 1.0) for atom in reference.primitive_atoms for axis in range(3)]
+    return [((c.atom, c.axis), c.weight) for c in reference.irreducible()]
 
 
 def _column(

@@ -1,22 +1,24 @@
 """What losses on phonons share: their materials, the batch of an update, the precision, and the gradient.
 
 A batch depends on nothing but the seed and the number of the update, so a resumed run sees the same ones. Its
-gradient is complete before the loss is handed out, chunk by chunk, in the memory of one chunk.
+gradient is complete before the loss is handed out, chunk by chunk, in the memory of one chunk: at least that
+of one direction of the largest cell.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from mlip_refine.config import Count, Paths, Section
+from mlip_refine.config import Count, Paths, Section, problem
 from mlip_refine.config.section import CountOrZero
+from mlip_refine.data.phonon_budget import Batch, Epochs, dealt
 from mlip_refine.data.phonon_checks import functional_warnings
 from mlip_refine.data.phonon_sets import read_phonon_set
 from mlip_refine.data.phonons import PhononReference
@@ -24,6 +26,7 @@ from mlip_refine.errors import InputError
 from mlip_refine.losses.base import LossResult, PotentialLoss
 from mlip_refine.observables.hessian import require_hessian
 from mlip_refine.potential import Potential, Structure
+from mlip_refine.potential.neighbours import MULTIPLE
 from mlip_refine.progress import console
 from mlip_refine.quantities import Measured
 
@@ -50,6 +53,11 @@ class PhononOptions(Section):
     )
     skip_refused: bool = Field(False, description="Leave out calculations that fail a check, and say which.")
     batch_size: Count = Field(4, description="Materials in one update.")
+    edge_budget: Count | None = Field(
+        None,
+        description="Edges in one update, counted for every direction; small cells come together, a large "
+        "one alone; null: batch_size materials.",
+    )
     error: Literal["mse", "huber", "l1"] = Field(
         "mse",
         description="Mean over components of r², of r²/2 that turns linear at huber_delta, or of |r|.",
@@ -59,6 +67,14 @@ class PhononOptions(Section):
         "model", description="float64: evaluate in double precision whatever default_dtype is."
     )
     seed: CountOrZero = Field(0, description="Of the order of materials and of random probes.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.edge_budget is not None and "batch_size" in self.model_fields_set:
+            raise problem(
+                "no batch_size: edge_budget settles how many materials an update has", key="batch_size"
+            )
+        return self
 
     @property
     def deviation(self) -> Deviation:
@@ -84,9 +100,20 @@ class BatchResult:
     gradients: Gradients
     diagnostics: Mapping[str, Measured]
 
+    def times(self, weight: float) -> "BatchResult":
+        """The loss and its gradients scaled; what was measured stays."""
+        scaled = [None if gradient is None else weight * gradient for gradient in self.gradients]
+        return BatchResult(weight * self.value, scaled, self.diagnostics)
+
 
 class PhononLoss(PotentialLoss):
-    """Base of losses on phonons of a set of materials, some of them at every update."""
+    """Base of losses on phonons of a set of materials, some of them at every update.
+
+    The loss is the mean over the materials of an update. With an `edge_budget` updates have different numbers
+    of them: the mean is weighted by their number over its mean in the epoch, so that values and gradients,
+    averaged over the updates of an epoch, are the mean over all materials, and none counts more for the
+    company that it is in (see `Epochs`).
+    """
 
     def __init__(self, name: str, weight: float, options: PhononOptions) -> None:
         """Keep the options; `prepare_files` or `use` give the materials."""
@@ -95,6 +122,7 @@ class PhononLoss(PotentialLoss):
         self.references: tuple[PhononReference, ...] = ()
         self.step = 0
         self._structures: dict[int, Structure] = {}
+        self._epochs: Epochs | None = None
         self._double: Potential | None = None
         self._checked = False
 
@@ -127,7 +155,7 @@ class PhononLoss(PotentialLoss):
             InputError: There are none, or one lacks what the loss needs.
         """
         self.references = tuple(references)
-        self._structures, self._checked = {}, False
+        self._structures, self._epochs, self._checked = {}, None, False
         if not self.references:
             raise InputError(f"loss {self.name!r} has no materials", expected="phonon calculations")
         for reference in self.references:
@@ -154,8 +182,8 @@ class PhononLoss(PotentialLoss):
         """
         self.prepare_potential(potential)
         model = self._model(potential)
-        chosen = dealt(len(self.references), self.options.batch_size, self.options.seed, self.step)
-        result = self.batch(model, chosen)
+        chosen = self.chosen(potential)
+        result = self.batch(model, chosen.members).times(chosen.weight)
         value = result.value
         if torch.is_grad_enabled():
             parameters = potential.trainable_parameters().values()
@@ -169,7 +197,29 @@ class PhononLoss(PotentialLoss):
 
     @abstractmethod
     def batch(self, potential: Potential, materials: Sequence[int]) -> BatchResult:
-        """The loss of some of the materials, by their numbers."""
+        """The mean loss of some of the materials, by their numbers."""
+
+    @abstractmethod
+    def directions(self, reference: PhononReference) -> int:
+        """How many directions of a material are evaluated in an update, at most."""
+
+    def chosen(self, potential: Potential) -> Batch:
+        """The materials of this update, and what their mean counts."""
+        options, n = self.options, len(self.references)
+        if options.edge_budget is None:
+            return dealt(n, options.batch_size, options.seed, self.step)
+        if self._epochs is None:
+            costs = [self.edges(potential, number) for number in range(n)]
+            self._epochs = Epochs(costs, options.edge_budget, options.seed)
+        return self._epochs.batch(self.step)
+
+    def edges(self, potential: Potential, number: int) -> int:
+        """Edges of a material in an update, each as often as there are directions.
+
+        They are rounded up as on the CPU: batches are the same on every device.
+        """
+        fours = -(-self.structure(potential, number).n_edges // MULTIPLE)
+        return MULTIPLE * fours * self.directions(self.references[number])
 
     def prepare_potential(self, potential: Potential) -> None:
         """Refuse a potential that the loss cannot train: by its elements, or by its second derivatives.
@@ -210,23 +260,6 @@ class PhononLoss(PotentialLoss):
         for name, parameter in self._double.module.named_parameters():
             parameter.requires_grad_(name in trained)
         return self._double
-
-
-def dealt(n: int, size: int, seed: int, step: int) -> list[int]:
-    """The members of a batch: all n once before any comes again, in orders that the seed settles.
-
-    Args:
-        n: How many there are.
-        size: Of a batch; at most n of them.
-        seed: Of the orders.
-        step: Number of the batch, from 0.
-    """
-    size = min(size, n)
-    found: list[int] = []
-    for place in range(step * size, (step + 1) * size):
-        epoch, index = divmod(place, n)
-        found.append(int(np.random.default_rng([seed, epoch]).permutation(n)[index]))
-    return found
 
 
 def with_gradients(value: Tensor, parameters: Iterable[Tensor], gradients: Gradients) -> Tensor:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,11 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
 from mlip_refine.data import phonon_sets
-from mlip_refine.data.phonon_budget import pack, phonon_costs
 from mlip_refine.data.phonon_checks import functional_warnings
 from mlip_refine.data.phonon_sets import read_phonon_set
 from mlip_refine.data.phonon_splits import SplitRule, check_parts, in_kappa103, split_phonons
 from mlip_refine.data.phonons import PhononMetadata, PhononReference
 from mlip_refine.errors import InputError
-from mlip_refine.potential.batching import Extent
 
 DATA = Path(__file__).parent / "phonons"
 SET = DATA / "set"
@@ -224,38 +221,3 @@ def test_functionals_that_differ_are_named():
         "phonons of b are PBEsol, but the base model was trained on PBE",
         "phonons of a are PBE, but the replay data are PBEsol",
     ]
-
-
-def test_costs_and_batches(references):
-    costs = phonon_costs(references, 5.0)
-    assert [c.extent.atoms for c in costs] == [64, 96, 128, 42]
-    distances = references[0].supercell.get_all_distances(mic=True)
-    assert costs[0].extent.edges == ((distances < 5.0) & (distances > 0)).sum()
-    assert [c.columns for c in costs] == [2, 3, 4, 8]
-    limit = Extent(140, 1e9)
-    batches = pack([c.extent for c in costs], limit)
-    assert batches == [[2], [1, 3], [0]]
-    with pytest.raises(InputError, match="larger than a batch"):
-        pack([c.extent for c in costs], Extent(100, 1e9))
-
-
-@cache
-def _extents() -> list[Extent]:
-    rng = np.random.default_rng(0)
-    return [
-        Extent(float(a), float(a * n))
-        for a, n in zip(rng.integers(20, 150, 300), rng.integers(20, 90, 300), strict=True)
-    ]
-
-
-def test_batches_are_nearly_as_few_as_can_be():
-    limit = Extent(1000, 50000)
-    batches = pack(_extents(), limit)
-    assert sorted(k for batch in batches for k in batch) == list(range(300))
-    for batch in batches:
-        assert sum(_extents()[k].edges for k in batch) <= limit.edges
-        assert sum(_extents()[k].atoms for k in batch) <= limit.atoms
-    fewest = max(
-        sum(e.edges for e in _extents()) / limit.edges, sum(e.atoms for e in _extents()) / limit.atoms
-    )
-    assert len(batches) <= 1.1 * fewest + 1

@@ -17,7 +17,6 @@ from mlip_refine.config import config_from_dict
 from mlip_refine.data.phonons import Displacement, PhononReference
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses import PhononHVP, build_losses
-from mlip_refine.losses.phonons import dealt
 from mlip_refine.observables.hessian import hessian_columns
 from mlip_refine.potential import Potential, batching
 
@@ -231,15 +230,6 @@ def test_a_batch_is_told_by_seed_and_number_of_the_update_alone(salt, stiffer):
     again.at(2)
     assert float(again.evaluate(stiffer).value) == values[2]
     assert len(set(values)) == 3
-
-
-def test_every_material_comes_once_before_any_comes_again():
-    for n, size in ((7, 3), (4, 4), (2, 5)):
-        places = [i for step in range(2 * n) for i in dealt(n, size, 1, step)]
-        for epoch in range(len(places) // n):
-            assert sorted(places[epoch * n : (epoch + 1) * n]) == list(range(n))
-    assert dealt(50, 50, 1, 0) != dealt(50, 50, 2, 0)
-    assert dealt(50, 50, 1, 0) != dealt(50, 50, 1, 1)
 
 
 def test_a_model_in_single_precision_may_be_evaluated_in_double(hcp, titanium):

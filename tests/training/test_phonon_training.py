@@ -1,9 +1,9 @@
 """Co-training on phonons and labelled frames: turns, batches, and the same bits after a resume."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +31,12 @@ def make(phonons_of, springs, analytic, tmp_path) -> Callable[..., Trainer]:
     stiff = {2.95: TRUE_STIFFNESS}
     references = [phonons_of(s, (2, 2, 2), lambda a: analytic.bond_springs(a, stiff)) for s in salts]
 
-    def trainer(folder: Path = tmp_path, kinds: tuple[str, ...] = ("hvp",), **settings: Any) -> Trainer:
+    def trainer(
+        folder: Path = tmp_path,
+        kinds: tuple[str, ...] = ("hvp",),
+        size: Mapping[str, int] = MappingProxyType({"batch_size": 2}),
+        **settings: Any,
+    ) -> Trainer:
         # Springs have no tension at the lattice constant in the middle alone, and little at the others.
         potential, truth = (springs(salts[1], {2.95: (k, 2.82)}) for k in (2.2, TRUE_STIFFNESS))
         frames = []
@@ -44,7 +49,7 @@ def make(phonons_of, springs, analytic, tmp_path) -> Callable[..., Trainer]:
             frames.append(
                 LabelledFrame(structure, float(found["energy"].detach()), found["forces"].detach(), None)
             )
-        common = {"data": "unused", "batch_size": 2}
+        common = {"data": "unused", **size}
         nodes = [
             *({"type": f"phonon_{kind}", "weight": 0.5, **common} for kind in kinds),
             {"type": "replay", "stress_weight": 0.0, "forces_weight": 1.0},
@@ -95,9 +100,13 @@ def test_turns_of_replay_and_phonons_train_the_springs(make, tmp_path):
     assert error["value"] < 0.2 * lines[2]["diagnostics"]["phonon_hvp"]["relative error"]["value"]
 
 
-@pytest.mark.parametrize("schedule", ["joint", "epochs"])
-def test_a_run_that_was_stopped_ends_with_the_same_bits(make, tmp_path, schedule):
-    options = {"steps": 4, "kinds": ("hvp", "frequencies")}
+# Each of the three cells has 96 edges, once for every direction: phonon_hvp gets two cells, then one.
+@pytest.mark.parametrize(
+    ("schedule", "size"),
+    [("joint", {"batch_size": 2}), ("epochs", {"batch_size": 2}), ("joint", {"edge_budget": 400})],
+)
+def test_a_run_that_was_stopped_ends_with_the_same_bits(make, tmp_path, schedule, size):
+    options = {"steps": 4, "kinds": ("hvp", "frequencies"), "size": size}
     if schedule == "joint":
         options |= {"schedule": "joint", "epochs": None}
     (tmp_path / "whole").mkdir()
