@@ -15,6 +15,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
+from phonopy.structure.cells import guess_primitive_matrix
 from torch import Tensor
 
 from mlip_refine.data.phonon_reading import phonon_crystal
@@ -40,16 +41,16 @@ class HarmonicCrystal:
 
     Attributes:
         supercell: N atoms, Å.
-        primitive_matrix: Primitive lattice vectors as columns, in those of the supercell `[3, 3]`.
-        translations: Lattice translations of the supercell, as permutations.
+        translations: Its lattice translations, as permutations.
         symmetry: Its space group, modulo those.
+        primitive_matrix: Primitive lattice vectors as columns, in those of the supercell `[3, 3]`.
         symprec: How far atoms may be from symmetric places, Å.
     """
 
     supercell: Atoms
-    primitive_matrix: NDArray[np.float64]
     translations: Translations
     symmetry: CrystalSymmetry
+    primitive_matrix: NDArray[np.float64]
     symprec: float = SYMPREC
 
     @classmethod
@@ -61,8 +62,8 @@ class HarmonicCrystal:
             primitive_matrix: Primitive lattice vectors as columns, in those of the supercell `[3, 3]`.
             symprec: How far atoms may be from symmetric places, Å.
         """
-        atoms, translations, symmetry = phonon_crystal(_phonopy(supercell, primitive_matrix, symprec))
-        return cls(atoms, primitive_matrix, translations, symmetry, symprec)
+        phonon = _phonopy(supercell, primitive_matrix, symprec)
+        return cls(*phonon_crystal(phonon), primitive_matrix, symprec)
 
     @classmethod
     def of_cell(cls, cell: Atoms, supercell_matrix: NDArray[np.int64], symprec: float = SYMPREC) -> Self:
@@ -73,17 +74,17 @@ class HarmonicCrystal:
             supercell_matrix: Lattice vectors of the supercell as columns, in those of the cell `[3, 3]`.
             symprec: How far atoms may be from symmetric places, Å.
         """
-        phonon = Phonopy(_phonopy_atoms(cell), supercell_matrix, primitive_matrix="auto", symprec=symprec)
-        atoms, translations, symmetry = phonon_crystal(phonon)
-        primitive = np.linalg.solve(supercell_matrix, np.asarray(phonon.primitive_matrix))
-        return cls(atoms, primitive, translations, symmetry, symprec)
+        unit = _phonopy_atoms(cell)
+        axes = guess_primitive_matrix(unit, symprec=symprec)
+        phonon = Phonopy(unit, supercell_matrix, primitive_matrix=axes, symprec=symprec)
+        return cls(*phonon_crystal(phonon), np.linalg.solve(supercell_matrix, axes), symprec)
 
     @classmethod
     def of_reference(cls, reference: PhononReference) -> Self:
         """The crystal of a reference calculation, atom by atom."""
         supercell, primitive = reference.supercell_matrix.numpy(), reference.primitive_matrix.numpy()
         matrix = np.linalg.solve(supercell, primitive)
-        return cls(reference.supercell, matrix, reference.translations, reference.symmetry)
+        return cls(reference.supercell, reference.translations, reference.symmetry, matrix)
 
     @property
     def primitive(self) -> Atoms:

@@ -1,0 +1,212 @@
+"""`phonons`: real runs of titanium, its own calculations as references, refusals, the printed tables."""
+
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from phonopy import Phonopy
+from phonopy.structure.atoms import PhonopyAtoms
+from rich.console import Console
+
+import mlip_refine
+from mlip_refine import cli
+from mlip_refine.config import Config, config_from_dict
+from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.observables.harmonic_crystal import forces
+from mlip_refine.potential import Potential
+from mlip_refine.report import PhononResult, print_phonons, read_phonons_json
+from mlip_refine.workflows import phonons as workflow
+
+HCP = {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65}
+BCC = {"prototype": "bcc", "element": "Ti", "n_atoms": 2, "a": 3.25}
+
+
+def _config(folder: Path, name: str = "tiny", **phonons: Any) -> Config:
+    return config_from_dict(
+        {
+            "name": name,
+            "device": "cpu",
+            "potential": {"model": "titanium-compact", "default_dtype": "float32"},
+            "phases": {"hcp": HCP, "bcc": BCC},
+            "phonons": {"supercell": "5 Å", "mesh": [3, 3, 3], **phonons},
+            "output": {"folder": str(folder / "runs")},
+        }
+    )
+
+
+def _calculated(path: Path, potential: Potential, symbol: str = "Ti", **lattice: float) -> None:
+    """A reference as phonopy would write it, its forces by a potential."""
+    atoms = bulk("Ti", "hcp", **lattice)
+    unit = PhonopyAtoms(
+        symbols=[symbol] * 2, cell=atoms.cell.array, scaled_positions=atoms.get_scaled_positions()
+    )
+    phonon = Phonopy(unit, np.diag([2, 2, 2]), primitive_matrix=np.eye(3))
+    phonon.generate_displacements(distance=0.01)
+    cells = []
+    for cell in phonon.supercells_with_displacements or []:
+        moved = bulk("Ti", "hcp", **lattice).repeat((2, 2, 2))
+        moved.set_positions(cell.positions)
+        cells.append(moved)
+    phonon.forces = forces(potential, cells)
+    phonon.save(path)
+
+
+@pytest.fixture(scope="module")
+def titanium() -> Potential:
+    return Potential.load("titanium-compact")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, titanium: Potential) -> Path:
+    """Two references of hcp titanium, one in a cell that is far from rest."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, a in (("small", 2.93), ("wide", 3.0)):
+        (folder / name).mkdir()
+        _calculated(folder / name / "phonopy_params.yaml", titanium, a=a, c=1.587 * a)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, data: Path) -> PhononResult:
+    return mlip_refine.phonons(
+        _config(tmp_path_factory.mktemp("run"), data=str(data), cell=["reference", "relaxed"])
+    )
+
+
+def test_phases_come_to_rest_and_both_methods_agree(tmp_path: Path) -> None:
+    result = mlip_refine.phonons(_config(tmp_path, method=["hessian", "displacements"]))
+    hcp, bcc = result.points
+    assert (hcp.name, hcp.n_primitive, bcc.n_primitive) == ("hcp", 2, 1)
+    assert hcp.volume_A3_per_atom == pytest.approx(17.09, abs=0.05)
+    assert all(p.method_difference is not None and p.method_difference < 1e-3 for p in result.points)
+    assert hcp.properties.imaginary == 0
+    assert bcc.properties.imaginary > 0.01
+    assert hcp.reference is None
+    assert result.cells == []
+
+
+def test_a_model_reproduces_its_own_calculations(compared: PhononResult) -> None:
+    own = compared.compared("reference")
+    assert [p.name for p in own] == ["small", "wide"]
+    for point in own:
+        assert point.frequency_error_THz is not None
+        assert point.frequency_error_THz < 1e-3
+        assert point.volume_A3_per_atom == point.reference_volume_A3_per_atom
+        assert abs(point.properties.entropy_J_K_mol - point.reference.entropy_J_K_mol) < 0.01
+
+
+def test_relaxed_cells_have_phonons_of_one_crystal(compared: PhononResult) -> None:
+    small, wide = compared.compared("relaxed")
+    assert small.volume_A3_per_atom == pytest.approx(wide.volume_A3_per_atom, rel=1e-6)
+    assert small.properties.max_THz == pytest.approx(wide.properties.max_THz, abs=1e-3)
+    assert wide.frequency_error_THz > 0.1
+    assert wide.properties.max_THz > wide.reference.max_THz
+
+
+def test_the_result_file_holds_all_of_it(compared: PhononResult) -> None:
+    read = read_phonons_json(compared.folder)
+    assert read == compared
+    data = json.loads((compared.folder / "phonons.json").read_text())
+    errors = data["mean_absolute_errors"]["relaxed"]
+    assert errors["materials"] == 2
+    expected = np.mean(
+        [abs(p.properties.max_THz - p.reference.max_THz) for p in compared.compared("relaxed")]
+    )
+    assert errors["max_THz"]["value"] == pytest.approx(expected)
+
+
+def test_tables_show_values_errors_and_what_they_are_about(compared: PhononResult) -> None:
+    console = Console(file=StringIO(), width=160)
+    print_phonons(console, compared, compared)
+    text = console.file.getvalue()
+    for words in ("wide Ti", "relaxed", "mean absolute errors, reference cells, 2 materials", "ω_max", "THz"):
+        assert words in text
+    assert "at least 5 cases" in text
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path, data=str(data))
+    found, calls = workflow._found, []
+
+    def stops(*args: Any) -> Any:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return found(*args)
+
+    monkeypatch.setattr(workflow, "_found", stops)
+    with pytest.raises(KeyboardInterrupt):
+        mlip_refine.phonons(config)
+    monkeypatch.setattr(workflow, "_found", lambda *args: calls.append(args) or found(*args))
+    with pytest.raises(InputError, match="run folder exists"):
+        mlip_refine.phonons(config)
+    result = mlip_refine.phonons(config, resume=True)
+    assert [p.name for p in result.points] == ["small", "wide"]
+    assert len(calls) == 2
+
+
+def test_materials_that_cannot_be_done_are_told_or_refused(tmp_path: Path, titanium: Potential) -> None:
+    for name, symbol in (("ti", "Ti"), ("zr", "Zr")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        _calculated(tmp_path / "data" / name / "phonopy_params.yaml", titanium, symbol, a=2.93, c=4.65)
+    with pytest.raises(InputError, match="does not know every element"):
+        mlip_refine.phonons(_config(tmp_path, data=str(tmp_path / "data")))
+    result = mlip_refine.phonons(_config(tmp_path, "lenient", data=str(tmp_path / "data"), skip_refused=True))
+    assert [p.name for p in result.points] == ["ti"]
+    assert "does not know" in result.left_out["zr (reference)"]
+
+
+@pytest.mark.parametrize(
+    ("phonons", "message"),
+    [
+        ({"phases": "hpc"}, "Did you mean 'hcp'"),
+        ({"materials": "small"}, "data: what it is about"),
+        ({"cell": ["relaxed", "relaxed"]}, "values that differ"),
+        ({"mesh": [0, 1, 1]}, "mesh"),
+        ({"method": "hesian"}, "hessian"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, phonons: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mlip_refine.phonons(_config(tmp_path, **phonons))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unknown_materials_and_baselines_are_refused(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="Did you mean 'small'"):
+        mlip_refine.phonons(_config(tmp_path, data=str(data), materials="smal"))
+    with pytest.raises(InputError, match="cannot be read"):
+        mlip_refine.phonons(_config(tmp_path, data=str(data), baseline=str(tmp_path / "none.json")))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any) -> None:
+        raise MlipRefineError("second derivatives contradict forces")
+
+    monkeypatch.setattr(workflow, "require_hessian", wrong)
+    with pytest.raises(MlipRefineError, match="second derivatives"):
+        mlip_refine.phonons(_config(tmp_path, phases="hcp"))
+
+
+def test_the_command_line_prints_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "name: cli\ndevice: cpu\npotential: {model: titanium-compact}\n"
+        "phases:\n  hcp: {prototype: hcp, element: Ti, n_atoms: 2, a: 2.93 Å, c: 4.65 Å}\n"
+        f"phonons: {{supercell: 5 Å, mesh: [2, 2, 2]}}\noutput: {{folder: {tmp_path / 'runs'}}}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["mlip-refine", "phonons", str(path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "phonons.json" in printed
+    assert "hcp Ti" in printed
