@@ -37,9 +37,10 @@ _SHARE = 0.8
 class Work(StrEnum):
     """Kinds of evaluation, which need memory in different measure.
 
-    On the CPU `titanium-compact` in single precision takes per edge, kB: forces 6, their gradient 16, that of
-    differences 31 (both ends are held); products with the Hessian 15, their gradient 43; Born terms, of six
-    directions, 18 and 128 (peaks of fresh processes beyond what they held before, batches of 14,280 edges).
+    On the CPU `titanium-compact` in single precision takes per edge, kB: forces 6, their gradient 17, that of
+    differences 31 (both ends are held); products with the Hessian 16, their gradient 43; Born terms, of six
+    directions, 18 and 136. (Peaks of fresh processes beyond what they held before, a batch of 14,280 edges,
+    means of two that differ by up to 14 %.)
     """
 
     ENERGY = "energies"
