@@ -45,7 +45,11 @@ class Elastic(Section):
         "adiabatic", description="Of the constants by fluctuation; strained cells show isothermal ones."
     )
     strain: float = Field(0.01, gt=0, lt=0.1, description="deformation: component of the strain tensor.")
-    born_every: Count = Field(4, description="Frames from one with a Born term to the next.")
+    born_every: Count = Field(
+        4,
+        description="Frames from one with a Born term to the next. It costs nine evaluations, but fluctuates "
+        "little: of one frame in 4 errors are as of all, of one in 10 they are up to a third larger.",
+    )
 
     @model_validator(mode="after")
     def _points_differ(self) -> Self:

@@ -10,10 +10,11 @@ import torch
 from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
-from mlip_refine.config import config_from_dict
+from mlip_refine.config import Elastic, Sampling, config_from_dict
 from mlip_refine.losses import Frames, build_losses
 from mlip_refine.losses.elastic_matching import CellValues, ElasticMatch
 from mlip_refine.losses.elastic_stress import SymmetricStress
+from mlip_refine.losses.elastic_targets import ElasticConstantsOptions
 from mlip_refine.observables import Pressure, Stress, measure
 from mlip_refine.observables.crystal import INDEPENDENT, crystal_symmetry
 from mlip_refine.observables.tensors import stress_from_voigt, stress_to_voigt, to_stress_strain
@@ -118,6 +119,14 @@ def test_the_deviation_has_the_error_of_what_is_measured(stressed):
     assert measured.se > 1
     assert result.deviation.se == pytest.approx(measured.se / 200)
     assert result.resolved
+
+
+def test_the_born_term_is_as_rare_as_in_the_command():
+    """And with the defaults of `sampling` enough frames have one."""
+    command, sampling = Elastic(), Sampling()
+    assert ElasticConstantsOptions.model_fields["born_every"].default == command.born_every
+    frames = sampling.replicas * sampling.frames
+    assert frames // command.born_every >= sampling.min_effective_frames
 
 
 def test_what_is_not_known_to_its_uncertainty_is_not_met_and_said_once(stressed):
