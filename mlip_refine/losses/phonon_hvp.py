@@ -1,6 +1,7 @@
 """Phonon fine-tuning: columns of the Hessian, or other products with it, beside those of a reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, Self
 
@@ -20,10 +21,14 @@ from mlip_refine.losses.phonon_probes import (
     mass_scale,
     most_probes,
     normalised,
+    reference_size,
 )
 from mlip_refine.losses.phonons import BatchResult, Gradients, PhononLoss, PhononOptions, mean_over
 from mlip_refine.observables.hessian import summed
 from mlip_refine.potential import Graphs, Potential, Work
+
+_ALL = 10**6
+"""Directions of a material in an update, more than there are displacements."""
 
 type Product = Callable[..., Tensor]
 """Products of Hessians with directions `[n_atoms, 3]`, eV/Å², from a potential and a batch."""
@@ -46,7 +51,17 @@ class PhononHVPOptions(PhononOptions):
     mass_weighted: bool = Field(
         False, description="Compare dynamical matrices, times the mean mass of the material."
     )
+    relative: bool = Field(
+        False,
+        description="Compare Hessians over the root mean square of a component of Φ v in the reference, so "
+        "that soft materials count as much as stiff ones.",
+    )
     step: Length = Field(0.01, description="central: largest component of a displacement, Å.")
+
+    def for_validation(self) -> Self:
+        """Options of the loss that measures the validation part: whole Hessians, or all displacements."""
+        changes = {"probes": _ALL} if self.backend == "displacements" else {"probe": "full"}
+        return super().for_validation().model_copy(update=changes)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -95,6 +110,20 @@ class PhononHVP(PhononLoss):
 
     Options = PhononHVPOptions
     options: PhononHVPOptions
+
+    def __init__(self, name: str, weight: float, options: PhononHVPOptions) -> None:
+        """Keep the options."""
+        super().__init__(name, weight, options)
+        self._sizes: dict[int, float] = {}
+
+    def use(self, references: Iterable[PhononReference]) -> None:
+        """Train on these materials.
+
+        Raises:
+            InputError: There are none, or one lacks what the loss needs.
+        """
+        super().use(references)
+        self._sizes = {}
 
     def require(self, reference: PhononReference) -> None:
         """Refuse a material without force constants, or without displacements.
@@ -148,9 +177,15 @@ class PhononHVP(PhononLoss):
         random = np.random.default_rng([options.seed, self.step, number])
         scale = mass_scale(reference, mass_weighted=options.mass_weighted)
         if options.backend == "displacements":
-            return displaced_probes(reference, options.probes, scale, random)
-        kind = options.probe or "one_hot"
-        return drawn_probes(reference, kind, options.probes, scale, options.step, random)
+            probes = displaced_probes(reference, options.probes, scale, random)
+        else:
+            kind = options.probe or "one_hot"
+            probes = drawn_probes(reference, kind, options.probes, scale, options.step, random)
+        if not options.relative:
+            return probes
+        if number not in self._sizes:
+            self._sizes[number] = reference_size(reference, scale)
+        return [replace(probe, size=self._sizes[number]) for probe in probes]
 
     def _part(
         self,
@@ -162,7 +197,7 @@ class PhononHVP(PhononLoss):
     ) -> _Part:
         mine, real = probes[where], graphs.positions
         product = _PRODUCTS[self.options.backend](potential, graphs, mine, create_graph=bool(trained))
-        scale = torch.cat([p.scale for p in mine]).to(real)
+        scale = torch.cat([p.scale / p.size for p in mine]).to(real)
         wanted = scale * torch.cat([p.product for p in mine]).to(real)
         residual = scale * product - wanted
         components = (self.options.deviation(residual), residual.square(), wanted.square())

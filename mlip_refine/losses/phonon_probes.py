@@ -30,6 +30,7 @@ class Probe:
         scale: Factor on the components of an atom `[n_atoms, 1]`.
         weight: Among the probes of a batch.
         length: Displacement that a unit of the direction stands for where differences are taken, Å.
+        size: What differences are divided by: 1 eV/Å², or their scale in the material.
     """
 
     direction: Tensor
@@ -37,6 +38,7 @@ class Probe:
     scale: Tensor
     weight: float
     length: float
+    size: float = 1.0
 
 
 def drawn_probes(
@@ -114,6 +116,27 @@ def mass_scale(reference: PhononReference, *, mass_weighted: bool) -> Tensor:
     """
     masses = torch.from_numpy(reference.supercell.get_masses())[:, None]
     return (masses.mean() / masses).sqrt() if mass_weighted else torch.ones_like(masses)
+
+
+def reference_size(reference: PhononReference, scale: Tensor) -> float:
+    """Root mean square of a component of Φ v, v unit vectors, eV/Å²: of scaled rows and columns.
+
+    With force constants it is ‖Φ‖/(3N) from the irreducible columns; without, it is from the forces of the
+    displacements.
+
+    Args:
+        reference: The material.
+        scale: As in `drawn_probes`.
+    """
+    if reference.force_constants is not None:
+        columns = [
+            (c.weight, scale[c.atom, 0] * scale * reference.columns(c.atom, c.axis))
+            for c in reference.irreducible()
+        ]
+    else:
+        columns = [(1.0, scale * d.forces / (d.displacement / scale).norm()) for d in reference.displacements]
+    total = sum(weight for weight, _ in columns)
+    return math.sqrt(sum(weight * float(column.square().mean()) for weight, column in columns) / total)
 
 
 def normalised(probes: Sequence[Probe], share: float) -> list[Probe]:

@@ -51,7 +51,15 @@ class PhononOptions(Section):
     functional: str | None = Field(
         None, description="Of what the model was trained on, such as PBE; phonons of another are warned of."
     )
-    skip_refused: bool = Field(False, description="Leave out calculations that fail a check, and say which.")
+    skip_refused: bool = Field(
+        False,
+        description="Leave out calculations that fail a check, or have elements that the model does not "
+        "know, and say which.",
+    )
+    validation: Literal["train", "val", "test", "kappa103"] | None = Field(
+        None, description="Part of the same data whose whole loss is measured now and then; null: none."
+    )
+    validate_every: Count = Field(50, description="Updates from one validation to the next.")
     batch_size: Count = Field(4, description="Materials in one update.")
     edge_budget: Count | None = Field(
         None,
@@ -69,12 +77,22 @@ class PhononOptions(Section):
     seed: CountOrZero = Field(0, description="Of the order of materials and of random probes.")
 
     @model_validator(mode="after")
+    def _other_part(self) -> Self:
+        if self.validation is not None and self.validation == self.split:
+            raise problem("another part than split", key="validation")
+        return self
+
+    @model_validator(mode="after")
     def _one_size(self) -> Self:
         if self.edge_budget is not None and "batch_size" in self.model_fields_set:
             raise problem(
                 "no batch_size: edge_budget settles how many materials an update has", key="batch_size"
             )
         return self
+
+    def for_validation(self) -> Self:
+        """Options of the loss that measures the validation part, all of it at a time."""
+        return self.model_copy(update={"split": self.validation, "validation": None})
 
     @property
     def deviation(self) -> Deviation:
@@ -125,28 +143,35 @@ class PhononLoss(PotentialLoss):
         self._epochs: Epochs | None = None
         self._double: Potential | None = None
         self._checked = False
+        self._validation: PhononLoss | None = None
 
     def prepare_files(self, resolve: Callable[[str], Path]) -> None:
-        """Read the phonon calculations.
+        """Read the phonon calculations, and those for validation.
 
         Raises:
             InputError: One is refused, or a material comes twice.
         """
-        options = self.options
-        found: dict[str, PhononReference] = {}
-        for path in map(resolve, options.data):
+        paths = [resolve(path) for path in self.options.data]
+        found = self._read(paths, self.options.split)
+        for warning in functional_warnings(found, self.options.functional):
+            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
+        self.use(found)
+        if self.options.validation is not None:
+            self.validate_on(self._read(paths, self.options.validation))
+
+    def _read(self, paths: Iterable[Path], split: str | None) -> list[PhononReference]:
+        options, found = self.options, dict[str, PhononReference]()
+        for path in paths:
             for reference in read_phonon_set(
                 path,
-                split=options.split,
+                split=split,
                 lowest_frequency=options.lowest_frequency,
                 skip_refused=options.skip_refused,
             ):
                 if reference.name in found:
                     raise InputError("a material comes twice", where=str(path), found=reference.name)
                 found[reference.name] = reference
-        for warning in functional_warnings(list(found.values()), options.functional):
-            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
-        self.use(found.values())
+        return list(found.values())
 
     def use(self, references: Iterable[PhononReference]) -> None:
         """Train on these materials.
@@ -160,6 +185,16 @@ class PhononLoss(PotentialLoss):
             raise InputError(f"loss {self.name!r} has no materials", expected="phonon calculations")
         for reference in self.references:
             self.require(reference)
+
+    def validate_on(self, references: Iterable[PhononReference]) -> None:
+        """Measure the loss of these materials as `validate_every` says.
+
+        Raises:
+            InputError: As of `use`.
+        """
+        self._validation = type(self)(self.name, 0.0, self.options.for_validation())
+        self._validation.use(references)
+        self._checked = False
 
     def require(self, reference: PhononReference) -> None:
         """Refuse a material that lacks what the loss needs.
@@ -188,7 +223,27 @@ class PhononLoss(PotentialLoss):
         if torch.is_grad_enabled():
             parameters = potential.trainable_parameters().values()
             value = with_gradients(value, parameters, result.gradients)
-        return LossResult(value, {self.name: float(result.value)}, result.diagnostics)
+        measured = {**result.diagnostics, **self._validated(potential)}
+        return LossResult(value, {self.name: float(result.value)}, measured)
+
+    def _validated(self, potential: Potential) -> dict[str, Measured]:
+        """What the loss is on the validation part, at the updates that are for it."""
+        if self._validation is None or self.step % self.options.validate_every:
+            return {}
+        whole = self._validation.measure_all(potential)
+        return {f"validation, {name}": value for name, value in whole.items()}
+
+    def measure_all(self, potential: Potential) -> dict[str, Measured]:
+        """The mean over all materials, and what is behind it, without derivatives.
+
+        Raises:
+            InputError: The model does not know an element.
+            MlipRefineError: Second derivatives of the model are wrong, or memory runs out for one system.
+        """
+        self.prepare_potential(potential)
+        with torch.no_grad():
+            result = self.batch(self._model(potential), range(len(self.references)))
+        return {"loss": Measured(float(result.value), 0.0, ""), **result.diagnostics}
 
     def measure(self, potential: Potential) -> LossResult:
         """The loss of the batch of this update, without derivatives."""
@@ -230,11 +285,23 @@ class PhononLoss(PotentialLoss):
         """
         if self._checked:
             return
-        for reference in self.references:
-            potential.graphs.species(reference.supercell.numbers)
+        if self._validation is not None:
+            self._validation.prepare_potential(potential)
+        self._require_elements(potential)
         smallest = min(range(len(self.references)), key=lambda i: self.references[i].n_atoms)
         require_hessian(self._model(potential), self.structure(potential, smallest))
         self._checked = True
+
+    def _require_elements(self, potential: Potential) -> None:
+        """Refuse materials with elements that the model does not know, or leave them out as asked."""
+        known = set(potential.graphs.atomic_numbers)
+        strange = [r.name for r in self.references if not known.issuperset(r.supercell.numbers.tolist())]
+        if strange and self.options.skip_refused:
+            names = ", ".join(strange)
+            console.print(f"loss {self.name}: left out {names}, with elements that the model does not know")
+            self.use(r for r in self.references if r.name not in strange)
+        for reference in self.references:
+            potential.graphs.species(reference.supercell.numbers)
 
     def structure(self, potential: Potential, number: int) -> Structure:
         """The supercell of a material with its neighbours, which are found once."""

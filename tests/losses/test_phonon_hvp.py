@@ -130,6 +130,52 @@ def test_mass_weights_compare_dynamical_matrices(salt, stiffer, analytic):
     assert float(loss.evaluate(stiffer).value) == pytest.approx(float(difference.square().mean()), rel=1e-12)
 
 
+def test_relative_losses_do_not_know_the_unit_of_stiffness(salt, stiffer, hcp, titanium):
+    """Divided by the mean square of the entries of the reference; of forces, by theirs."""
+    whole, relative = (loss_of(salt, probe="full", relative=r).evaluate(stiffer).value for r in (False, True))
+    expected = float(whole.detach() / salt.dense().square().mean())
+    assert float(relative.detach()) == pytest.approx(expected, rel=1e-10)
+    soft = replace(
+        hcp,
+        force_constants=None,
+        displacements=tuple(replace(d, forces=1e-3 * d.forces) for d in hcp.displacements),
+    )
+    squares = [float((d.forces / d.displacement.norm()).square().mean()) for d in soft.displacements]
+    options = {"backend": "displacements", "probes": 2}
+    plain, scaled = (loss_of(soft, relative=r, **options).evaluate(titanium).value for r in (False, True))
+    assert float(scaled.detach()) == pytest.approx(float(plain.detach()) / np.mean(squares), rel=1e-10)
+
+
+def test_validation_is_of_whole_hessians_at_its_updates(salt, stiffer, hcp):
+    loss = loss_of(salt, probe="rademacher", split="train", validation="val", validate_every=3)
+    loss.validate_on([salt])
+    whole = loss_of(salt, probe="full").evaluate(stiffer)
+    seen = []
+    for step in range(5):
+        loss.at(step)
+        measured = loss.evaluate(stiffer).diagnostics
+        seen.append("validation, loss" in measured)
+        if seen[-1]:
+            assert measured["validation, loss"].value == pytest.approx(float(whole.value.detach()), rel=1e-12)
+            assert measured["validation, relative error"] == whole.diagnostics["relative error"]
+    assert seen == [True, False, False, True, False]
+    displaced = loss_of(hcp, backend="displacements", validation="val")
+    displaced.validate_on([hcp])
+    with pytest.raises(InputError, match="does not know every element"):
+        displaced.evaluate(stiffer)
+    with pytest.raises(InputError, match="another part than split"):
+        loss_of(salt, validation="train")
+
+
+def test_strange_elements_are_left_out_when_asked(salt, stiffer, hcp):
+    loss = loss_of(salt, hcp, probe="full", batch_size=2, skip_refused=True)
+    alone = loss_of(salt, probe="full").evaluate(stiffer).value
+    assert float(loss.evaluate(stiffer).value.detach()) == pytest.approx(float(alone.detach()), rel=1e-12)
+    assert [r.name for r in loss.references] == [salt.name]
+    with pytest.raises(InputError, match="does not know every element"):
+        loss_of(salt, hcp, probe="full", batch_size=2).evaluate(stiffer)
+
+
 def test_relative_error_of_springs_that_are_all_too_stiff(salt, springs):
     model = springs(SALT, {end: (1.2 * k, d) for end, (k, d) in BONDS.items()})
     for options in ({}, {"probe": "rademacher", "probes": 3}):
