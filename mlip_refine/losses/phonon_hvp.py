@@ -37,10 +37,11 @@ type Product = Callable[..., Tensor]
 class PhononHVPOptions(PhononOptions):
     """Options of `phonon_hvp`."""
 
-    backend: Literal["hvp", "central", "displacements"] = Field(
+    backend: Literal["hvp", "central", "displacements", "forces"] = Field(
         "hvp",
         description="hvp: exact second derivatives. central: central differences of forces. "
-        "displacements: forces of the displaced cells of the reference; needs no force constants.",
+        "displacements: forces of the displaced cells of the reference, minus those at rest; needs no force "
+        "constants. forces: the same without subtracting forces at rest, as ordinary fine-tuning has it.",
     )
     probe: ProbeKind | None = Field(
         None,
@@ -58,14 +59,19 @@ class PhononHVPOptions(PhononOptions):
     )
     step: Length = Field(0.01, description="central: largest component of a displacement, Å.")
 
+    @property
+    def of_displacements(self) -> bool:
+        """Whether directions are the displacements of the reference."""
+        return self.backend in ("displacements", "forces")
+
     def for_validation(self) -> Self:
         """Options of the loss that measures the validation part: whole Hessians, or all displacements."""
-        changes = {"probes": _ALL} if self.backend == "displacements" else {"probe": "full"}
+        changes = {"probes": _ALL} if self.of_displacements else {"probe": "full"}
         return super().for_validation().model_copy(update=changes)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.backend == "displacements" and self.probe is not None:
+        if self.of_displacements and self.probe is not None:
             raise problem("no probe: the displacements are those of the reference", key="probe")
         if self.probe == "full" and "probes" in self.model_fields_set:
             raise problem("no number of probes: full has all irreducible columns", key="probes")
@@ -88,7 +94,8 @@ class PhononHVP(PhononLoss):
     """Mean over materials of the mean error of the components of (H_θ - Φ) v, v unit vectors; unit eV/Å².
 
     With `displacements` it is [F_θ(r + u) - F_θ(r) - F_DFT(u)]/|u|, straight from the forces of the
-    reference (Koker et al. have one-hot v; what else is here comes from the same Hessian).
+    reference (Koker et al. have one-hot v; what else is here comes from the same Hessian). With `forces`,
+    F_θ(r) is not subtracted: that is fine-tuning on forces, for comparison.
 
     In steps of energies and forces of the same batch an exact step costs 2.2(1), `central` and
     `displacements` 1.8(1) (four cells, 144 atoms in all, of `titanium-compact` on one core, timed in turn).
@@ -131,21 +138,21 @@ class PhononHVP(PhononLoss):
         Raises:
             InputError: With what it lacks.
         """
-        if self.options.backend != "displacements":
+        if not self.options.of_displacements:
             super().require(reference)
         elif not reference.displacements:
             raise InputError(f"{reference.name} has no forces of displaced cells", fix="Use backend: hvp.")
 
     def skin(self, reference: PhononReference) -> float:
         """How much nearer two atoms of a material may come when they are displaced, Å."""
-        if self.options.backend == "displacements":
+        if self.options.of_displacements:
             return 2 * max(float(d.displacement.norm(dim=1).max()) for d in reference.displacements)
         return 2 * 3**0.5 * self.options.step if self.options.backend == "central" else 0.0
 
     def directions(self, reference: PhononReference) -> int:
         """How many directions of a material are evaluated in an update, at most: some may be drawn twice."""
         options = self.options
-        if options.backend == "displacements":
+        if options.of_displacements:
             return min(options.probes, len(reference.displacements))
         return most_probes(reference, options.probe or "one_hot", options.probes)
 
@@ -169,14 +176,16 @@ class PhononHVP(PhononLoss):
     def _work(self, *, differentiable: bool) -> Work:
         if self.options.backend == "hvp":
             return Work.HESSIAN_GRADIENT if differentiable else Work.HESSIAN
-        return Work.DIFFERENCE_GRADIENT if differentiable else Work.FORCES
+        if not differentiable:
+            return Work.FORCES
+        return Work.FORCES_GRADIENT if self.options.backend == "forces" else Work.DIFFERENCE_GRADIENT
 
     def drawn(self, number: int) -> list[Probe]:
         """The directions of a material at this update."""
         reference, options = self.references[number], self.options
         random = np.random.default_rng([options.seed, self.step, number])
         scale = mass_scale(reference, mass_weighted=options.mass_weighted)
-        if options.backend == "displacements":
+        if options.of_displacements:
             probes = displaced_probes(reference, options.probes, scale, random)
         else:
             kind = options.probe or "one_hot"
@@ -230,6 +239,14 @@ def displaced(potential: Potential, graphs: Graphs, probes: Sequence[Probe], *, 
     return -change / length
 
 
+def displaced_forces(
+    potential: Potential, graphs: Graphs, probes: Sequence[Probe], *, create_graph: bool
+) -> Tensor:
+    """Forces of displaced cells, per length: with what there is at rest."""
+    u, length = _displacements(graphs, probes)
+    return -_forces(potential, graphs.displaced(u), create_graph) / length
+
+
 def _displacements(graphs: Graphs, probes: Sequence[Probe]) -> tuple[Tensor, Tensor]:
     """Of all atoms `[n_atoms, 3]`, and the lengths of directions `[n_atoms, 1]`, Å."""
     u = torch.cat([p.length * p.direction for p in probes])
@@ -247,4 +264,9 @@ def _graph_means(graphs: Graphs, components: Tensor) -> Tensor:
     return sums / (3 * graphs.ptr.diff())
 
 
-_PRODUCTS: dict[str, Product] = {"hvp": exact, "central": central, "displacements": displaced}
+_PRODUCTS: dict[str, Product] = {
+    "hvp": exact,
+    "central": central,
+    "displacements": displaced,
+    "forces": displaced_forces,
+}

@@ -184,6 +184,7 @@ def test_a_budget_leaves_no_room_for_a_number():
         ({}, (Work.HESSIAN, Work.HESSIAN_GRADIENT)),
         ({"backend": "central"}, (Work.FORCES, Work.DIFFERENCE_GRADIENT)),
         ({"backend": "displacements"}, (Work.FORCES, Work.DIFFERENCE_GRADIENT)),
+        ({"backend": "forces"}, (Work.FORCES, Work.FORCES_GRADIENT)),
     ],
     ids=str,
 )

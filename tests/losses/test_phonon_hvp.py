@@ -195,7 +195,7 @@ def test_central_differences_are_of_second_order(salt, stiffer):
 
 
 def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
-    """Forces of displaced cells with neighbours of their own; none are left of the reference's own model."""
+    """Forces of displaced cells, with and without those at rest; none are left of the reference's own model."""
     own = springs(SALT, BONDS)
 
     def forces(potential: Potential, atoms: Atoms) -> Tensor:
@@ -203,19 +203,24 @@ def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
         return potential.evaluate(graphs, ("forces",))["forces"].detach()
 
     bare = phonons_of(SALT, (2, 2, 2), None)
-    moves, expected = [], []
+    bare.supercell.rattle(0.05, seed=1)
+    moves, expected, plain = [], [], []
     for axis in range(3):
         u = torch.zeros(16, 3).double()
         u[2 * axis, axis], u[5, 0] = 0.04, -0.03
         moved = bare.supercell.copy()
         moved.positions += u.numpy()
-        moves.append(Displacement(u, forces(own, moved)))
+        moves.append(Displacement(u, forces(own, moved) - forces(own, bare.supercell)))
         change = forces(stiffer, moved) - forces(stiffer, bare.supercell) - moves[-1].forces
         expected.append(float((change / u.norm()).square().mean()))
+        plain.append(float(((forces(stiffer, moved) - moves[-1].forces) / u.norm()).square().mean()))
     reference = replace(bare, displacements=tuple(moves))
     loss = loss_of(reference, backend="displacements", probes=3)
     assert float(loss.evaluate(stiffer).value) == pytest.approx(np.mean(expected), rel=1e-12)
     assert float(loss.evaluate(own).value) < 1e-24
+    with_rest = loss_of(reference, backend="forces", probes=3)
+    assert float(with_rest.evaluate(stiffer).value) == pytest.approx(np.mean(plain), rel=1e-12)
+    assert np.mean(plain) > 2 * np.mean(expected)
     one = loss_of(reference, backend="displacements")
     assert float(one.evaluate(stiffer).value) in [pytest.approx(e, rel=1e-12) for e in expected]
     with pytest.raises(InputError, match="no force constants"):
@@ -230,6 +235,7 @@ def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
         {"probe": "full", "error": "l1"},
         {"backend": "central", "probe": "irreducible"},
         {"backend": "displacements", "probes": 2, "error": "huber"},
+        {"backend": "forces", "probes": 2, "relative": True},
     ],
     ids=str,
 )
@@ -252,7 +258,7 @@ def test_gradients_are_those_of_differences(hcp, titanium, options: dict[str, An
     assert slope == pytest.approx(difference, rel=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["hvp", "central", "displacements"])
+@pytest.mark.parametrize("backend", ["hvp", "central", "displacements", "forces"])
 def test_chunks_give_the_same(hcp, titanium, monkeypatch, backend: str):
     loss = loss_of(hcp, backend=backend, probes=2)
     whole, one = gradients(loss, titanium)
