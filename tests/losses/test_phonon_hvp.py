@@ -195,7 +195,7 @@ def test_central_differences_are_of_second_order(salt, stiffer):
 
 
 def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
-    """Forces of displaced cells, with and without those at rest; none are left of the reference's own model."""
+    """Forces of displaced cells, with those at rest or without; none are left of the reference's model."""
     own = springs(SALT, BONDS)
 
     def forces(potential: Potential, atoms: Atoms) -> Tensor:
@@ -203,7 +203,7 @@ def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
         return potential.evaluate(graphs, ("forces",))["forces"].detach()
 
     bare = phonons_of(SALT, (2, 2, 2), None)
-    bare.supercell.rattle(0.05, seed=1)
+    bare.supercell.rattle(0.01, seed=1)
     moves, expected, plain = [], [], []
     for axis in range(3):
         u = torch.zeros(16, 3).double()
@@ -220,7 +220,7 @@ def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
     assert float(loss.evaluate(own).value) < 1e-24
     with_rest = loss_of(reference, backend="forces", probes=3)
     assert float(with_rest.evaluate(stiffer).value) == pytest.approx(np.mean(plain), rel=1e-12)
-    assert np.mean(plain) > 2 * np.mean(expected)
+    assert np.mean(plain) > 1.1 * np.mean(expected)
     one = loss_of(reference, backend="displacements")
     assert float(one.evaluate(stiffer).value) in [pytest.approx(e, rel=1e-12) for e in expected]
     with pytest.raises(InputError, match="no force constants"):
