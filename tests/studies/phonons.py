@@ -1,0 +1,180 @@
+"""The study of phonon fine-tuning: its frames, its tables, its curves.
+
+    python tests/studies/phonons.py frames DISTILLED INDEX FOLDER
+    python tests/studies/phonons.py tables OUTPUT BASE NAME=PHONONS...
+    python tests/studies/phonons.py curves OUTPUT NAME=RUN[,RUN...]...
+
+`frames` writes train.extxyz and valid.extxyz into FOLDER from the labelled frames in DISTILLED, without the
+materials that INDEX keeps for the test or has in the benchmark of thermal conductivity, and without frames far
+from rest. `tables` compares runs of `mlip-refine phonons` on the same materials with BASE: results.md and
+results.json in OUTPUT. `curves` draws the validation error of runs of `mlip-refine finetune` against updates,
+which cost the same whatever the probe is.
+"""
+# ruff: noqa: T201
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from ase.io import read, write
+
+from mlip_refine.report.phonon_records import (
+    QUANTITIES,
+    PhononResult,
+    mean_absolute_error,
+    read_phonons_json,
+    reduction,
+)
+from mlip_refine.report.run_files import read_log
+
+LARGEST_FORCE = 12.0
+"""Of a frame, eV/Å."""
+
+LARGEST_STRESS = 0.25
+"""Largest component of a frame, eV/Å³."""
+
+
+def frames(distilled: Path, index: Path, folder: Path) -> None:
+    """Write the frames that base and replay are trained on."""
+    with index.open(newline="") as stream:
+        rows = {row["mpid"]: row for row in csv.DictReader(stream)}
+    known: set[int] = set()
+    for source, target in (("train", "train"), ("val", "valid")):
+        kept = [a for a in read(distilled / f"mini_{source}.extxyz.gz", ":") if usable(a, rows, source)]
+        known = known or {int(z) for a in kept for z in a.numbers}
+        kept = [a for a in kept if known.issuperset(a.numbers.tolist())]
+        write(folder / f"{target}.extxyz", kept)
+        print(f"{target}: {len(kept)} frames, {sum(map(len, kept))} atoms")
+    print(f"{len(known)} elements")
+
+
+def usable(atoms: Any, rows: dict[str, dict[str, str]], split: str) -> bool:
+    """Whether a frame is of its part and of nothing that is kept, and not far from rest."""
+    row = rows[atoms.info["mp_id"]]
+    near = np.abs(atoms.arrays["REF_forces"]).max() < LARGEST_FORCE
+    near &= np.abs(np.ravel(atoms.info["REF_stress"])).max() < LARGEST_STRESS
+    return bool(near and row["in_kappa103"] == "0" and row["pft_split"] == split)
+
+
+def tables(output: Path, base: PhononResult, others: dict[str, PhononResult]) -> None:
+    """Write errors and reductions of all potentials, in every kind of cell."""
+    output.mkdir(parents=True, exist_ok=True)
+    document, lines = {}, []
+    for cell in base.cells:
+        results = {"base": base, **others}
+        document[cell] = {name: row(base, result, cell) for name, result in results.items()}
+        lines += [
+            f"### {cell} cells, {len(base.compared(cell))} materials",
+            "",
+            *markdown(document[cell]),
+            "",
+        ]
+    (output / "results.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    (output / "results.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def row(base: PhononResult, result: PhononResult, cell: str) -> dict[str, Any]:
+    """What is known of one potential in one kind of cell."""
+    points = result.compared(cell)
+    errors = {q.symbol: mean_absolute_error(points, q) for q in QUANTITIES}
+    frequency = [p.frequency_error_THz for p in points if p.frequency_error_THz is not None]
+    found: dict[str, Any] = {
+        "errors": {name: {"value": e.value, "se": e.se, "unit": e.unit} for name, e in errors.items()},
+        "frequencies_THz": float(np.mean(frequency)),
+        "with_imaginary_modes": sum(p.properties.imaginary > 0 for p in points),
+        "materials": len(points),
+        "left_out": len(result.left_out),
+    }
+    if result is not base:
+        reduced, n = reduction(base, result, cell)
+        found["reduction"] = {
+            "value": reduced.value,
+            "low": reduced.low,
+            "high": reduced.high,
+            "materials": n,
+        }
+    return found
+
+
+def markdown(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of potentials."""
+    heads = [f"{q.symbol}, {q.unit}" for q in QUANTITIES]
+    lines = [
+        "| potential | " + " | ".join(heads) + " | ω, THz | imaginary | smaller by (95 %) |",
+        "|---|" + "---|" * (len(heads) + 3),
+    ]
+    for name, found in rows.items():
+        errors = [f"{e['value']:.3g} ± {e['se']:.2g}" for e in found["errors"].values()]
+        reduced = found.get("reduction")
+        text = "" if reduced is None else interval(reduced)
+        imaginary = f"{found['with_imaginary_modes']} of {found['materials']}"
+        lines.append(
+            f"| {name} | {' | '.join(errors)} | {found['frequencies_THz']:.3g} | {imaginary} | {text} |"
+        )
+    return lines
+
+
+def interval(reduced: dict[str, float]) -> str:
+    """A reduction in words."""
+    value, low, high = (100 * reduced[key] for key in ("value", "low", "high"))
+    return f"{value:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def curves(output: Path, runs: dict[str, list[Path]]) -> None:
+    """Draw and write the validation error of runs, several seeds of each kind."""
+    output.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    document: dict[str, Any] = {}
+    for k, (name, folders) in enumerate(runs.items()):
+        found = [validation(folder) for folder in folders]
+        for number, (updates, errors) in enumerate(found):
+            axes.plot(updates, errors, color=f"C{k}", label=name if number == 0 else None, linewidth=1.2)
+        updates, last = found[0][0], [errors[-1] for _, errors in found]
+        document[name] = {"updates": updates, "relative_errors_percent": [errors for _, errors in found]}
+        spread = np.std(last, ddof=1) / len(last) ** 0.5 if len(last) > 1 else float("nan")
+        print(f"{name}: {np.mean(last):.2f}({spread:.2f}) % at update {updates[-1]}")
+    axes.set_xlabel("update")
+    axes.set_ylabel("relative error of validation Hessians, %")
+    axes.legend(frameon=False)
+    figure.savefig(output / "curves.png", dpi=200)
+    (output / "curves.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def validation(folder: Path) -> tuple[list[int], list[float]]:
+    """Updates and validation errors, %, of a run."""
+    found = [
+        (update.step, measured["validation, relative error"].value)
+        for update in read_log(folder)
+        for measured in update.diagnostics.values()
+        if "validation, relative error" in measured
+    ]
+    return [step for step, _ in found], [error for _, error in found]
+
+
+def named(words: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE."""
+    return dict(word.split("=", 1) for word in words)
+
+
+def main(command: str, *words: str) -> None:
+    """Run one of the commands."""
+    if command == "frames":
+        frames(*(Path(word) for word in words))
+    elif command == "tables":
+        others = {name: read_phonons_json(Path(path)) for name, path in named(words[2:]).items()}
+        tables(Path(words[0]), read_phonons_json(Path(words[1])), others)
+    elif command == "curves":
+        runs = {name: [Path(p) for p in paths.split(",")] for name, paths in named(words[1:]).items()}
+        curves(Path(words[0]), runs)
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
