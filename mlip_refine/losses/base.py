@@ -13,7 +13,7 @@ from torch import Tensor
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.observables.base import Sample
 from mlip_refine.potential import Potential
-from mlip_refine.quantities import Measured
+from mlip_refine.quantities import Measured, Target
 
 PERFECT = 1.0
 """Deviation, in standard uncertainties of the targets (r.m.s.), at which a run may stop."""
@@ -162,6 +162,11 @@ class Loss:
     def sources(self) -> tuple[EnsembleSource, ...]:
         """Ensembles whose frames the loss needs; none by default."""
         return ()
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """What its diagnostics should be, by their names, for records; none by default."""
+        return {}
 
     def prepare_files(self, resolve: Callable[[str], Path]) -> None:
         """Read the files that the options name; `resolve` turns a path of the config into an absolute one."""

@@ -19,7 +19,7 @@ from mlip_refine.losses.elastic_targets import ElasticConstantsOptions, Wanted
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
 from mlip_refine.observables.elasticity import FluctuationElasticity
 from mlip_refine.observables.pressure import Pressure
-from mlip_refine.quantities import Measured
+from mlip_refine.quantities import Measured, Target
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,23 @@ class ElasticMatch(Loss):
         """Whether every cell has a temperature of its own."""
         return len({w.temperature for w in self.wanted}) == len(self.wanted)
 
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """Of the constants of every cell, and of its pressure where that is matched."""
+        found = {}
+        for cell, wanted in zip(self.cells, self.wanted, strict=True):
+            state, at = self._state(cell), (cell.temperature, cell.pressure)
+            for name, (value, uncertainty) in wanted.constants.items():
+                found[f"{name} {state}"] = Target(value, uncertainty, "GPa", *at)
+            if self.options.pressure is not None:
+                aim = Target(self.options.pressure, self.options.pressure_uncertainty, "GPa", *at)
+                found[f"P {state}"] = aim
+        return found
+
+    def _state(self, cell: EnsembleSource) -> str:
+        """What tells a cell from the others."""
+        return f"{cell.temperature:g} K" if self.distinct else cell.name
+
     def count(self, cell: EnsembleSource) -> int:
         """Number of deviations of a cell."""
         constants = len(self.wanted[self.cells.index(cell)].constants)
@@ -152,7 +169,7 @@ class ElasticMatch(Loss):
         """How far the values of a cell are from its targets."""
         target = self.wanted[self.cells.index(cell)]
         labels = INDEPENDENT[self.symmetries[cell].laue]
-        state = f"{cell.temperature:g} K" if self.distinct else cell.name
+        state = self._state(cell)
         parts, errors, diagnostics = [], [], dict[str, Measured]()
         for name, (wanted, uncertainty) in target.constants.items():
             i = labels.index(name)

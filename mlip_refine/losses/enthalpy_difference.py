@@ -85,6 +85,11 @@ class PhaseDifference(EnsembleLoss):
         """The same: they are compared before they are sampled."""
         return self.sources
 
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """That of the difference."""
+        return {self.symbol: self.target}
+
     def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
         """Refuse phases of different composition, which no difference per atom compares.
 

@@ -23,7 +23,7 @@ from mlip_refine.losses.base import (
 from mlip_refine.losses.observable_options import ObservableOptions
 from mlip_refine.losses.targets import Wanted
 from mlip_refine.observables import Observable, Sample, average, measure
-from mlip_refine.quantities import Measured
+from mlip_refine.quantities import Measured, Target
 
 
 class ObservableLoss(EnsembleLoss):
@@ -53,6 +53,19 @@ class ObservableLoss(EnsembleLoss):
     def described(self) -> tuple[EnsembleSource, ...]:
         """The same: box and symmetry of the phase are known before."""
         return self.sources
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """Of the values; a curve has too many to tell each."""
+        if self._matched is None or self.options.structural:
+            return {}
+        observable, wanted = self._matched
+        values = zip(wanted.values.tolist(), wanted.uncertainties.tolist(), strict=True)
+        state = (self.source.temperature, self.source.pressure)
+        return {
+            label: Target(value, uncertainty, observable.unit, *state)
+            for label, (value, uncertainty) in zip(wanted.labels, values, strict=True)
+        }
 
     def prepare_files(self, resolve: Callable[[str], Path]) -> None:
         """Read the table, if there is one."""

@@ -1,7 +1,7 @@
-"""Figures of a run as PNG: ΔG, effective sizes, replay."""
+"""Figures of a run as PNG: ΔG, observables, effective sizes, replay."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ def write_figures(folder: Path) -> list[Path]:
         folder: A finished run.
 
     Returns:
-        The files: `delta_g.png`, `n_eff.png` and `replay.png`, without those that the run has no data for.
+        The files: `delta_g.png`, `observables.png`, `n_eff.png` and `replay.png`, without those that the run
+        has no data for.
 
     Raises:
         InputError: A result file is missing or cannot be read, or a figure cannot be written.
@@ -41,6 +42,7 @@ def write_figures(folder: Path) -> list[Path]:
     log, summary = read_log(folder), read_summary(folder)
     drawn = {
         "delta_g.png": _delta_g(log, summary),
+        "observables.png": _observables(log, summary),
         "n_eff.png": _n_eff(log),
         "replay.png": _replay(log),
     }
@@ -81,7 +83,7 @@ def _delta_g(log: Sequence[Update], summary: Summary) -> Figure | None:
     ends = (log[0].step - margin, log[-1].step + margin)
     for i, (transition, colour) in enumerate(zip(summary.transitions, cycle(COLOURS), strict=False)):
         offset = 0.25 * margin * (i - (len(summary.transitions) - 1) / 2)
-        _course(axes, log, transition, colour)
+        _course(axes, log, (transition.name, "delta_g"), colour, transition.state)
         _verdict(axes, (ends[0] + offset, ends[1] + offset), transition, colour)
     axes.plot([], [], color=GREY, **TARGET_LINE, label="target")
     axes.set_xlim(ends[0] - 0.6 * margin, ends[1] + 0.6 * margin)
@@ -93,13 +95,16 @@ def _delta_g(log: Sequence[Update], summary: Summary) -> Figure | None:
     return figure
 
 
-def _course(axes: Axes, log: Sequence[Update], transition: TransitionRecord, colour: str) -> None:
-    """ΔG as the optimiser saw it, with a band of one standard error."""
-    measured = {u.step: u.diagnostics.get(transition.name, {}).get("delta_g") for u in log}
+def _course(
+    axes: Axes, log: Sequence[Update], quantity: tuple[str, str], colour: str, label: str | None
+) -> None:
+    """A quantity of a loss as the optimiser saw it, with a band of one standard error."""
+    loss, name = quantity
+    measured = {u.step: u.diagnostics.get(loss, {}).get(name) for u in log}
     steps = [step for step, m in measured.items() if m is not None]
     values = [m for m in measured.values() if m is not None]
     axes.fill_between(steps, _bounds(values, -1), _bounds(values, 1), color=colour, alpha=0.2, linewidth=0)
-    axes.plot(steps, _bounds(values, 0), color=colour, linewidth=1.6, label=transition.state)
+    axes.plot(steps, _bounds(values, 0), color=colour, linewidth=1.6, label=label)
 
 
 def _bounds(values: Sequence[Measured], sigma: int) -> list[float]:
@@ -118,6 +123,41 @@ def _verdict(axes: Axes, ends: tuple[float, float], transition: TransitionRecord
         capsize=3,
         zorder=3,
     )
+
+
+def _observables(log: Sequence[Update], summary: Summary) -> Figure | None:
+    """What has a target, by update: a panel for each kind, which is the first word of a name."""
+    panels: dict[tuple[str, str], dict[str, Measured]] = {}
+    for loss, quantities in summary.measured.items():
+        for name, quantity in quantities.items():
+            if quantity.target is not None:
+                panels.setdefault((loss, name.split()[0]), {})[name] = quantity.target
+    if not panels:
+        return None
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(6.4, 3.4 * columns), max(4.0, 2.8 * rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, ((loss, kind), targets) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, i)
+        _panel(axes, log, loss, targets)
+        axes.set_title(f"{loss}: {kind}", fontsize="small")
+    return figure
+
+
+def _panel(axes: Axes, log: Sequence[Update], loss: str, targets: Mapping[str, Measured]) -> None:
+    """Quantities of one kind, each with its target and the uncertainty of that."""
+    for (name, target), colour in zip(targets.items(), cycle(COLOURS), strict=False):
+        label = name.partition(" ")[2] or None
+        _course(axes, log, (loss, name), colour, label)
+        axes.axhline(target.value, color=colour, zorder=1, **TARGET_LINE)
+        axes.axhspan(*_bounds([target], -1), *_bounds([target], 1), color=colour, alpha=0.08, linewidth=0)
+    axes.set_xlabel("update")
+    axes.set_ylabel(next(iter(targets.values())).unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="x-small", ncols=2)
 
 
 def _n_eff(log: Sequence[Update]) -> Figure | None:

@@ -92,6 +92,37 @@ class TransitionRecord:
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """What a loss measured, as it was trained: reweighted, not sampled afresh.
+
+    Attributes:
+        first: In its first update.
+        last: In its last one.
+        target: With its uncertainty as error; `None` without one.
+    """
+
+    first: Measured
+    last: Measured
+    target: Measured | None
+
+    @property
+    def deviations(self) -> tuple[float, float] | None:
+        """First and last value minus the target, in its uncertainties."""
+        if self.target is None:
+            return None
+        first, last = ((m.value - self.target.value) / self.target.se for m in (self.first, self.last))
+        return first, last
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read an entry of `measured`; `KeyError`, `TypeError` or `ValueError` if it is none."""
+        unit, target = str(data["unit"]), None
+        if "target" in data:
+            target = Measured(float(data["target"]), float(data["target_uncertainty"]), unit)
+        return cls(_measured(data, "first", unit), _measured(data, "last", unit), target)
+
+
+@dataclass(frozen=True)
 class Summary:
     """The summary of a finished run.
 
@@ -103,6 +134,8 @@ class Summary:
         errors_before: Held-out errors of the initial model by name (the unit is in it); empty without replay.
         errors_after: The same of the refined model.
         wall_time: Seconds.
+        measured: Quantities by loss, then name.
+        deviations: Root mean squares of all deviations of a loss in its first and last update, σ, by loss.
     """
 
     name: str
@@ -112,6 +145,8 @@ class Summary:
     errors_before: Mapping[str, float]
     errors_after: Mapping[str, float]
     wall_time: float
+    measured: Mapping[str, Mapping[str, Quantity]]
+    deviations: Mapping[str, tuple[float, float]]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -124,6 +159,12 @@ class Summary:
             errors_before=_errors(data["replay"]["before"]),
             errors_after=_errors(data["replay"]["after"]),
             wall_time=float(data["wall_time_s"]),
+            # Runs of earlier versions have none.
+            measured={loss: _quantities(found) for loss, found in data.get("measured", {}).items()},
+            deviations={
+                loss: (float(d["first_sigma"]), float(d["last_sigma"]))
+                for loss, d in data.get("deviations", {}).items()
+            },
         )
 
 
@@ -190,6 +231,10 @@ def _measured(data: Mapping[str, Any], key: str, unit: str) -> Measured:
 
 def _measured_or_none(data: Mapping[str, Any], key: str, unit: str) -> Measured | None:
     return None if data[key] is None else _measured(data, key, unit)
+
+
+def _quantities(data: Mapping[str, Any]) -> dict[str, Quantity]:
+    return {name: Quantity.from_json(entry) for name, entry in data.items()}
 
 
 def _errors(data: Mapping[str, Any] | None) -> dict[str, float]:

@@ -21,7 +21,7 @@ from mlip_refine.losses import (
 )
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
-from mlip_refine.report import Update, read_log, write_figures
+from mlip_refine.report import read_log, write_figures
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.training.loop import StepReport, Trainer
 from mlip_refine.training.replay_batches import HeldOutErrors, LabelledFrame, held_out_errors
@@ -37,6 +37,7 @@ from mlip_refine.workflows.free_energy import (
     require_equal_sizes,
     require_error,
 )
+from mlip_refine.workflows.measured import deviations_json, measured_json
 from mlip_refine.workflows.run_folder import open_run_folder
 from mlip_refine.workflows.setup import (
     ReplayData,
@@ -310,6 +311,7 @@ def _summary(
     errors_before: HeldOutErrors | None,
     errors_after: HeldOutErrors | None,
 ) -> dict[str, Any]:
+    updates = read_log(run.folder)
     return {
         "format": "mlip_refine summary 1",
         "name": run.config.name,
@@ -322,22 +324,10 @@ def _summary(
         "transitions": [transition_json(t) for t in found],
         "phases": [_phase_json(s, c) for s, c in changes.items()],
         "replay": {"before": _errors_json(errors_before), "after": _errors_json(errors_after)},
-        "measured": _measured_json(read_log(run.folder)),
+        "measured": measured_json(updates, run.losses),
+        "deviations": deviations_json(updates, run.losses),
         "packages": packages(),
     }
-
-
-def _measured_json(updates: Sequence[Update]) -> dict[str, Any]:
-    """What losses measured in their first and their last update, as `first` and `last` with `_se`."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for update in updates:
-        for loss, measured in update.diagnostics.items():
-            for name, m in measured.items():
-                entry = found.setdefault(loss, {}).setdefault(
-                    name, {"first": m.value, "first_se": m.se, "unit": m.unit}
-                )
-                entry |= {"last": m.value, "last_se": m.se}
-    return found
 
 
 def transition_json(t: Transition) -> dict[str, Any]:

@@ -121,6 +121,16 @@ def test_the_deviation_has_the_error_of_what_is_measured(stressed):
     assert result.resolved
 
 
+def test_every_value_has_its_target_in_records(stressed):
+    """Names of targets are those of diagnostics; the pressure has one where it is matched."""
+    found = _loss(pressure=2.0, targets=[{**TARGET, "uncertainty": 3.0}])
+    diagnostics = found.evaluate(dict.fromkeys(found.sources, stressed(_noisy(40, 1.0)))).diagnostics
+    targets = {name: (t.value, t.uncertainty) for name, t in found.targets.items()}
+    assert targets == {"C11 300 K": (160.0, 3.0), "C13 300 K": (70.0, 3.0), "P 300 K": (2.0, 0.05)}
+    assert set(diagnostics) == set(targets)
+    assert all(found.targets[name].unit == m.unit for name, m in diagnostics.items())
+
+
 def test_the_born_term_is_as_rare_as_in_the_command():
     """And with the defaults of `sampling` enough frames have one."""
     command, sampling = Elastic(), Sampling()

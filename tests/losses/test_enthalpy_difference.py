@@ -76,6 +76,12 @@ def test_a_fixed_cell_has_no_volume_to_match(made, frames_of):
         loss.evaluate(dict.fromkeys(loss.sources, frames))
 
 
+def test_records_know_the_target_by_the_name_of_what_is_measured(made):
+    loss = made("enthalpy_difference", **BETWEEN, target="40 meV/atom", uncertainty="2 meV/atom")
+    target = loss.targets["delta_h"]
+    assert (target.value, target.uncertainty, target.unit) == (40.0, 2.0, "meV/atom")
+
+
 def test_phases_of_different_composition_are_refused(made):
     crystals = {"one": Atoms("Ti2O4"), "two": Atoms("Ti3O5")}
     with pytest.raises(InputError, match="different composition; found O2Ti and O5Ti3"):

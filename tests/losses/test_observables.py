@@ -55,6 +55,17 @@ def test_the_ideal_gas_at_another_pressure_is_exact(made, gas, kind, label, exac
     _check(_evaluate(loss, gas(0, 20_000, N, P, EXCESS)), label, exact, target, sigma)
 
 
+def test_records_know_the_targets_by_the_names_of_what_is_measured(made, gas):
+    """Of some outputs, in the unit of the observable; of a curve none."""
+    loss = made("lattice", CUBE, pressure=P, target={"a": "0.3 nm"}, uncertainty="0.001 nm")
+    found = _evaluate(loss, gas(0, 100, N, P, EXCESS)).diagnostics
+    assert {name: (t.value, t.uncertainty, t.unit) for name, t in loss.targets.items()} == {
+        "a": (pytest.approx(3.0), pytest.approx(0.01), found["a"].unit)
+    }
+    curve = {"largest": "4 Å", "bins": 4, "target": [0, 0, 1, 1], "uncertainty": 1}
+    assert made("radial_distribution", CUBE, **curve).targets == {}
+
+
 def _spring(frames_of, n: int = 20_000, k0: float = 1.0, k1: float = 1.1):
     """An atom in a well of stiffness k0, seen by a model with k1, whose stress is diag(x², y², z²)/10."""
     generator = torch.Generator().manual_seed(1)

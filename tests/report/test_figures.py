@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 
 from mlip_refine.errors import InputError
-from mlip_refine.report import write_figures
+from mlip_refine.report import figures, read_log, read_summary, write_figures
 
 
 def test_all_figures_are_written_and_show_something(run_folder):
@@ -24,6 +24,29 @@ def test_figures_without_data_are_left_out(write, run_data):
     for line in run_data["log"]:
         line["losses"], line["n_eff"], line["resampled"] = {"total": 1.0}, {}, []
     assert write_figures(write(run_data)) == []
+
+
+def test_observables_with_targets_have_a_panel_for_each_kind(write, run_data):
+    """C11 at two temperatures share one, C33 has its own; what has no target has none."""
+    first, last = {"first": 150.0, "first_se": 2.0}, {"last": 160.0, "last_se": 2.0}
+    entry = {**first, **last, "unit": "GPa"}
+    target = {"target": 162.0, "target_uncertainty": 1.0}
+    names = ("C11 300 K", "C11 900 K", "C33 300 K")
+    run_data["summary"]["measured"] = {
+        "elastic": dict.fromkeys(names, entry | target) | {"spread": entry},
+    }
+    for i, line in enumerate(run_data["log"]):
+        value = {"value": 150.0 + 5 * i, "se": 2.0, "unit": "GPa"}
+        line["diagnostics"]["elastic"] = dict.fromkeys((*names, "spread"), value)
+    folder = write(run_data)
+    figure = figures._observables(read_log(folder), read_summary(folder))
+    assert [axes.get_title() for axes in figure.axes] == ["elastic: C11", "elastic: C33"]
+    labels = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
+    assert labels == [["300 K", "900 K"], ["300 K"]]
+    course, target_line = figure.axes[1].get_lines()
+    assert list(course.get_ydata()) == [150.0, 155.0, 160.0]
+    assert set(target_line.get_ydata()) == {162.0}
+    assert "observables.png" in [path.name for path in write_figures(folder)]
 
 
 def test_one_update_and_a_part_that_vanishes(write, run_data):

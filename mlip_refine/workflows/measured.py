@@ -1,0 +1,47 @@
+"""What the losses of a run measured, beside their targets, as the summary keeps it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mlip_refine.losses import Loss
+from mlip_refine.quantities import Measured, Target
+from mlip_refine.report import Update
+
+
+def measured_json(updates: Sequence[Update], losses: Sequence[Loss]) -> dict[str, Any]:
+    """What losses measured in their first and their last update, reweighted as they were trained.
+
+    Returns:
+        By loss and quantity: `first` and `last` with `_se` and `unit`, and where there is one `target` with
+        `target_uncertainty`.
+    """
+    targets = {loss.name: loss.targets for loss in losses}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for update in updates:
+        for loss, measured in update.diagnostics.items():
+            for name, m in measured.items():
+                target = targets.get(loss, {}).get(name)
+                entry = found.setdefault(loss, {}).setdefault(name, _first(m, target))
+                entry |= {"last": m.value, "last_se": m.se}
+    return found
+
+
+def _first(measured: Measured, target: Target | None) -> dict[str, Any]:
+    entry = {"first": measured.value, "first_se": measured.se, "unit": measured.unit}
+    if target is not None:
+        entry |= {"target": target.value, "target_uncertainty": target.uncertainty}
+    return entry
+
+
+def deviations_json(updates: Sequence[Update], losses: Sequence[Loss]) -> dict[str, Any]:
+    """Root mean squares of all deviations of losses that have targets, in σ, in their first and last update.
+
+    Such a loss is the mean of the squares.
+    """
+    found = {}
+    for loss in losses:
+        squares = [update.losses[loss.name] for update in updates if loss.name in update.losses]
+        if loss.targets and squares:
+            found[loss.name] = {"first_sigma": math.sqrt(squares[0]), "last_sigma": math.sqrt(squares[-1])}
+    return found
