@@ -116,7 +116,7 @@ def _below(summary: Summary, folder: Path) -> Iterator[str]:
         for note in transition.notes:
             yield f"note, {transition.name}: {note}"
     if _further(summary):
-        yield "as trained: reweighted, in the first and the last update of a loss; not sampled afresh"
+        yield "as trained: what the first and the last update of a loss saw, not sampled afresh"
     end = "every target met" if summary.converged else "all steps used"
     yield f"updates    {summary.steps}, {end}"
     yield f"wall time  {_duration(summary.wall_time)}"

@@ -66,7 +66,7 @@ def test_observables_stand_beside_their_targets(write, run_data):
     assert "a, Å (target 2.9500(20)) 2.910(50) 2.949(50) -20.0 → -0.5 σ" in lines
     assert "c, Å 4.600(50) 4.680(50)" in lines
     assert not any("delta_g" in line for line in lines)
-    assert "as trained: reweighted, in the first and the last update of a loss; not sampled afresh" in lines
+    assert "as trained: what the first and the last update of a loss saw, not sampled afresh" in lines
 
 
 def test_of_a_loss_with_many_targets_the_worst_are_shown(write, run_data):
