@@ -5,8 +5,8 @@
     python tests/studies/phonons.py curves OUTPUT NAME=RUN[,RUN...]...
 
 `frames` writes train.extxyz and valid.extxyz into FOLDER from the labelled frames in DISTILLED, without the
-materials that INDEX keeps for the test or has in the benchmark of thermal conductivity, and without frames far
-from rest. `tables` compares runs of `mlip-refine phonons` on the same materials with BASE: results.md and
+materials that INDEX keeps for the test or has in the benchmark of thermal conductivity, and without frames
+far from rest. `tables` compares runs of `mlip-refine phonons` on the same materials with BASE: results.md and
 results.json in OUTPUT. `curves` draws the validation error of runs of `mlip-refine finetune` against updates,
 which cost the same whatever the probe is.
 """
