@@ -19,8 +19,9 @@ class Phonons(Section):
         None, description="Names of phases; null: all, or none of them where there is data."
     )
     supercell: Length = Field(12.0, description="Of phases: no lattice vector is shorter than this, Å.")
-    data: Paths = Field(
-        (), description="Phonon calculations of phonopy or phono3py: files, folders, or an index.csv of many."
+    data: Paths | None = Field(
+        None,
+        description="Phonon calculations of phonopy or phono3py: files, folders, or an index.csv of many.",
     )
     split: Literal["train", "val", "test", "kappa103"] | None = Field(
         None, description="Part of the data, by the index or by material; null: all."

@@ -1,26 +1,29 @@
 """What `mlip-refine phonons` found, and its file `phonons.json`."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
 from mlip_refine.errors import InputError
-from mlip_refine.observables.phonon_properties import PhononProperties
 from mlip_refine.quantities import Measured
 from mlip_refine.statistics.paired import Reduction, paired_reduction
 
 FORMAT = "mlip_refine phonons 1"
+
+_SAME = 1e-6
+"""Values of one reference differ by less than this."""
 
 
 class Quantity(NamedTuple):
     """A quantity that is compared with references.
 
     Attributes:
-        key: Field of `PhononProperties`.
+        key: Of `PhononPoint.properties`.
         symbol: How tables and figures name it.
         unit: Of its values; per primitive cell where there is a mole.
     """
@@ -49,8 +52,8 @@ class PhononPoint:
         n_primitive: Atoms of the primitive cell.
         n_atoms: Of the supercell.
         volume_A3_per_atom: Of this cell.
-        properties: By the potential, per primitive cell.
-        reference: Of the reference calculation, in its own cell; None without one.
+        properties: By the potential, per primitive cell: the fields of `PhononProperties`, by name.
+        reference: The same of the reference calculation, in its own cell; None without one.
         frequency_error_THz: Mean absolute error of the frequencies on the mesh; None without a reference, or
             where the relaxed cell has another symmetry.
         reference_volume_A3_per_atom: None without a reference.
@@ -64,23 +67,16 @@ class PhononPoint:
     n_primitive: int
     n_atoms: int
     volume_A3_per_atom: float  # noqa: N815 - the unit's own case
-    properties: PhononProperties
-    reference: PhononProperties | None = None
+    properties: Mapping[str, float]
+    reference: Mapping[str, float] | None = None
     frequency_error_THz: float | None = None  # noqa: N815 - the unit's own case
     reference_volume_A3_per_atom: float | None = None  # noqa: N815 - the unit's own case
     method_difference: float | None = None
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a point of `as_json`."""
-        reference = data.get("reference")
-        known = None if reference is None else PhononProperties(**reference)
-        return cls(**{**data, "properties": PhononProperties(**data["properties"]), "reference": known})
-
     def error(self, quantity: Quantity) -> float:
-        """Absolute error of a quantity; there must be a reference."""
-        found, wanted = (getattr(p, quantity.key) for p in (self.properties, self.reference))
-        return abs(float(found) - float(wanted))
+        """Absolute error of a quantity; NaN without a reference."""
+        wanted = math.nan if self.reference is None else self.reference[quantity.key]
+        return abs(self.properties[quantity.key] - wanted)
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def read_phonons_json(path: Path) -> PhononResult:
             data["model_hash"],
             (data["mesh"][0], data["mesh"][1], data["mesh"][2]),
             data["temperature_K"],
-            tuple(PhononPoint.from_json(point) for point in data["points"]),
+            tuple(PhononPoint(**point) for point in data["points"]),
             data["left_out"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -197,10 +193,10 @@ def reduction(before: PhononResult, after: PhononResult, cell: str) -> tuple[Red
     return paired_reduction(old_errors, new_errors), len(pairs)
 
 
-def _same(one: PhononProperties | None, other: PhononProperties | None) -> bool:
+def _same(one: Mapping[str, float] | None, other: Mapping[str, float] | None) -> bool:
     if one is None or other is None:
         return False
-    return all(abs(getattr(one, q.key) - getattr(other, q.key)) < 1e-6 for q in QUANTITIES)
+    return all(abs(one[q.key] - other[q.key]) < _SAME for q in QUANTITIES)
 
 
 def _errors(points: Iterable[PhononPoint]) -> torch.Tensor:
@@ -210,8 +206,8 @@ def _errors(points: Iterable[PhononPoint]) -> torch.Tensor:
 
 def _errors_json(points: Sequence[PhononPoint]) -> dict[str, Any]:
     errors = {q.key: mean_absolute_error(points, q) for q in QUANTITIES}
-    unstable = sum(point.properties.imaginary > 0 for point in points)
-    shares = [point.properties.imaginary for point in points]
+    unstable = sum(point.properties["imaginary"] > 0 for point in points)
+    shares = [point.properties["imaginary"] for point in points]
     found = {
         key: {"value": error.value, "se": error.se if len(points) > 1 else None, "unit": error.unit}
         for key, error in errors.items()

@@ -52,16 +52,16 @@ def _points(result: PhononResult) -> Table:
             point.cell,
             *(_beside_reference(point, q.key) for q in QUANTITIES),
             "-" if error is None else f"{error:.2f}",
-            f"{100 * point.properties.imaginary:.2g}",
+            f"{100 * point.properties['imaginary']:.2g}",
         )
     return table
 
 
 def _beside_reference(point: PhononPoint, key: str) -> str:
-    value = getattr(point.properties, key)
+    value = point.properties[key]
     if point.reference is None:
         return f"{value:.2f}"
-    return f"{value:.2f} ({value - getattr(point.reference, key):+.2f})"
+    return f"{value:.2f} ({value - point.reference[key]:+.2f})"
 
 
 def _errors(result: PhononResult, cell: str, baseline: PhononResult | None) -> Table:
@@ -83,7 +83,7 @@ def _errors(result: PhononResult, cell: str, baseline: PhononResult | None) -> T
         table.add_row(quantity.symbol, str(mean_absolute_error(points, quantity)), *ends)
     if reduced is not None:
         table.add_row("mean of the four", "", *_interval(reduced.value, reduced.low, reduced.high))
-    unstable = sum(p.properties.imaginary > 0 for p in points)
+    unstable = sum(p.properties["imaginary"] > 0 for p in points)
     table.add_row("with imaginary modes", f"{unstable} of {len(points)}")
     return table
 

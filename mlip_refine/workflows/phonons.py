@@ -73,7 +73,7 @@ class _Kept:
             data = json.loads((self.folder / task.file).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return PhononPoint.from_json(data["point"]) if data["model_hash"] == self.model_hash else None
+        return PhononPoint(**data["point"]) if data["model_hash"] == self.model_hash else None
 
     def write(self, task: _Task, point: PhononPoint) -> None:
         """Keep what was found."""
@@ -162,7 +162,7 @@ def _materials(config: Config) -> Iterator[_Task]:
     """Materials that have a reference, in all kinds of cells."""
     section = config.phonons
     known: dict[str, PhononReference] = {}
-    for path in map(config.resolve, section.data):
+    for path in map(config.resolve, section.data or ()):
         for reference in read_phonon_set(
             path,
             split=section.split,
@@ -208,7 +208,8 @@ def _found(config: Config, potential: Potential, task: _Task, kept: _Kept) -> Ph
     wanted, error = None, None
     if task.reference is not None and task.reference.force_constants is not None:
         phonon = task.crystal.phonopy(task.reference.force_constants)
-        wanted, reference_mesh = phonon_properties(phonon, section.mesh, section.temperature)
+        of_reference, reference_mesh = phonon_properties(phonon, section.mesh, section.temperature)
+        wanted = asdict(of_reference)
         error = on_mesh.distance(reference_mesh)
     point = PhononPoint(
         name=task.name,
@@ -217,7 +218,7 @@ def _found(config: Config, potential: Potential, task: _Task, kept: _Kept) -> Ph
         n_primitive=len(rested.primitive),
         n_atoms=len(rested.supercell),
         volume_A3_per_atom=_volume(rested),
-        properties=found,
+        properties=asdict(found),
         reference=wanted,
         frequency_error_THz=error,
         reference_volume_A3_per_atom=None if task.reference is None else _volume(task.crystal),

@@ -87,7 +87,7 @@ def row(base: PhononResult, result: PhononResult, cell: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "errors": {name: {"value": e.value, "se": e.se, "unit": e.unit} for name, e in errors.items()},
         "frequencies_THz": float(np.mean(frequency)),
-        "with_imaginary_modes": sum(p.properties.imaginary > 0 for p in points),
+        "with_imaginary_modes": sum(p.properties["imaginary"] > 0 for p in points),
         "materials": len(points),
         "left_out": len(result.left_out),
     }
