@@ -95,7 +95,8 @@ class ElasticMatch(Loss):
         """Read the table, if there is one."""
         if self.options.table is not None:
             table = find_table(self.options.table, resolve)
-            self.wanted = tuple(Wanted.from_table(table, t) for t in self.options.temperatures)
+            uncertainty = self.options.uncertainty
+            self.wanted = tuple(Wanted.from_table(table, t, uncertainty) for t in self.options.temperatures)
 
     @property
     def cells(self) -> tuple[EnsembleSource, ...]:

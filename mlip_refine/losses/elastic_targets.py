@@ -46,6 +46,9 @@ class ElasticConstantsOptions(Section):
     temperatures: Annotated[tuple[Temperature, ...], Field(strict=False)] = Field(
         (), description="Temperatures that are taken from the table, K."
     )
+    uncertainty: PositivePressure | None = Field(
+        None, description="Standard error of each constant of the table, GPa; null: what the table says."
+    )
     pressure: Pressure | None = Field(
         None, description="Pressure that the cells should be at, GPa; null: the stress is not matched."
     )
@@ -71,6 +74,8 @@ class ElasticConstantsOptions(Section):
             raise problem("kind: isothermal: strained cells at one temperature show these", key="kind")
         if (self.table is None) == (not self.targets) or (self.table is None) != (not self.temperatures):
             raise problem("either targets, or a table with temperatures", key="targets")
+        if self.uncertainty is not None and self.table is None:
+            raise problem("no uncertainty beside targets: each has its own", key="uncertainty")
         states = [(t.temperature, t.lattice) for t in self.targets] or [(t, ()) for t in self.temperatures]
         if len(set(states)) < len(states):
             raise problem("every temperature once", key="targets" if self.targets else "temperatures")
@@ -92,8 +97,8 @@ class Wanted:
         return cls(target.temperature, target.lattice, constants)
 
     @classmethod
-    def from_table(cls, table: Table, temperature: float) -> Self:
-        """Those of a table, interpolated."""
+    def from_table(cls, table: Table, temperature: float, uncertainty: float | None = None) -> Self:
+        """Those of a table, interpolated, with its uncertainties or another one for all constants, GPa."""
         found = {name: table.target(name, temperature) for name in table.columns if name != table.index.name}
-        constants = {n: (t.value, t.uncertainty) for n, t in found.items() if t.unit == "GPa"}
+        constants = {n: (t.value, uncertainty or t.uncertainty) for n, t in found.items() if t.unit == "GPa"}
         return cls(temperature, tuple(found[n].value for n in "ac" if n in found), constants)

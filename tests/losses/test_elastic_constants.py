@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
 from mlip_refine.config import Elastic, Sampling, config_from_dict
+from mlip_refine.errors import InputError
 from mlip_refine.losses import Frames, build_losses
 from mlip_refine.losses.elastic_matching import CellValues, ElasticMatch
 from mlip_refine.losses.elastic_stress import SymmetricStress
@@ -129,6 +131,26 @@ def test_every_value_has_its_target_in_records(stressed):
     assert targets == {"C11 300 K": (160.0, 3.0), "C13 300 K": (70.0, 3.0), "P 300 K": (2.0, 0.05)}
     assert set(diagnostics) == set(targets)
     assert all(found.targets[name].unit == m.unit for name, m in diagnostics.items())
+
+
+def test_a_table_has_its_own_uncertainties_or_one_for_all():
+    node = {
+        "type": "elastic_constants",
+        "phase": "hcp",
+        "table": "titanium-hcp-elastic",
+        "temperatures": [323],
+    }
+    found = []
+    for options in ({}, {"uncertainty": "1.5 GPa"}):
+        config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node | options]})
+        (loss,) = build_losses(config.losses)
+        loss.prepare_files(lambda name: Path(name))
+        found.append(loss.wanted[0].constants)
+    assert found[0]["C33"] == (179.5, pytest.approx(1.795))
+    assert found[1]["C33"] == (179.5, 1.5)
+    assert {s for _, s in found[1].values()} == {1.5}
+    with pytest.raises(InputError, match="no uncertainty beside targets"):
+        _loss(uncertainty=1.0)
 
 
 def test_the_born_term_is_as_rare_as_in_the_command():
