@@ -144,7 +144,7 @@ def test_a_table_has_its_own_uncertainties_or_one_for_all():
     for options in ({}, {"uncertainty": "1.5 GPa"}):
         config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node | options]})
         (loss,) = build_losses(config.losses)
-        loss.prepare_files(lambda name: Path(name))
+        loss.prepare_files(Path)
         found.append(loss.wanted[0].constants)
     assert found[0]["C33"] == (179.5, pytest.approx(1.795))
     assert found[1]["C33"] == (179.5, 1.5)
