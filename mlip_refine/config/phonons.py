@@ -4,12 +4,35 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.md import Names, several
+from mlip_refine.config.md import Names, Temperatures, several
 from mlip_refine.config.section import Count, Paths, Section
 from mlip_refine.config.units import Length, Temperature, problem
 
 Mesh = Annotated[tuple[Count, Count, Count], Field(strict=False)]
 """Points along the three reciprocal vectors."""
+
+
+class QuasiHarmonic(Section):
+    """Thermal expansion from phonons of crystals at rest under several pressures."""
+
+    temperature: Temperatures = Field(
+        (100.0, 200.0, 300.0, 400.0, 500.0), description="One temperature or several, K."
+    )
+    volumes: Annotated[tuple[float, ...], Field(strict=False, min_length=5)] = Field(
+        (0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03),
+        description="About these times the volume at rest; the free energy must be smallest between them.",
+    )
+
+
+class Conductivity(Section):
+    """Lattice thermal conductivity in the relaxation-time approximation; needs the extra `conductivity`."""
+
+    temperature: Temperatures = Field((300.0,), description="One temperature or several, K.")
+    mesh: Mesh = Field((11, 11, 11), description="Γ-centred mesh of wave vectors.")
+    isotopes: bool = Field(False, description="Whether the natural mixture of isotopes scatters, too.")
+    cutoff: Length | None = Field(
+        None, description="Triplets with a pair of atoms further apart than this have no constants, Å."
+    )
 
 
 class Phonons(Section):
@@ -54,7 +77,18 @@ class Phonons(Section):
     displacement: Length = Field(0.01, description="displacements: of one atom, Å.")
     mesh: Mesh = Field((20, 20, 20), description="Γ-centred mesh of wave vectors, reduced by symmetry.")
     temperature: Temperature = Field(300.0, description="Of thermodynamic functions, K.")
-    figures: bool = Field(True, description="Draw bands and densities of states.")
+    bands: bool = Field(True, description="Band structures and densities of states, with errors and figures.")
+    gruneisen: bool = Field(False, description="Mode Grüneisen parameters of crystals at rest.")
+    quasi_harmonic: QuasiHarmonic | None = Field(
+        None, description="Thermal expansion of crystals at rest; null: none."
+    )
+    conductivity: Conductivity | None = Field(
+        None,
+        description="Lattice thermal conductivity by phono3py, from exact third derivatives; null: none.",
+    )
+    export: bool = Field(
+        False, description="Write force constants as phonopy.yaml and, of third order, as HDF5 of phono3py."
+    )
     baseline: str | None = Field(
         None,
         description="phonons.json of another potential on the same materials, such as the one before "
@@ -67,6 +101,10 @@ class Phonons(Section):
             values = getattr(self, key) or ()
             if len(set(values)) < len(values):
                 raise problem("values that differ", key=key)
+        at_rest = self.phases is not None or self.data is None or "relaxed" in self.cell
+        for key in ("gruneisen", "quasi_harmonic"):
+            if getattr(self, key) and not at_rest:
+                raise problem("cell: relaxed: volumes are compared with that at rest", key=key)
         for key in ("split", "lowest_frequency", "materials", "baseline"):
             if getattr(self, key) is not None and not self.data:
                 raise problem("data: what it is about", key=key)

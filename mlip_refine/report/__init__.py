@@ -7,7 +7,7 @@ from mlip_refine.report.elastic import print_elastic
 from mlip_refine.report.figures import write_figures
 from mlip_refine.report.md import print_md, write_md_figures
 from mlip_refine.report.phonon_records import PhononResult, read_phonons_json
-from mlip_refine.report.phonons import print_phonons
+from mlip_refine.report.phonons import print_phonons, write_phonon_figures
 from mlip_refine.report.run_files import Summary, TransitionRecord, Update, read_log, read_summary
 from mlip_refine.report.steps import StepPrinter
 from mlip_refine.report.summary import print_summary
@@ -35,4 +35,5 @@ __all__ = [
     "write_dynamics_figures",
     "write_figures",
     "write_md_figures",
+    "write_phonon_figures",
 ]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,11 @@ class PhononPoint:
         frequency_error_THz: Mean absolute error of the frequencies on the mesh; None without a reference, or
             where the relaxed cell has another symmetry.
         reference_volume_A3_per_atom: None without a reference.
+        band_error_THz: Mean absolute error of bands along lines of high symmetry; None without them.
+        gruneisen: Mode Grüneisen parameters, as `Gruneisen.as_json` has them.
+        quasi_harmonic: Thermal expansion, as `QuasiHarmonic.as_json` has it.
+        conductivity: `temperatures_K`, `kappa_W_m_K` `[n_T, 3, 3]`, `mean_W_m_K`, `mesh`, `isotopes`.
+        refused: Why there is no expansion and the like, by their names.
         method_difference: Largest difference between force constants by both methods, over the largest; None
             when there is one method.
     """
@@ -72,6 +77,11 @@ class PhononPoint:
     frequency_error_THz: float | None = None  # noqa: N815 - the unit's own case
     reference_volume_A3_per_atom: float | None = None  # noqa: N815 - the unit's own case
     method_difference: float | None = None
+    band_error_THz: float | None = None  # noqa: N815 - the unit's own case
+    gruneisen: Mapping[str, Any] | None = None
+    quasi_harmonic: Mapping[str, Any] | None = None
+    conductivity: Mapping[str, Any] | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def error(self, quantity: Quantity) -> float:
         """Absolute error of a quantity; NaN without a reference."""

@@ -1,17 +1,21 @@
 """Tables of `mlip-refine phonons`, from its result."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.errors import StatisticsError
+from mlip_refine.report.phonon_figures import draw_bands, draw_expansion, draw_parity
 from mlip_refine.report.phonon_records import (
     QUANTITIES,
     PhononPoint,
     PhononResult,
     mean_absolute_error,
+    read_phonons_json,
     reduction,
 )
 
@@ -31,6 +35,46 @@ def print_phonons(console: Console, result: PhononResult, baseline: PhononResult
         console.print(_errors(result, cell, baseline))
     for line in _below(result):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def write_phonon_figures(folder: Path) -> list[Path]:
+    """Draw what a folder of `mlip-refine phonons` holds.
+
+    Args:
+        folder: With `phonons.json` and `crystals`.
+
+    Returns:
+        The files: bands and densities of every crystal that has them, its expansion, and `parity.png` where
+        there are several references.
+
+    Raises:
+        InputError: A result file is missing or cannot be read, or a figure cannot be written.
+    """
+    result, drawn = read_phonons_json(folder), list[Path]()
+    for point in result.points:
+        name = f"{point.name}-{point.cell}"
+        kept = json.loads((folder / "crystals" / f"{name}.json").read_text(encoding="utf-8"))
+        structures = kept["structures"]
+        if structures is not None:
+            title = f"{point.name} {point.formula}, {point.cell} cell"
+            path = folder / f"{name}-bands.png"
+            drawn.append(draw_bands(path, structures["bands"], structures["densities"], title))
+        if point.quasi_harmonic is not None:
+            path = folder / f"{name}-expansion.png"
+            drawn.append(draw_expansion(path, {result.name: point.quasi_harmonic}))
+    return drawn + [_parity(folder, result, cell) for cell in result.cells if len(result.compared(cell)) > 1]
+
+
+def _parity(folder: Path, result: PhononResult, cell: str) -> Path:
+    points = result.compared(cell)
+    values = {
+        q.key: {
+            "reference": [None if p.reference is None else p.reference[q.key] for p in points],
+            "models": {result.name: [p.properties[q.key] for p in points]},
+        }
+        for q in QUANTITIES
+    }
+    return draw_parity(folder / f"parity-{cell}.png", values)
 
 
 def _table() -> Table:
@@ -92,6 +136,29 @@ def _interval(value: float, low: float, high: float) -> list[str]:
     return [f"{100 * value:.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"]
 
 
+def _further(point: PhononPoint) -> Iterator[str]:
+    """Lines about Grüneisen parameters, expansion and conduction of heat."""
+    name = f"{point.name} ({point.cell})"
+    parameters = point.gruneisen or {}
+    for kelvin, mean in zip(*(parameters.get(key, []) for key in ("temperatures_K", "mean")), strict=True):
+        lowest, highest = (parameters[key]["parameter"] for key in ("lowest", "highest"))
+        of_modes = f"{lowest:.2f} to {highest:.2f}"
+        yield f"{name}: mean Grüneisen parameter {mean:.2f} at {kelvin:g} K, of modes {of_modes}"
+    expansion = point.quasi_harmonic or {}
+    for kelvin, volume, alpha in zip(
+        *(expansion.get(key, []) for key in ("temperatures_K", "volume_A3_per_atom", "expansion_per_K")),
+        strict=True,
+    ):
+        yield f"{name}: {volume:.3f} Å³/atom at {kelvin:g} K, expansion {1e6 * alpha:.1f} 10⁻⁶/K"
+    conductivity = point.conductivity or {}
+    for kelvin, mean in zip(
+        *(conductivity.get(key, []) for key in ("temperatures_K", "mean_W_m_K")), strict=True
+    ):
+        yield f"{name}: lattice thermal conductivity {mean:.3g} W/(m K) at {kelvin:g} K"
+    for what, reason in point.refused.items():
+        yield f"note, {name}: no {what.replace('_', '-')}: {reason}"
+
+
 def _below(result: PhononResult) -> Iterator[str]:
     for point in result.points:
         if point.method_difference is not None:
@@ -99,6 +166,7 @@ def _below(result: PhononResult) -> Iterator[str]:
                 f"note, {point.name} ({point.cell}): force constants by both methods agree to "
                 f"{point.method_difference:.1e} of the largest"
             )
+        yield from _further(point)
     for name, reason in result.left_out.items():
         yield f"left out {name}: {reason}"
     yield (

@@ -3,14 +3,18 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from phonopy import Phonopy
 from torch import Tensor
 
-from mlip_refine.config import Config
+from mlip_refine.config import Config, Phonons
+from mlip_refine.config.phonons import Conductivity
 from mlip_refine.data.phonon_prototype import reduced_formula
 from mlip_refine.data.phonon_sets import read_phonon_set
 from mlip_refine.data.phonons import PhononReference
@@ -21,16 +25,28 @@ from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 from mlip_refine.observables.hessian import require_hessian
 from mlip_refine.observables.phonon_properties import phonon_properties
 from mlip_refine.observables.relaxation import Rest
+from mlip_refine.observables.thermal_conductivity import require_phono3py
+from mlip_refine.observables.third_order import third_order_constants
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
 from mlip_refine.report.phonon_records import PhononPoint, PhononResult, read_phonons_json
+from mlip_refine.report.phonons import write_phonon_figures
+from mlip_refine.workflows.phonon_extras import (
+    band_structures,
+    conduction,
+    expansion,
+    export_second,
+    export_third,
+    gruneisen_parameters,
+)
 from mlip_refine.workflows.run_folder import open_run_folder
 from mlip_refine.workflows.setup import crystal, load_potential, require_phase
 
 LAYOUT = """{folder}
 ├── config.yaml       the config with every default
 ├── phonons.json      frequencies and thermodynamics of every crystal, errors against references
-└── crystals/         the same of each as soon as it is done: what --resume keeps"""
+├── crystals/         the same of each as soon as it is done, with bands and exported force constants
+└── *.png             bands and densities of states of each crystal, errors over all"""
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,9 @@ class _Task:
     reference: PhononReference | None = None
 
     @property
-    def file(self) -> str:
-        """Of what was found."""
-        return f"{self.name}-{self.cell}.json"
+    def title(self) -> str:
+        """How messages name it."""
+        return f"{self.name} ({self.cell})"
 
 
 @dataclass(frozen=True)
@@ -60,24 +76,29 @@ class _Kept:
     """Crystals that are done, in files of their own.
 
     Attributes:
-        folder: Of the files.
+        folder: Of the run; the files are in `crystals`.
         model_hash: Of the potential: what another one found does not count.
     """
 
     folder: Path
     model_hash: str
 
+    def path(self, task: _Task, suffix: str) -> Path:
+        """A file of a crystal."""
+        return self.folder / "crystals" / f"{task.name}-{task.cell}{suffix}"
+
     def read(self, task: _Task) -> PhononPoint | None:
         """What is known about a crystal already."""
         try:
-            data = json.loads((self.folder / task.file).read_text(encoding="utf-8"))
+            data = json.loads(self.path(task, ".json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return PhononPoint(**data["point"]) if data["model_hash"] == self.model_hash else None
 
-    def write(self, task: _Task, point: PhononPoint) -> None:
-        """Keep what was found."""
-        write_json(self.folder / task.file, {"model_hash": self.model_hash, "point": asdict(point)})
+    def write(self, task: _Task, point: PhononPoint, structures: dict[str, Any] | None) -> None:
+        """Keep what was found, bands too."""
+        document = {"model_hash": self.model_hash, "point": asdict(point), "structures": structures}
+        write_json(self.path(task, ".json"), document)
 
 
 def phonons(
@@ -101,11 +122,13 @@ def phonons(
     tasks = [*_phases(config), *_materials(config)]
     _require_tasks(config, tasks)
     phonon_baseline(config)
+    if section.conductivity is not None:
+        require_phono3py()
     potential = load_potential(config).frozen_copy("float64")
     folder = open_run_folder(config, resume=resume)
     opened(folder)
-    kept = _Kept(folder / "crystals", potential.hash)
-    kept.folder.mkdir(exist_ok=True)
+    kept = _Kept(folder, potential.hash)
+    (folder / "crystals").mkdir(exist_ok=True)
     points, left_out = list[PhononPoint](), dict[str, str]()
     with progress("phonons", len(tasks)) as tick:
         for done, task in enumerate(tasks, 1):
@@ -114,12 +137,13 @@ def phonons(
             except MlipRefineError as error:
                 if task.reference is None or not section.skip_refused:
                     raise
-                left_out[f"{task.name} ({task.cell})"] = str(error)
+                left_out[task.title] = str(error)
             tick(done)
     result = PhononResult(
         folder, config.name, potential.hash, section.mesh, section.temperature, tuple(points), left_out
     )
     write_json(folder / "phonons.json", result.as_json())
+    write_phonon_figures(folder)
     return result
 
 
@@ -204,13 +228,13 @@ def _found(config: Config, potential: Potential, task: _Task, kept: _Kept) -> Ph
     section, rested = config.phonons, _at_rest(config, potential, task)
     require_hessian(potential, rested.structure(potential))
     constants, difference = _constants(config, potential, rested)
-    found, on_mesh = phonon_properties(rested.phonopy(constants), section.mesh, section.temperature)
+    phonon, reference = rested.phonopy(constants), _reference(task)
+    found, on_mesh = phonon_properties(phonon, section.mesh, section.temperature)
     wanted, error = None, None
-    if task.reference is not None and task.reference.force_constants is not None:
-        phonon = task.crystal.phonopy(task.reference.force_constants)
-        of_reference, reference_mesh = phonon_properties(phonon, section.mesh, section.temperature)
-        wanted = asdict(of_reference)
-        error = on_mesh.distance(reference_mesh)
+    if reference is not None:
+        of_reference, reference_mesh = phonon_properties(reference, section.mesh, section.temperature)
+        wanted, error = asdict(of_reference), on_mesh.distance(reference_mesh)
+    structures = band_structures(task.crystal, phonon, reference, section) if section.bands else None
     point = PhononPoint(
         name=task.name,
         cell=task.cell,
@@ -223,9 +247,59 @@ def _found(config: Config, potential: Potential, task: _Task, kept: _Kept) -> Ph
         frequency_error_THz=error,
         reference_volume_A3_per_atom=None if task.reference is None else _volume(task.crystal),
         method_difference=difference,
+        band_error_THz=structures["errors"]["mean_THz"] if structures and reference is not None else None,
+        **_further(config, potential, task, rested, constants, kept),
     )
-    kept.write(task, point)
+    kept.write(task, point, structures)
     return point
+
+
+def _reference(task: _Task) -> Phonopy | None:
+    if task.reference is None or task.reference.force_constants is None:
+        return None
+    return task.crystal.phonopy(task.reference.force_constants)
+
+
+def _further(
+    config: Config,
+    potential: Potential,
+    task: _Task,
+    rested: HarmonicCrystal,
+    constants: Tensor,
+    kept: _Kept,
+) -> dict[str, Any]:
+    """What the config asks for beyond harmonic phonons; what the crystal does not carry is refused."""
+    section, phonon = config.phonons, rested.phonopy(constants)
+    if section.export:
+        export_second(phonon, kept.path(task, ".phonopy.yaml"))
+    wanted: dict[str, Callable[[], dict[str, Any]]] = {}
+    if task.cell == "relaxed":
+        if section.gruneisen:
+            wanted["gruneisen"] = partial(gruneisen_parameters, potential, rested, phonon, section)
+        if section.quasi_harmonic is not None:
+            wanted["quasi_harmonic"] = partial(expansion, potential, rested, section, section.quasi_harmonic)
+    if section.conductivity is not None:
+        wanted["conductivity"] = partial(
+            _conduction, potential, rested, constants, section, kept.path(task, ".fc3.hdf5")
+        )
+    found: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name, compute in wanted.items():
+        try:
+            found[name] = compute()
+        except MlipRefineError as error:
+            refused[name] = str(error)
+    return {**found, "refused": refused}
+
+
+def _conduction(
+    potential: Potential, rested: HarmonicCrystal, second: Tensor, section: Phonons, path: Path
+) -> dict[str, Any]:
+    settings = section.conductivity or Conductivity()
+    third = third_order_constants(rested, potential, settings.cutoff)
+    if section.export:
+        export_third(rested, third, path)
+    return conduction(rested, second, third, settings)
 
 
 def _at_rest(config: Config, potential: Potential, task: _Task) -> HarmonicCrystal:

@@ -6,7 +6,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import phonopy
 import pytest
 from ase.build import bulk
 from phonopy import Phonopy
@@ -108,6 +110,50 @@ def test_relaxed_cells_have_phonons_of_one_crystal(compared: PhononResult) -> No
     assert wide.properties["max_THz"] > wide.reference["max_THz"]
 
 
+def test_expansion_conduction_and_files_for_others(tmp_path: Path) -> None:
+    """What hcp carries and unstable bcc does not; phonopy and phono3py read what is exported."""
+    result = mlip_refine.phonons(
+        _config(
+            tmp_path,
+            gruneisen=True,
+            quasi_harmonic={"temperature": 300, "volumes": [0.98, 0.99, 1.0, 1.01, 1.02, 1.03]},
+            conductivity={"mesh": [3, 3, 3]},
+            export=True,
+        )
+    )
+    hcp, bcc = result.points
+    assert hcp.refused == {}
+    assert 0.8 < hcp.gruneisen["mean"][0] < 1.4
+    assert hcp.quasi_harmonic["temperatures_K"] == [300.0]
+    assert 17.0 < hcp.quasi_harmonic["volume_A3_per_atom"][0] < 17.5
+    assert 1 < hcp.conductivity["mean_W_m_K"][0] < 100
+    assert "unstable" in bcc.refused["quasi_harmonic"]
+    assert "conductivity" in bcc.refused
+    loaded = phonopy.load(result.folder / "crystals" / "hcp-relaxed.phonopy.yaml", log_level=0)
+    loaded.run_mesh([3, 3, 3], is_gamma_center=True)
+    assert loaded.mesh.frequencies.max() == pytest.approx(hcp.properties["max_THz"], abs=1e-4)
+    with h5py.File(result.folder / "crystals" / "hcp-relaxed.fc3.hdf5") as file:
+        n = hcp.n_atoms
+        assert file["fc3"].shape == (2, n, n, 3, 3, 3)
+        assert len(file["p2s_map"]) == 2
+    console = Console(file=StringIO(), width=200)
+    print_phonons(console, result)
+    for words in ("Grüneisen", "expansion", "W/(m K)", "note, bcc (relaxed): no quasi-harmonic"):
+        assert words in console.file.getvalue()
+    assert (result.folder / "hcp-relaxed-expansion.png").stat().st_size > 10_000
+
+
+def test_bands_and_figures_are_beside_the_reference(compared: PhononResult) -> None:
+    kept = json.loads((compared.folder / "crystals" / "wide-reference.json").read_text())
+    assert list(kept["structures"]["bands"]) == ["reference", "model"]
+    assert kept["structures"]["errors"]["mean_THz"] == compared.compared("reference")[1].band_error_THz
+    assert compared.compared("reference")[1].band_error_THz < 1e-3
+    assert compared.compared("relaxed")[1].band_error_THz > 0.1
+    assert kept["structures"]["overlap"] > 0.99
+    for name in ("small-reference-bands.png", "wide-relaxed-bands.png", "parity-relaxed.png"):
+        assert (compared.folder / name).stat().st_size > 10_000
+
+
 def test_the_result_file_holds_all_of_it(compared: PhononResult) -> None:
     read = read_phonons_json(compared.folder)
     assert read == compared
@@ -168,6 +214,8 @@ def test_materials_that_cannot_be_done_are_told_or_refused(tmp_path: Path, titan
         ({"materials": "small"}, "data: what it is about"),
         ({"cell": ["relaxed", "relaxed"]}, "values that differ"),
         ({"mesh": [0, 1, 1]}, "mesh"),
+        ({"data": "x", "gruneisen": True}, "cell: relaxed"),
+        ({"quasi_harmonic": {"volumes": [1.0, 1.01]}}, "volumes"),
         ({"method": "hesian"}, "hessian"),
     ],
 )
