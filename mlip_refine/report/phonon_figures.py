@@ -41,8 +41,8 @@ def draw_bands(
 
     Args:
         path: Of the PNG.
-        bands: By name, `Bands.as_json()`, all of one path. The first is the reference, broad and
-            grey.
+        bands: By name, `Bands.as_json()`, all of one path. Of several, the first is the reference, broad
+            and grey.
         densities: By the same names, `DensityOfStates.as_json()`.
         title: Over the figure.
 
@@ -57,7 +57,7 @@ def draw_bands(
     figure = _figure(7.4, 4.2)
     ratios = [4, 1] if densities else [1]
     panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
-    styles = dict(zip(bands, _styles(), strict=False))
+    styles = dict(zip(bands, _styles(reference=len(bands) > 1), strict=False))
     for name, one in bands.items():
         _lines(panels[0], one, name, styles[name])
     _ticks(panels[0], ticks.pop())
