@@ -243,6 +243,10 @@ class PotentialLoss(Loss, ABC):
         """The loss without need of derivatives; a loss that keeps graphs for them may do without here."""
         return self.evaluate(potential)
 
+    def delivered(self, potential: Potential) -> Mapping[str, Measured]:  # noqa: ARG002
+        """What is to be known of the potential that a run ends with, by name: such as a validation."""
+        return {}
+
     def backpropagate(self, potential: Potential) -> LossResult:
         """Add the weighted gradient to those of the parameters; a loss of many parts may go part by part."""
         result = self.evaluate(potential)

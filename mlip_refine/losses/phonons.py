@@ -21,6 +21,7 @@ from mlip_refine.config.section import CountOrZero
 from mlip_refine.data.phonon_budget import Batch, Epochs, dealt
 from mlip_refine.data.phonon_checks import functional_warnings
 from mlip_refine.data.phonon_sets import read_phonon_set
+from mlip_refine.data.phonon_splits import check_parts
 from mlip_refine.data.phonons import PhononReference
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import LossResult, PotentialLoss
@@ -157,7 +158,16 @@ class PhononLoss(PotentialLoss):
             console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
         self.use(found)
         if self.options.validation is not None:
-            self.validate_on(self._read(paths, self.options.validation))
+            kept = self._read(paths, self.options.validation)
+            self._warn_of_leaks(found, kept)
+            self.validate_on(kept)
+
+    def _warn_of_leaks(self, trained: Sequence[PhononReference], kept: Sequence[PhononReference]) -> None:
+        """Tell what the validation part shares with what is trained on, and the 103 compounds in it."""
+        try:
+            check_parts({"train": trained, str(self.options.validation): kept})
+        except InputError as error:
+            console.print(f"loss {self.name}: {error}", markup=False, soft_wrap=True)
 
     def _read(self, paths: Iterable[Path], split: str | None) -> list[PhononReference]:
         options, found = self.options, dict[str, PhononReference]()
@@ -230,8 +240,7 @@ class PhononLoss(PotentialLoss):
         """What the loss is on the validation part, at the updates that are for it."""
         if self._validation is None or self.step % self.options.validate_every:
             return {}
-        whole = self._validation.measure_all(potential)
-        return {f"validation, {name}": value for name, value in whole.items()}
+        return _of_validation(self._validation.measure_all(potential))
 
     def measure_all(self, potential: Potential) -> dict[str, Measured]:
         """The mean over all materials, and what is behind it, without derivatives.
@@ -244,6 +253,10 @@ class PhononLoss(PotentialLoss):
         with torch.no_grad():
             result = self.batch(self._model(potential), range(len(self.references)))
         return {"loss": Measured(float(result.value), 0.0, ""), **result.diagnostics}
+
+    def delivered(self, potential: Potential) -> dict[str, Measured]:
+        """The validation part with the potential that the run ends with."""
+        return {} if self._validation is None else _of_validation(self._validation.measure_all(potential))
 
     def measure(self, potential: Potential) -> LossResult:
         """The loss of the batch of this update, without derivatives."""
@@ -327,6 +340,10 @@ class PhononLoss(PotentialLoss):
         for name, parameter in self._double.module.named_parameters():
             parameter.requires_grad_(name in trained)
         return self._double
+
+
+def _of_validation(measured: Mapping[str, Measured]) -> dict[str, Measured]:
+    return {f"validation, {name}": value for name, value in measured.items()}
 
 
 def with_gradients(value: Tensor, parameters: Iterable[Tensor], gradients: Gradients) -> Tensor:

@@ -63,7 +63,7 @@ def save_safetensors(
     document = json.dumps(_document(plain, metadata or {}), indent=2)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in plain.state_dict().items()}
     _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-    _write_atomically(description, lambda temporary: temporary.write_text(document + "\n"))
+    _write_atomically(description, lambda temporary: temporary.write_text(document + "\n", encoding="utf-8"))
     return path
 
 

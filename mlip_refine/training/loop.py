@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
+from mlip_refine.files import write_text
 from mlip_refine.losses import (
     BatchLoss,
     EnsembleLoss,
@@ -269,7 +270,7 @@ class Trainer:
             alpha=None if norm is None else settled.alpha,
             md_steps=self.sampler.md_steps,
         )
-        with (self.folder / "log.jsonl").open("a") as file:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(report.as_json()) + "\n")
         self.report(report)
 
@@ -313,8 +314,8 @@ def _cut_log(path: Path, step: int) -> None:
     """Drop lines of updates that will be made again, and a line that was not written to its end."""
     if not path.exists():
         return
-    complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    complete = [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
     kept = [line for line in complete if json.loads(line)["step"] < step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    write_text(path, "".join(kept))

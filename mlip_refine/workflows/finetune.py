@@ -17,6 +17,7 @@ from mlip_refine.losses import (
     EnsembleSource,
     FreeEnergyDifference,
     Loss,
+    PotentialLoss,
     build_losses,
 )
 from mlip_refine.potential import Potential
@@ -302,6 +303,12 @@ def _errors(run: Prepared, potential: Potential) -> HeldOutErrors | None:
     return held_out_errors(potential, run.replay.valid) if run.replay else None
 
 
+def _delivered(run: Prepared) -> dict[str, Mapping[str, Measured]]:
+    return {
+        loss.name: loss.delivered(run.potential) for loss in run.losses if isinstance(loss, PotentialLoss)
+    }
+
+
 def _summary(
     run: Prepared,
     initial: Potential,
@@ -324,7 +331,7 @@ def _summary(
         "transitions": [transition_json(t) for t in found],
         "phases": [_phase_json(s, c) for s, c in changes.items()],
         "replay": {"before": _errors_json(errors_before), "after": _errors_json(errors_after)},
-        "measured": measured_json(updates, run.losses),
+        "measured": measured_json(updates, run.losses, _delivered(run)),
         "deviations": deviations_json(updates, run.losses),
         "packages": packages(),
     }

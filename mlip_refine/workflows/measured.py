@@ -1,7 +1,7 @@
 """What the losses of a run measured, beside their targets, as the summary keeps it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlip_refine.losses import Loss
@@ -9,12 +9,19 @@ from mlip_refine.quantities import Measured, Target
 from mlip_refine.report import Update
 
 
-def measured_json(updates: Sequence[Update], losses: Sequence[Loss]) -> dict[str, Any]:
+def measured_json(
+    updates: Sequence[Update], losses: Sequence[Loss], delivered: Mapping[str, Mapping[str, Measured]]
+) -> dict[str, Any]:
     """What losses measured in their first and their last update, reweighted as they were trained.
 
+    Args:
+        updates: Of the run.
+        losses: Of the run.
+        delivered: What losses say of the potential that the run ends with, by loss and quantity.
+
     Returns:
-        By loss and quantity: `first` and `last` with `_se` and `unit`, and where there is one `target` with
-        `target_uncertainty`.
+        By loss and quantity: `first` and `last` with `_se` and `unit`, where there is one `target` with
+        `target_uncertainty`, and `delivered` with `_se`.
     """
     targets = {loss.name: loss.targets for loss in losses}
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -24,6 +31,10 @@ def measured_json(updates: Sequence[Update], losses: Sequence[Loss]) -> dict[str
                 target = targets.get(loss, {}).get(name)
                 entry = found.setdefault(loss, {}).setdefault(name, _first(m, target))
                 entry |= {"last": m.value, "last_se": m.se}
+    for loss, values in delivered.items():
+        for name, m in values.items():
+            entry = found.setdefault(loss, {}).setdefault(name, {"unit": m.unit})
+            entry |= {"delivered": m.value, "delivered_se": m.se}
     return found
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,17 @@ TITANIUM = bulk("Ti", "hcp", a=2.93, c=4.65)
 
 def loss_of(*references: PhononReference, **options: Any) -> PhononHVP:
     """Return the loss as a config builds it."""
-    node = {"type": "phonon_hvp", "data": "unused", **options}
+    loss = loss_of_files(Path("unused"), **options)
+    loss.use(references)
+    return loss
+
+
+def loss_of_files(path: Path, **options: Any) -> PhononHVP:
+    """Return the loss before it has read its data."""
+    node = {"type": "phonon_hvp", "data": str(path), **options}
     config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
     (loss,) = build_losses(config.losses)
     assert isinstance(loss, PhononHVP)
-    loss.use(references)
     return loss
 
 
@@ -159,12 +166,28 @@ def test_validation_is_of_whole_hessians_at_its_updates(salt, stiffer, hcp):
             assert measured["validation, loss"].value == pytest.approx(float(whole.value.detach()), rel=1e-12)
             assert measured["validation, relative error"] == whole.diagnostics["relative error"]
     assert seen == [True, False, False, True, False]
+    assert loss.delivered(stiffer)["validation, relative error"] == whole.diagnostics["relative error"]
+    assert loss_of(salt).delivered(stiffer) == {}
     displaced = loss_of(hcp, backend="displacements", validation="val")
     displaced.validate_on([hcp])
     with pytest.raises(InputError, match="does not know every element"):
         displaced.evaluate(stiffer)
     with pytest.raises(InputError, match="another part than split"):
         loss_of(salt, validation="train")
+
+
+def test_parts_that_share_a_material_are_told(tmp_path, capsys):
+    """B6P is in both; the loss goes on, since the index said so."""
+    source = Path(__file__).parent.parent / "data" / "phonons" / "set"
+    rows = (source / "index.csv").read_text().splitlines()
+    pair = [rows[4].replace("mp-28395,test", words) for words in ("one,train", "twin,val")]
+    lines = [rows[0].replace("file,", "file,material,", 1)]
+    lines += [f"{source}/{row.replace(',', ',mp-28395,', 1)}" for row in pair]
+    (tmp_path / "index.csv").write_text("\n".join(lines) + "\n")
+    loss = loss_of_files(tmp_path / "index.csv", validation="val")
+    loss.prepare_files(Path)
+    assert "train and val share a material" in capsys.readouterr().out
+    assert len(loss.references) == 1
 
 
 def test_strange_elements_are_left_out_when_asked(salt, stiffer, hcp):

@@ -29,7 +29,8 @@ UPDATES = [_paused(0), _update(1, 2.90), _update(2, 2.93), _update(3, 2.94), _pa
 
 
 def test_first_and_last_values_stand_beside_their_targets():
-    found = measured_json(UPDATES, LOSSES)
+    delivered = {"g": {"validation, loss": Measured(0.5, 0.0, ""), "rms": Measured(1.4, 0.1, "sigma")}}
+    found = measured_json(UPDATES, LOSSES, delivered)
     assert found["lattice"]["a"] == {
         "first": 2.90,
         "first_se": 0.02,
@@ -40,6 +41,8 @@ def test_first_and_last_values_stand_beside_their_targets():
         "last_se": 0.02,
     }
     assert "target" not in found["g"]["rms"]
+    assert found["g"]["rms"]["delivered"] == 1.4
+    assert found["g"]["validation, loss"] == {"unit": "", "delivered": 0.5, "delivered_se": 0.0}
 
 
 def test_deviations_are_of_losses_with_targets():
