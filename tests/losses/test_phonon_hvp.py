@@ -186,7 +186,7 @@ def test_parts_that_share_a_material_are_told(tmp_path, capsys):
     (tmp_path / "index.csv").write_text("\n".join(lines) + "\n")
     loss = loss_of_files(tmp_path / "index.csv", validation="val")
     loss.prepare_files(Path)
-    assert "train and val share a material" in capsys.readouterr().out
+    assert "train and val share a material" in capsys.readouterr().err
     assert len(loss.references) == 1
 
 
