@@ -1,9 +1,11 @@
 """The tables and the figure of the titanium study, from run folders of `elastic` and `finetune`.
 
-    python tests/studies/titanium_fusion.py FOLDER OUTPUT NAME=ELASTIC[:FINETUNE]...
+    python tests/studies/titanium_fusion.py FOLDER OUTPUT NAME=ELASTIC[,ELASTIC...][:FINETUNE]...
 
-FOLDER holds the runs; ELASTIC is a run of `mlip-refine elastic configs/titanium_fusion/evaluate.yaml`,
-FINETUNE the run that made its potential. Writes OUTPUT/results.md, results.json and elastic.png.
+FOLDER holds the runs; ELASTIC is a run of `mlip-refine elastic configs/titanium_fusion/evaluate.yaml`, or several
+that share its temperatures; FINETUNE the run that made its potential, the first of them from the DFT model. Writes
+OUTPUT/results.md, results.json and elastic.png. Constants are the stress-strain coefficients at the stress of the
+cell, which measurements show.
 """
 # ruff: noqa: T201
 
@@ -66,7 +68,7 @@ def measured(temperature: float) -> dict[str, float]:
 def assess(potential: Potential) -> dict[str, Any]:
     """Deviations from the measurements at every temperature, after the quadratic fits."""
     rows = []
-    fits = {n: potential.fitted("constants", n) for n in CONSTANTS}
+    fits = {n: potential.fitted("stress_strain", n) for n in CONSTANTS}
     fits |= {n: potential.fitted("moduli", n) for n in MODULI}
     for k, point in enumerate(potential.points):
         wanted = measured(point.temperature_K)
@@ -196,7 +198,8 @@ def main(folder: Path, output: Path, words: Sequence[str]) -> None:
     for word in words:
         name, _, runs = word.partition("=")
         elastic, _, finetune = runs.partition(":")
-        points = sorted(read_thermal_elastic(folder / elastic), key=lambda p: p.temperature_K)
+        found = [p for run in elastic.split(",") for p in read_thermal_elastic(folder / run)]
+        points = sorted(found, key=lambda p: p.temperature_K)
         summary = json.loads((folder / finetune / "summary.json").read_text()) if finetune else None
         potentials.append(Potential(name, points, summary))
     results = {p.name: assess(p) for p in potentials}
