@@ -4,8 +4,8 @@
 
 FOLDER holds the runs; ELASTIC is a run of `mlip-refine elastic configs/titanium_fusion/evaluate.yaml`, or
 several that share its temperatures; FINETUNE the run that made its potential, the first of them from the DFT
-model. Writes OUTPUT/results.md, results.json and elastic.png. Constants are the stress-strain coefficients at the
-stress of the cell, which measurements show.
+model. Writes OUTPUT/results.md, results.json and elastic.png. Constants are the stress-strain coefficients at
+the stress of the cell, which measurements show.
 """
 # ruff: noqa: T201
 
