@@ -10,6 +10,7 @@ import spglib
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mlip_refine.errors import InputError, MlipRefineError
@@ -155,14 +156,58 @@ def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
     Args:
         atoms: A crystal.
         tolerance: How far atoms may be from where lattice translations have them, Å.
+
+    Raises:
+        InputError: Atoms that are the same by symmetry have other masses.
     """
-    found = _primitive(
-        (np.array(atoms.cell), atoms.get_scaled_positions(wrap=False), atoms.numbers), tolerance
-    )
+    crystal = (np.array(atoms.cell), atoms.get_scaled_positions(wrap=False), atoms.numbers)
+    if atoms.has("masses"):
+        _require_equal_masses(atoms, symmetry_dataset(crystal, tolerance).equivalent_atoms)
+    found = _primitive(crystal, tolerance)
     if found is None or len(found[2]) == len(atoms):
         return atoms
     cell, scaled, numbers = found
-    return Atoms(numbers, cell=cell, scaled_positions=scaled, pbc=True)
+    primitive = Atoms(numbers, cell=cell, scaled_positions=scaled, pbc=True)
+    if atoms.has("masses"):
+        apart = np.linalg.solve(cell.T, atoms.positions.T).T - scaled[:, None]
+        same = np.linalg.norm((apart - np.rint(apart)) @ cell, axis=2).argmin(axis=1)
+        primitive.set_masses(atoms.get_masses()[same])
+    return primitive
+
+
+def supercell_matrix(cell: Atoms, length: float, tolerance: float = TOLERANCE) -> NDArray[np.int64]:
+    """How often to repeat a primitive cell so that faces are as far apart as asked, and all symmetry stays.
+
+    Lattice vectors that rotations of the crystal mix are repeated equally often: the supercell, too, has
+    all of the point group. M⁻¹ W M is then a matrix of integers for every rotation W.
+
+    Args:
+        cell: Primitive.
+        length: Least distance of opposite faces, Å.
+        tolerance: How far atoms may be from where the symmetry has them, Å.
+
+    Returns:
+        M `[3, 3]`, diagonal.
+    """
+    heights = 1 / np.linalg.norm(cell.cell.reciprocal(), axis=1)
+    multiples = np.ceil(length / heights - 1e-9).astype(np.int64)
+    crystal = (cell.cell.array, cell.get_scaled_positions(), cell.numbers)
+    mixed = symmetry_dataset(crystal, tolerance).rotations.any(axis=0)
+    _, kinds = connected_components(mixed, directed=False)
+    matrix: NDArray[np.int64] = np.diag([multiples[kinds == kind].max() for kind in kinds])
+    return matrix
+
+
+def _require_equal_masses(atoms: Atoms, equivalent: NDArray[np.int64]) -> None:
+    masses = atoms.get_masses()
+    other = np.flatnonzero(masses != masses[equivalent])
+    if len(other):
+        i, j = int(other[0]), int(equivalent[other[0]])
+        raise InputError(
+            "atoms that are the same by symmetry have other masses",
+            found=f"{masses[i]:g} of atom {i}, {masses[j]:g} of atom {j}",
+            fix="Give them one mass, such as the mean over isotopes.",
+        )
 
 
 def _primitive(crystal: Any, tolerance: float) -> Any:

@@ -9,8 +9,15 @@ from ase import Atoms
 from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
-from mlip_refine.errors import MlipRefineError
-from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
+from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.observables.crystal import (
+    INDEPENDENT,
+    Symmetry,
+    crystal_symmetry,
+    primitive_cell,
+    supercell_matrix,
+    symmetry_dataset,
+)
 from mlip_refine.observables.deformation import Deformation, deformation_constants
 from mlip_refine.observables.tensors import project, rotate
 
@@ -103,3 +110,40 @@ def test_a_cell_that_is_not_quite_ideal_has_a_group_of_rotations():
     assert len(group) == 24
     assert float(distance.amin(dim=2).max()) < 1e-12
     torch.testing.assert_close(group @ group.mT, torch.eye(3).double().expand(24, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("cell", "length", "multiples"),
+    [
+        (
+            bulk("In", "bct", a=3.25, c=4.95),
+            12.0,
+            (6, 6, 6),
+        ),  # 5, 5, 6 has no four-fold axis
+        (bulk("Ti", "hcp", a=2.95, c=4.68), 12.0, (5, 5, 3)),
+        (bulk("Si", "diamond", a=5.43), 12.0, (4, 4, 4)),
+        (Atoms("Po", cell=[3.0, 4.0, 6.0], pbc=True), 12.0, (4, 3, 2)),
+    ],
+)
+def test_supercells_are_as_symmetric_as_the_crystal(cell, length, multiples):
+    matrix = supercell_matrix(cell, length)
+    assert tuple(np.diag(matrix)) == multiples
+    heights = 1 / np.linalg.norm((cell * np.diag(matrix)).cell.reciprocal(), axis=1)
+    assert heights.min() >= length - 1e-6
+    rotations = symmetry_dataset((cell.cell.array, cell.get_scaled_positions(), cell.numbers), 1e-3).rotations
+    turned = np.linalg.solve(matrix, rotations @ matrix)
+    np.testing.assert_allclose(turned, np.rint(turned), atol=1e-12)
+
+
+def test_a_primitive_cell_has_the_masses_of_its_atoms():
+    salt = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    salt.set_masses([{"Na": 24.0, "Cl": 36.5}[symbol] for symbol in salt.symbols])
+    salt.positions += [1.3, -0.4, 7.0]
+    primitive = primitive_cell(salt)
+    assert dict(zip(primitive.symbols, primitive.get_masses(), strict=True)) == {"Na": 24.0, "Cl": 36.5}
+    assert not primitive_cell(bulk("NaCl", "rocksalt", a=5.64, cubic=True)).has("masses")
+    masses = salt.get_masses()
+    masses[0] = 25.0
+    salt.set_masses(masses)
+    with pytest.raises(InputError, match="same by symmetry have other masses"):
+        primitive_cell(salt)
