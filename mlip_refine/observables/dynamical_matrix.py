@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mlip_refine.data.phonon_symmetry import Translations
 from mlip_refine.data.phonons import PhononReference
+from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 
 TERAHERTZ = math.sqrt(_e / _amu) * 1e10 / (2 * math.pi * 1e12)
 """Frequency of a curvature of 1 eV/Å²/amu, THz."""
@@ -138,11 +139,7 @@ def frequencies(squares: Tensor, floor: float = 0.0) -> Tensor:
 
 def primitive_crystal(reference: PhononReference) -> Atoms:
     """The primitive cell of a reference, in the place that its atoms have in the supercell."""
-    to_supercell = np.linalg.solve(reference.supercell_matrix.numpy(), reference.primitive_matrix.numpy())
-    cell = to_supercell.T @ reference.supercell.cell.array
-    crystal: Atoms = reference.supercell[reference.primitive_atoms]
-    crystal.set_cell(cell, scale_atoms=False)
-    return crystal
+    return HarmonicCrystal.of_reference(reference).primitive
 
 
 def commensurate_points(supercell: NDArray[Any], primitive: NDArray[Any]) -> NDArray[np.float64]:

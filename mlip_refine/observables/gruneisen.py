@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from phonopy import Phonopy, PhonopyGruneisen
 
-from mlip_refine.errors import StatisticsError
+from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
+from mlip_refine.observables.phonon_properties import ZERO
 from mlip_refine.observables.pressed_crystals import pressures_of_volumes
 from mlip_refine.observables.relaxation import Rest
 from mlip_refine.potential import Potential
@@ -28,9 +29,6 @@ type Floats = NDArray[np.float64]
 
 CHANGE = 0.01
 """Difference of the outer volumes, of the volume: γ is then wrong by some 1e-4 of itself."""
-
-REAL = 0.01
-"""Frequencies below this, THz, are imaginary, or too near to zero to have a logarithm."""
 
 _DIGITS = 6
 
@@ -111,10 +109,17 @@ class Gruneisen:
             "highest": _plain(self.highest),
             "imaginary_share": self.imaginary_share,
             "lowest_frequency_THz": round(float(self.frequencies.min()), _DIGITS),
-            "modes": {
-                "frequencies_THz": np.round(self.frequencies[self.counted], _DIGITS).tolist(),
-                "parameters": np.round(self.parameters[self.counted], _DIGITS).tolist(),
-            },
+        }
+
+    def modes_as_json(self) -> dict[str, Any]:
+        """Plain data of every mode: by wave vector, the parameter of one that does not count is None."""
+        parameters = np.round(self.parameters, _DIGITS).astype(object)
+        parameters[~self.counted] = None
+        return {
+            "points": np.round(self.points, _DIGITS).tolist(),
+            "weights": self.weights.tolist(),
+            "frequencies_THz": np.round(self.frequencies, _DIGITS).tolist(),
+            "parameters": parameters.tolist(),
         }
 
     def _mode(self, flat: int) -> Mode:
@@ -154,19 +159,25 @@ def gruneisen(phonon: Phonopy, smaller: Phonopy, larger: Phonopy, mesh: Sequence
         mesh: Points along each reciprocal vector, with Γ among them.
 
     Raises:
+        InputError: The volumes do not ascend.
         StatisticsError: No mode is real.
     """
+    small, middle, large = (float(one.primitive.volume) for one in (smaller, phonon, larger))
+    if not small < middle < large:
+        raise InputError(
+            "the volumes of a Grüneisen parameter do not ascend",
+            found=f"{small:.6g}, {middle:.6g} and {large:.6g} Å³",
+            expected="a smaller one, that of the crystal, a larger one",
+        )
     three = PhonopyGruneisen(phonon, larger, smaller)
     with np.errstate(divide="ignore", invalid="ignore"):
         three.set_mesh(list(mesh), is_gamma_center=True)
     found: Any = three.get_mesh()
     points, weights, frequencies, _, parameters = (np.array(values) for values in found)
     translations = _translations(points, frequencies)
-    counted = (frequencies >= REAL) & ~translations
+    counted = (frequencies >= ZERO) & ~translations
     if not counted.any():
         raise StatisticsError("no mode of the crystal is real", needed="a crystal that is not unstable")
-    volumes = (float(one.primitive.volume) for one in (smaller, phonon, larger))
-    small, middle, large = volumes
     return Gruneisen(
         volumes=(small, middle, large),
         points=points,

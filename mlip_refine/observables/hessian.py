@@ -191,5 +191,5 @@ def _require(what: str, excess: Tensor, size: Tensor, allowed: float) -> None:
     if not found <= allowed:
         raise MlipRefineError(
             f"second derivatives of this model on this device contradict {what}: "
-            f"a relative error of {found:.1e}, allowed {allowed:.0e}. Training on them would go astray"
+            f"a relative error of {found:.1e}, allowed {allowed:.0e}. Nothing can rest on them"
         )

@@ -15,6 +15,9 @@ type Floats = NDArray[np.float64]
 _WIDTH = 0.02
 """Of a mode, of the largest frequency: with a mesh of 15 points overlaps have then settled to 0.001."""
 
+_NARROWEST = 0.01
+"""Width where no mode has a frequency to speak of, THz."""
+
 _REACH = 4.0
 """Of a Gaussian, in its width: what lies beyond is 6e-5 of a mode."""
 
@@ -55,7 +58,7 @@ class DensityOfStates:
 
 
 def densities_of_states(
-    phonons: Sequence[Phonopy], mesh: Sequence[int], width: float | None = None
+    phonons: Sequence[Phonopy], width: float | None = None
 ) -> tuple[DensityOfStates, ...]:
     """Densities of states of several crystals at the same frequencies.
 
@@ -63,14 +66,18 @@ def densities_of_states(
     bands are flat, and two densities differ no more than their frequencies do.
 
     Args:
-        phonons: With force constants; those of a reference and of models at the same time.
-        mesh: Points along each reciprocal vector, with Γ among them.
-        width: Standard deviation, THz; None takes 2 % of the largest frequency.
+        phonons: With frequencies on a mesh (`phonon_properties`); a reference and models at the same time.
+        width: Standard deviation, THz; None takes 2 % of the largest frequency, imaginary ones included.
+
+    Raises:
+        InputError: A mesh is missing.
     """
-    meshes = [phonon.run_mesh(list(mesh), is_gamma_center=True) for phonon in phonons]
+    meshes: list[Any] = [phonon.mesh for phonon in phonons]
+    if any(one is None for one in meshes):
+        raise InputError("a density of states needs frequencies on a mesh", fix="Run phonon_properties.")
     lowest = min(float(one.frequencies.min()) for one in meshes)
     highest = max(float(one.frequencies.max()) for one in meshes)
-    sigma = width or _WIDTH * highest
+    sigma = width or max(_WIDTH * max(-lowest, highest), _NARROWEST)
     ends = (lowest - _REACH * sigma, highest + _REACH * sigma)
     return tuple(_density(phonon, sigma, ends) for phonon in phonons)
 

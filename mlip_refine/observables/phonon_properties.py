@@ -17,6 +17,10 @@ from phonopy import Phonopy
 IMAGINARY = -0.1
 """Frequencies below this are imaginary, THz; above it acoustic modes near Γ may be zero by rounding."""
 
+ZERO = 0.01
+"""Frequencies nearer to zero than this, THz, are too near for their logarithms. Tighter than `IMAGINARY`: a
+mode that counts at some of several volumes alone would be an error of their differences."""
+
 
 @dataclass(frozen=True)
 class PhononProperties:

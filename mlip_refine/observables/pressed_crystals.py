@@ -10,7 +10,7 @@ from phonopy import Phonopy
 
 from mlip_refine.errors import StatisticsError
 from mlip_refine.observables.crystal import TOLERANCE, symmetry_dataset
-from mlip_refine.observables.harmonic_crystal import HarmonicCrystal, Method
+from mlip_refine.observables.harmonic_crystal import DISPLACEMENT, HarmonicCrystal, Method
 from mlip_refine.observables.moduli import reuss_average
 from mlip_refine.observables.relaxation import Rest
 from mlip_refine.observables.static_elasticity import static_elasticity
@@ -44,7 +44,11 @@ class PressedCrystal:
 
 
 def pressed_crystals(
-    potential: Potential, crystal: HarmonicCrystal, pressures: Sequence[float], method: Method = "hessian"
+    potential: Potential,
+    crystal: HarmonicCrystal,
+    pressures: Sequence[float],
+    method: Method = "hessian",
+    displacement: float = DISPLACEMENT,
 ) -> tuple[PressedCrystal, ...]:
     """A crystal at rest under pressures, the largest pressure first.
 
@@ -53,6 +57,7 @@ def pressed_crystals(
         crystal: To start from.
         pressures: GPa; below zero for larger volumes.
         method: Of the force constants.
+        displacement: Of one atom where these are differences, Å.
 
     Raises:
         InputError: The potential is in single precision, or does not know an element.
@@ -63,7 +68,7 @@ def pressed_crystals(
         near = min(done, key=lambda one: abs(one.pressure - pressure)).crystal if done else crystal
         rest = near.at_rest(potential, Rest("cell", pressure))
         energy = float(potential.energies([potential.graphs.from_atoms(rest.primitive)])[0])
-        phonon = rest.phonopy(rest.force_constants(potential, method))
+        phonon = rest.phonopy(rest.force_constants(potential, method, displacement))
         done.append(PressedCrystal(rest, pressure, energy, phonon))
     return tuple(sorted(done, key=lambda one: -one.pressure))
 

@@ -18,6 +18,7 @@ from phonopy.qha.qha import QHAResult
 from scipy.interpolate import CubicSpline
 
 from mlip_refine.errors import InputError, StatisticsError
+from mlip_refine.observables.phonon_properties import ZERO
 from mlip_refine.observables.pressed_crystals import PressedCrystal, lattice_constants
 from mlip_refine.quantities import GPA, KB
 
@@ -25,9 +26,6 @@ type Floats = NDArray[np.float64]
 
 LEAST = 5
 """Volumes: entropies and heat capacities are polynomials of fourth degree in the volume."""
-
-UNSTABLE = -0.01
-"""Frequencies below this, THz, are imaginary: one that counts at some volumes alone would bend F_vib(V)."""
 
 _STEPS, _FINEST, _COARSEST = 200, 1.0, 5.0
 """Temperatures at which equations of state are fitted: how many, and their distance in K."""
@@ -201,7 +199,7 @@ def _require_stable(one: PressedCrystal, mesh: Sequence[int]) -> None:
     found = one.phonon.run_mesh(list(mesh))
     q, mode = np.unravel_index(found.frequencies.argmin(), found.frequencies.shape)
     lowest = float(found.frequencies[q, mode])
-    if lowest < UNSTABLE:
+    if lowest < -ZERO:  # a mode that counts at some volumes alone would bend F_vib(V)
         volume = one.phonon.primitive.volume / len(one.phonon.primitive)
         point = ", ".join(f"{x:.3g}" for x in found.qpoints[q])
         raise StatisticsError(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ase.build import bulk
 
-from mlip_refine.errors import StatisticsError
+from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.observables.gruneisen import gruneisen, outer_volumes
 from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 from mlip_refine.observables.pressed_crystals import pressures_of_volumes
@@ -115,12 +115,22 @@ def test_imaginary_modes_are_told_and_not_averaged(repelling):
     data = json.loads(json.dumps(found.as_json([0.0, 300.0])))
     assert data["mean"][0] is None
     assert data["imaginary_share"] == found.imaginary_share
-    assert len(data["modes"]["parameters"]) == found.counted.sum()
+    assert "modes" not in data
+    modes = json.loads(json.dumps(found.modes_as_json()))
+    assert [len(modes[key]) for key in ("points", "weights", "parameters")] == [len(found.points)] * 3
+    none = [[value is None for value in row] for row in modes["parameters"]]
+    np.testing.assert_array_equal(none, ~found.counted)
+    np.testing.assert_allclose(modes["frequencies_THz"], found.frequencies, atol=1e-6)
     assert data["lowest_frequency_THz"] == pytest.approx(found.frequencies.min(), abs=1e-6)
 
 
-def test_a_crystal_without_a_real_mode_is_refused(repelling):
+def test_volumes_ascend_and_a_mode_is_real(repelling):
     potential, crystal, _ = repelling
-    upside_down = _phonon(potential, crystal, -1.0)
+    constants = crystal.force_constants(potential)
+    three = [crystal.moved(_scaled(crystal, s)) for s in (0.995, 1.0, 1.005)]
+    small, middle, large = (one.phonopy(-constants) for one in three)
     with pytest.raises(StatisticsError, match="no mode of the crystal is real"):
-        gruneisen(upside_down, upside_down, upside_down, (3, 3, 3))
+        gruneisen(middle, small, large, (3, 3, 3))
+    for smaller, larger in ((large, small), (middle, large), (small, middle)):
+        with pytest.raises(InputError, match="do not ascend"):
+            gruneisen(middle, smaller, larger, (3, 3, 3))

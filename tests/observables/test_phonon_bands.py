@@ -135,13 +135,31 @@ def test_bands_of_other_paths_are_not_compared(salt):
         band_errors(fine, coarse)
 
 
+def _densities(phonons, n: int, **options: float):
+    for phonon in phonons:
+        phonon.run_mesh([n, n, n], is_gamma_center=True)
+    return densities_of_states(phonons, **options)
+
+
+def test_a_crystal_without_a_real_mode_has_a_density(salt):
+    crystal, phonon = salt
+    for factor, lowest in ((-1.0, -5), (0.0, -0.03)):
+        constants = torch.from_numpy(factor * phonon.force_constants)
+        (found,) = _densities([crystal.phonopy(constants)], 3)
+        assert found.n_modes == pytest.approx(6, rel=1e-4)
+        assert found.frequencies[0] < lowest
+        assert len(found.frequencies) < 1000
+    with pytest.raises(InputError, match="frequencies on a mesh"):
+        densities_of_states([crystal.phonopy()])
+
+
 def test_bands_and_densities_survive_files(salt):
     crystal, phonon = salt
     found = bands(phonon, band_path(crystal.primitive, 11))
     again = Bands.from_json(json.loads(json.dumps(found.as_json())))
     assert [label for _, label in again.path.ticks] == [label for _, label in found.path.ticks]
     np.testing.assert_allclose(again.frequencies[3], found.frequencies[3], atol=1e-6)
-    (density,) = densities_of_states([phonon], (5, 5, 5))
+    (density,) = _densities([phonon], 5)
     read = DensityOfStates.from_json(json.loads(json.dumps(density.as_json())))
     np.testing.assert_allclose(read.states, density.states, atol=1e-6)
 
@@ -150,20 +168,19 @@ def test_densities_hold_all_modes_and_overlap_as_far_as_they_are_alike(salt):
     crystal, phonon = salt
     stiffer = crystal.phonopy(torch.from_numpy(1.02**2 * phonon.force_constants))
     other = crystal.phonopy(torch.from_numpy(16.0 * phonon.force_constants))
-    mine, near, far = densities_of_states([phonon, stiffer, other], (7, 7, 7))
+    mine, near, far = _densities([phonon, stiffer, other], 7)
     assert [one.n_modes for one in (mine, near, far)] == pytest.approx([6, 6, 6], rel=1e-4)
     assert overlap(mine, mine) == 1
     assert overlap(far, mine) < 0.3
     assert 0.6 < overlap(near, mine) < 1
     assert overlap(near, mine) == overlap(mine, near)
     with pytest.raises(InputError, match="same frequencies"):
-        overlap(mine, densities_of_states([phonon], (7, 7, 7))[0])
+        overlap(mine, _densities([phonon], 7)[0])
 
 
 def test_a_density_by_gaussians_is_that_of_tetrahedra_smeared(salt):
     _, phonon = salt
-    (found,) = densities_of_states([phonon], (21, 21, 21), width=0.15)
-    phonon.run_mesh([21, 21, 21], is_gamma_center=True)
+    (found,) = _densities([phonon], 21, width=0.15)
     exact = phonon.run_total_dos(
         freq_min=found.frequencies[0], freq_max=found.frequencies[-1], freq_pitch=0.01
     )
