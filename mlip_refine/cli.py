@@ -141,14 +141,14 @@ def phonons(
     """Find the phonons of the phases, or of materials beside reference calculations."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
     from mlip_refine.report import print_phonons  # noqa: PLC0415
-    from mlip_refine.workflows.phonons import LAYOUT, phonon_baseline  # noqa: PLC0415
+    from mlip_refine.workflows.phonons import LAYOUT  # noqa: PLC0415
     from mlip_refine.workflows.phonons import phonons as run  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
         out.print(LAYOUT.format(folder=folder), soft_wrap=True)
 
     result = run(settings, resume=resume, opened=show_layout)
-    print_phonons(out, result, phonon_baseline(settings))
+    print_phonons(out, result)
 
 
 @app.command()

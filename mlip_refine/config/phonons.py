@@ -11,6 +11,12 @@ from mlip_refine.config.units import Length, Temperature, problem
 Mesh = Annotated[tuple[Count, Count, Count], Field(strict=False)]
 """Points along the three reciprocal vectors."""
 
+_SMALLEST, _LARGEST = 0.7, 1.5
+"""Volumes over the one at rest: beyond these no equation of state around it holds."""
+
+_OF_DATA = ("split", "lowest_frequency", "materials", "baseline", "cell", "skip_refused")
+"""Keys that say something about data."""
+
 
 class QuasiHarmonic(Section):
     """Thermal expansion from phonons of crystals at rest under several pressures."""
@@ -20,8 +26,19 @@ class QuasiHarmonic(Section):
     )
     volumes: Annotated[tuple[float, ...], Field(strict=False, min_length=5)] = Field(
         (0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03),
-        description="About these times the volume at rest; the free energy must be smallest between them.",
+        description="About these times the volume at rest, some below and some above 1, all from 0.7 to 1.5; "
+        "the free energy must be smallest between them.",
     )
+
+    @model_validator(mode="after")
+    def _around_rest(self) -> Self:
+        smallest, largest = min(self.volumes), max(self.volumes)
+        if not _SMALLEST <= smallest < 1 < largest <= _LARGEST:
+            expected = f"some below and some above 1, all from {_SMALLEST} to {_LARGEST}"
+            raise problem(f"volumes over the one at rest: {expected}", key="volumes")
+        if len(set(self.volumes)) < len(self.volumes):
+            raise problem("values that differ", key="volumes")
+        return self
 
 
 class Conductivity(Section):
@@ -41,7 +58,7 @@ class Phonons(Section):
     phases: Names | None = Field(
         None, description="Names of phases; null: all, or none of them where there is data."
     )
-    supercell: Length = Field(12.0, description="Of phases: no lattice vector is shorter than this, Å.")
+    supercell: Length = Field(12.0, description="Of phases: opposite faces are at least this far apart, Å.")
     data: Paths | None = Field(
         None,
         description="Phonon calculations of phonopy or phono3py: files, folders, or an index.csv of many.",
@@ -64,7 +81,7 @@ class Phonons(Section):
     ] = Field(
         ("reference",),
         description="Of materials: the cell of the reference, the cell at rest by the model (relaxed), or "
-        "both. Phases are always at rest.",
+        "both. Phases are at rest by the model; one with cell_freedom: fixed keeps its cell.",
     )
     method: Annotated[
         tuple[Literal["hessian", "displacements"], ...],
@@ -105,7 +122,14 @@ class Phonons(Section):
         for key in ("gruneisen", "quasi_harmonic"):
             if getattr(self, key) and not at_rest:
                 raise problem("cell: relaxed: volumes are compared with that at rest", key=key)
-        for key in ("split", "lowest_frequency", "materials", "baseline"):
-            if getattr(self, key) is not None and not self.data:
+        for key in () if self.data else _OF_DATA:
+            if self._is_given(key):
                 raise problem("data: what it is about", key=key)
+        if self.data and self.phases is None and self._is_given("supercell"):
+            raise problem("phases: materials have the supercells of the data", key="supercell")
         return self
+
+    def _is_given(self, key: str) -> bool:
+        """Whether a key does not have its default; a config that is written has all keys."""
+        given: bool = getattr(self, key) != type(self).model_fields[key].default
+        return given

@@ -1,7 +1,7 @@
 """Sets of phonon calculations: a folder of them, or an index that names them and says what they are for."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ _NAMES = ("name", "material", "mpid", "material_id")
 _SPLITS = ("split", "pft_split")
 _FREQUENCIES = ("lowest_frequency", "wmin_THz")
 _SPELLINGS = {"valid": "val", "validation": "val"}
+_THIRD = "-fc3"
+"""How names of third-order references end."""
+
+type LeaveOut = Callable[[str, InputError], None]
+"""Called with the name of a calculation that is left out, and why."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class _Entry:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _tell(name: str, error: InputError) -> None:
+    console.print(f"left out {name}: {error}", markup=False, soft_wrap=True)
+
+
 def read_phonon_set(
     path: Path | str,
     *,
@@ -38,7 +47,8 @@ def read_phonon_set(
     lowest_frequency: float | None = None,
     settings: PhononSettings | None = None,
     metadata: Mapping[str, Any] | None = None,
-    skip_refused: bool = False,
+    names: Collection[str] | None = None,
+    skip_refused: bool | LeaveOut = False,
     cache: Path | bool = True,
 ) -> list[PhononReference]:
     """Read many calculations, or one.
@@ -56,11 +66,13 @@ def read_phonon_set(
             imaginary), is below this.
         settings: How to read.
         metadata: What neither files nor index say, by the fields of `PhononMetadata`.
-        skip_refused: Leave out calculations that cannot be read or fail a check, and say which.
+        names: Of the references that are wanted; of an index no others are read. None takes all.
+        skip_refused: Leave out calculations that cannot be read or fail a check, and say which; or what is
+            called with their names and why.
         cache: Folder that keeps what was read for the next time; True takes the user's, False none.
 
     Returns:
-        The references, in the order of the index, or of their names.
+        The references, in the order of the index, or of their names; none where it has none of `names`.
 
     Raises:
         InputError: Calculations are refused, with all their names; two have one name; the index is not one;
@@ -75,9 +87,14 @@ def read_phonon_set(
     if divided and split in PARTS:
         entries = [entry for entry in entries if entry.split == split]
     kept_in = default_cache() if cache is True else cache or None
+    # A rule divides the whole set: which part a material is in depends on the others.
+    if names is not None and (divided or split not in PARTS):
+        entries = _named(entries, names)
     found, refused = _read(entries, chosen, given, kept_in)
-    _report(refused, len(entries), str(path), skip=skip_refused)
+    _report(refused, len(entries), str(path), _tell if skip_refused is True else skip_refused or None)
     kept = _part(found, split, None if divided else rule or SplitRule())
+    if names is not None:
+        return [reference for reference in kept if reference.name in names]
     if not kept:
         benchmark = sum(map(in_kappa103, found))
         raise InputError(
@@ -87,6 +104,34 @@ def read_phonon_set(
             fix="No split takes all." if found and split is not None else None,
         )
     return kept
+
+
+def calculation_names(path: Path | str) -> list[str]:
+    """Names of the calculations of a set, none of which is read.
+
+    Raises:
+        InputError: There are none, or the index is not one.
+    """
+    return [entry.name for entry in _entries(Path(path), None)]
+
+
+def second_order(references: Sequence[PhononReference]) -> list[PhononReference]:
+    """One reference per calculation: without those of phono3py's third-order displacements.
+
+    These are of the same material, in a supercell of their own.
+    """
+    first = {(reference.name, reference.metadata.material) for reference in references}
+
+    def is_third(reference: PhononReference) -> bool:
+        name = reference.name
+        return name.endswith(_THIRD) and (name.removesuffix(_THIRD), reference.metadata.material) in first
+
+    return [reference for reference in references if not is_third(reference)]
+
+
+def _named(entries: Sequence[_Entry], names: Collection[str]) -> list[_Entry]:
+    wanted = {*names, *(name.removesuffix(_THIRD) for name in names)}
+    return [entry for entry in entries if entry.name in wanted]
 
 
 def _check_part(split: str | None) -> None:
@@ -132,11 +177,13 @@ def _read(
     return references, refused
 
 
-def _report(refused: Sequence[tuple[str, InputError]], n: int, where: str, *, skip: bool) -> None:
+def _report(
+    refused: Sequence[tuple[str, InputError]], n: int, where: str, leave_out: LeaveOut | None
+) -> None:
     """Raise what was refused, or say what is left out."""
-    if skip:
+    if leave_out is not None:
         for name, error in refused:
-            console.print(f"left out {name}: {error}", markup=False, soft_wrap=True)
+            leave_out(name, error)
     elif len(refused) == 1:
         raise refused[0][1]
     elif refused:

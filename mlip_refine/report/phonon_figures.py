@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mlip_refine.errors import InputError
+from mlip_refine.observables.phonon_properties import IMAGINARY
 from mlip_refine.report.figures import COLOURS, DASHES, GREY
 
 type Json = Mapping[str, Any]
@@ -179,7 +180,7 @@ def _ticks(axes: Axes, ticks: Sequence[tuple[float, str]]) -> None:
 def _mark_imaginary(axes: Axes, lowest: float) -> None:
     """A line at zero, and a shade below it where there is anything to see."""
     axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-    if lowest < -0.01:
+    if lowest < IMAGINARY:
         axes.axhspan(1.1 * lowest, 0.0, color=COLOURS[3], alpha=0.12, linewidth=0, zorder=0)
         axes.annotate(
             "imaginary", (0.01, 0.5 * lowest), xycoords=("axes fraction", "data"), fontsize="x-small"

@@ -2,21 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import torch
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured
-from mlip_refine.statistics.paired import Reduction, paired_reduction
 
 FORMAT = "mlip_refine phonons 1"
-
-_SAME = 1e-6
-"""Values of one reference differ by less than this."""
 
 
 class Quantity(NamedTuple):
@@ -62,6 +59,7 @@ class PhononPoint:
         quasi_harmonic: Thermal expansion, as `QuasiHarmonic.as_json` has it.
         conductivity: `temperatures_K`, `kappa_W_m_K` `[n_T, 3, 3]`, `mean_W_m_K`, `mesh`, `isotopes`.
         refused: Why there is no expansion and the like, by their names.
+        material: Whose crystal it is, by the data: one material may have several; None for a phase.
         method_difference: Largest difference between force constants by both methods, over the largest; None
             when there is one method.
     """
@@ -76,6 +74,7 @@ class PhononPoint:
     reference: Mapping[str, float] | None = None
     frequency_error_THz: float | None = None  # noqa: N815 - the unit's own case
     reference_volume_A3_per_atom: float | None = None  # noqa: N815 - the unit's own case
+    material: str | None = None
     method_difference: float | None = None
     band_error_THz: float | None = None  # noqa: N815 - the unit's own case
     gruneisen: Mapping[str, Any] | None = None
@@ -101,6 +100,7 @@ class PhononResult:
         temperature_K: Of thermodynamic functions.
         points: What was found.
         left_out: Why by name, of materials that could not be done.
+        baseline: By how much errors became smaller, as `compared_with` has it; None without a baseline.
     """
 
     folder: Path
@@ -110,6 +110,7 @@ class PhononResult:
     temperature_K: float  # noqa: N815 - the unit's own case
     points: tuple[PhononPoint, ...]
     left_out: Mapping[str, str]
+    baseline: Mapping[str, Any] | None = None
 
     def compared(self, cell: str) -> list[PhononPoint]:
         """Points with a reference, in one kind of cell."""
@@ -130,8 +131,21 @@ class PhononResult:
             "temperature_K": self.temperature_K,
             "points": [asdict(point) for point in self.points],
             "mean_absolute_errors": {cell: _errors_json(self.compared(cell)) for cell in self.cells},
+            "baseline": self.baseline,
             "left_out": dict(self.left_out),
         }
+
+
+def file_of_crystal(folder: Path, name: str, cell: str, suffix: str) -> Path:
+    """A file of one crystal in one cell: names of materials may hold what names of files may not.
+
+    Args:
+        folder: Of the file.
+        name: Of the material or phase.
+        cell: `reference` or `relaxed`.
+        suffix: What it is, such as `.json`.
+    """
+    return folder / f"{quote(name, safe='')}-{cell}{suffix}"
 
 
 def read_phonons_json(path: Path) -> PhononResult:
@@ -158,6 +172,7 @@ def read_phonons_json(path: Path) -> PhononResult:
             data["temperature_K"],
             tuple(PhononPoint(**point) for point in data["points"]),
             data["left_out"],
+            data.get("baseline"),
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
@@ -165,53 +180,31 @@ def read_phonons_json(path: Path) -> PhononResult:
         ) from error
 
 
-def mean_absolute_error(points: Sequence[PhononPoint], quantity: Quantity) -> Measured:
-    """Mean over materials, its standard error from their spread."""
-    errors = torch.tensor([point.error(quantity) for point in points], dtype=torch.float64)
-    spread = float(errors.std() / len(errors) ** 0.5) if len(errors) > 1 else float("nan")
-    return Measured(float(errors.mean()), spread, quantity.unit)
+def materials_of(points: Sequence[PhononPoint]) -> list[str]:
+    """The material of every point."""
+    return [point.material or point.name for point in points]
 
 
-def reduction(before: PhononResult, after: PhononResult, cell: str) -> tuple[Reduction, int]:
-    """Share by which errors of ω_max, S, F and C_V became smaller, on the materials that both have.
+def errors_of_materials(points: Sequence[PhononPoint], materials: Sequence[str]) -> torch.Tensor:
+    """Absolute errors of `QUANTITIES`, the mean over the points of one material `[n_materials, 4]`.
 
     Args:
-        before: Of one potential.
-        after: Of another, with the same mesh and temperature.
-        cell: Kind of cell.
-
-    Returns:
-        The reduction, and the number of materials.
-
-    Raises:
-        InputError: Mesh or temperature differ, or the references of a material do.
-        StatisticsError: There are too few materials in both.
+        points: With references.
+        materials: Of every point.
     """
-    if (before.mesh, before.temperature_K) != (after.mesh, after.temperature_K):
-        raise InputError(
-            "the baseline is of another mesh or temperature",
-            where=str(before.folder),
-            found=f"{before.mesh}, {before.temperature_K:g} K",
-            expected=f"{after.mesh}, {after.temperature_K:g} K",
-        )
-    known = {point.name: point for point in before.compared(cell)}
-    pairs = [(known[p.name], p) for p in after.compared(cell) if p.name in known]
-    for old, new in pairs:
-        if not _same(old.reference, new.reference):
-            raise InputError("the baseline has another reference", where=str(before.folder), found=new.name)
-    old_errors, new_errors = (_errors(pair[k] for pair in pairs) for k in (0, 1))
-    return paired_reduction(old_errors, new_errors), len(pairs)
+    index = {name: k for k, name in enumerate(dict.fromkeys(materials))}
+    owners = torch.tensor([index[name] for name in materials], dtype=torch.long)
+    errors = torch.tensor([[p.error(q) for q in QUANTITIES] for p in points], dtype=torch.float64)
+    sums = torch.zeros(len(index), len(QUANTITIES), dtype=torch.float64)
+    sums.index_add_(0, owners, errors.reshape(-1, len(QUANTITIES)))
+    return sums / owners.bincount(minlength=len(index))[:, None]
 
 
-def _same(one: Mapping[str, float] | None, other: Mapping[str, float] | None) -> bool:
-    if one is None or other is None:
-        return False
-    return all(abs(one[q.key] - other[q.key]) < _SAME for q in QUANTITIES)
-
-
-def _errors(points: Iterable[PhononPoint]) -> torch.Tensor:
-    rows = [[point.error(q) for q in QUANTITIES] for point in points]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(QUANTITIES))
+def mean_absolute_error(points: Sequence[PhononPoint], quantity: Quantity) -> Measured:
+    """Mean over materials, its standard error from their spread."""
+    errors = errors_of_materials(points, materials_of(points))[:, QUANTITIES.index(quantity)]
+    spread = float(errors.std() / len(errors) ** 0.5) if len(errors) > 1 else float("nan")
+    return Measured(float(errors.mean()), spread, quantity.unit)
 
 
 def _errors_json(points: Sequence[PhononPoint]) -> dict[str, Any]:
@@ -219,11 +212,11 @@ def _errors_json(points: Sequence[PhononPoint]) -> dict[str, Any]:
     unstable = sum(point.properties["imaginary"] > 0 for point in points)
     shares = [point.properties["imaginary"] for point in points]
     found = {
-        key: {"value": error.value, "se": error.se if len(points) > 1 else None, "unit": error.unit}
+        key: {"value": error.value, "se": error.se if math.isfinite(error.se) else None, "unit": error.unit}
         for key, error in errors.items()
     }
     return {
-        "materials": len(points),
+        "materials": len(set(materials_of(points))),
         **found,
         "unstable": unstable,
         "imaginary": sum(shares) / len(shares),

@@ -6,33 +6,33 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from mlip_refine.errors import StatisticsError
 from mlip_refine.report.phonon_figures import draw_bands, draw_expansion, draw_parity
 from mlip_refine.report.phonon_records import (
     QUANTITIES,
     PhononPoint,
     PhononResult,
+    file_of_crystal,
+    materials_of,
     mean_absolute_error,
     read_phonons_json,
-    reduction,
 )
 
 
-def print_phonons(console: Console, result: PhononResult, baseline: PhononResult | None = None) -> None:
+def print_phonons(console: Console, result: PhononResult) -> None:
     """Print what every crystal has, the mean errors, and by how much they became smaller.
 
     Args:
         console: Of rich.
         result: What was found.
-        baseline: Of another potential on the same materials.
     """
     console.print()
     console.print(_points(result))
     for cell in result.cells:
         console.print()
-        console.print(_errors(result, cell, baseline))
+        console.print(_errors(result, cell))
     for line in _below(result):
         console.print(line, markup=False, soft_wrap=True)
 
@@ -52,15 +52,16 @@ def write_phonon_figures(folder: Path) -> list[Path]:
     """
     result, drawn = read_phonons_json(folder), list[Path]()
     for point in result.points:
-        name = f"{point.name}-{point.cell}"
-        kept = json.loads((folder / "crystals" / f"{name}.json").read_text(encoding="utf-8"))
+        place = point.name, point.cell
+        file = file_of_crystal(folder / "crystals", *place, ".json")
+        kept = json.loads(file.read_text(encoding="utf-8"))
         structures = kept["structures"]
         if structures is not None:
             title = f"{point.name} {point.formula}, {point.cell} cell"
-            path = folder / f"{name}-bands.png"
+            path = file_of_crystal(folder, *place, "-bands.png")
             drawn.append(draw_bands(path, structures["bands"], structures["densities"], title))
         if point.quasi_harmonic is not None:
-            path = folder / f"{name}-expansion.png"
+            path = file_of_crystal(folder, *place, "-expansion.png")
             drawn.append(draw_expansion(path, {result.name: point.quasi_harmonic}))
     return drawn + [_parity(folder, result, cell) for cell in result.cells if len(result.compared(cell)) > 1]
 
@@ -92,7 +93,7 @@ def _points(result: PhononResult) -> Table:
     for point in result.points:
         error = point.frequency_error_THz
         table.add_row(
-            f"{point.name} {point.formula}",
+            escape(f"{point.name} {point.formula}"),
             point.cell,
             *(_beside_reference(point, q.key) for q in QUANTITIES),
             "-" if error is None else f"{error:.2f}",
@@ -108,28 +109,30 @@ def _beside_reference(point: PhononPoint, key: str) -> str:
     return f"{value:.2f} ({value - point.reference[key]:+.2f})"
 
 
-def _errors(result: PhononResult, cell: str, baseline: PhononResult | None) -> Table:
+def _errors(result: PhononResult, cell: str) -> Table:
     points = result.compared(cell)
     table = _table()
-    materials = "1 material" if len(points) == 1 else f"{len(points)} materials"
+    materials = _counted(len(set(materials_of(points))))
     table.add_column(f"mean absolute errors, {cell} cells, {materials}", overflow="fold")
     table.add_column(result.name, justify="right")
-    reduced = None
-    if baseline is not None:
-        table.add_column("smaller by", justify="right")
+    reduced = {} if result.baseline is None else result.baseline["cells"][cell]
+    if result.baseline is not None:
+        table.add_column(f"smaller by, {_counted(reduced['materials'])} of both", justify="right")
         table.add_column("95 %", justify="right")
-        try:
-            reduced, _ = reduction(baseline, result, cell)
-        except StatisticsError as error:
-            table.caption = str(error)
-    for k, quantity in enumerate(QUANTITIES):
-        ends = [] if reduced is None else _interval(*reduced.of_quantities[k])
+        table.caption = escape(reduced.get("refused", ""))
+    of_quantities = reduced.get("of_quantities", {})
+    for quantity in QUANTITIES:
+        ends = _interval(*of_quantities[quantity.key]) if of_quantities else []
         table.add_row(quantity.symbol, str(mean_absolute_error(points, quantity)), *ends)
-    if reduced is not None:
-        table.add_row("mean of the four", "", *_interval(reduced.value, reduced.low, reduced.high))
+    if of_quantities:
+        table.add_row("mean of the four", "", *_interval(*(reduced[key] for key in ("value", "low", "high"))))
     unstable = sum(p.properties["imaginary"] > 0 for p in points)
     table.add_row("with imaginary modes", f"{unstable} of {len(points)}")
     return table
+
+
+def _counted(n: int) -> str:
+    return "1 material" if n == 1 else f"{n} materials"
 
 
 def _interval(value: float, low: float, high: float) -> list[str]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from mlip_refine.config import Phonons
 from mlip_refine.config.phonons import Conductivity, QuasiHarmonic
 from mlip_refine.files import written
-from mlip_refine.observables.gruneisen import gruneisen, outer_volumes
+from mlip_refine.observables.gruneisen import Gruneisen, gruneisen, outer_volumes
 from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 from mlip_refine.observables.phonon_bands import band_errors, band_path, bands
 from mlip_refine.observables.phonon_density import densities_of_states, overlap
+from mlip_refine.observables.phonon_properties import IMAGINARY
 from mlip_refine.observables.pressed_crystals import pressed_crystals, pressures_of_volumes
 from mlip_refine.observables.quasi_harmonic import quasi_harmonic
 from mlip_refine.observables.thermal_conductivity import ConductivitySettings, thermal_conductivity
@@ -24,21 +25,18 @@ MODEL, REFERENCE = "model", "reference"
 """Names of band structures in results and figures."""
 
 
-def band_structures(
-    crystal: HarmonicCrystal, phonon: Phonopy, reference: Phonopy | None, section: Phonons
-) -> dict[str, Any]:
+def band_structures(crystal: HarmonicCrystal, phonon: Phonopy, reference: Phonopy | None) -> dict[str, Any]:
     """Bands and densities of states of a crystal and its reference, and how they differ.
 
     Args:
         crystal: Before it came to rest: its cell tells the path of both.
-        phonon: By the model.
-        reference: By the reference; None without one.
-        section: Of the config.
+        phonon: By the model, with frequencies on a mesh.
+        reference: By the reference, likewise; None without one.
     """
     both = {MODEL: phonon} if reference is None else {REFERENCE: reference, MODEL: phonon}
     path = band_path(crystal.primitive)
     lines = {name: bands(one, path) for name, one in both.items()}
-    densities = dict(zip(both, densities_of_states(list(both.values()), section.mesh), strict=True))
+    densities = dict(zip(both, densities_of_states(list(both.values())), strict=True))
     found: dict[str, Any] = {
         "bands": {name: one.as_json() for name, one in lines.items()},
         "densities": {name: one.as_json() for name, one in densities.items()},
@@ -51,10 +49,13 @@ def band_structures(
 
 def gruneisen_parameters(
     potential: Potential, crystal: HarmonicCrystal, phonon: Phonopy, section: Phonons
-) -> dict[str, Any]:
-    """Mode Grüneisen parameters of a crystal at rest: their mean at the temperature, and extremes."""
-    smaller, larger = (c.phonopy(c.force_constants(potential)) for c in outer_volumes(potential, crystal))
-    return gruneisen(phonon, smaller, larger, section.mesh).as_json([section.temperature])
+) -> Gruneisen:
+    """Mode Grüneisen parameters of a crystal at rest."""
+    smaller, larger = (
+        c.phonopy(c.force_constants(potential, section.method[0], section.displacement))
+        for c in outer_volumes(potential, crystal)
+    )
+    return gruneisen(phonon, smaller, larger, section.mesh)
 
 
 def expansion(
@@ -62,7 +63,7 @@ def expansion(
 ) -> dict[str, Any]:
     """Quasi-harmonic expansion of a crystal at rest."""
     pressures = pressures_of_volumes(potential, crystal, settings.volumes)
-    pressed = pressed_crystals(potential, crystal, pressures, section.method[0])
+    pressed = pressed_crystals(potential, crystal, pressures, section.method[0], section.displacement)
     return quasi_harmonic(pressed, settings.temperature, section.mesh).as_json()
 
 
@@ -70,7 +71,7 @@ def conduction(
     crystal: HarmonicCrystal, second: Tensor, third: Tensor, settings: Conductivity
 ) -> dict[str, Any]:
     """Lattice thermal conductivity by force constants of second and third order."""
-    chosen = ConductivitySettings(settings.temperature, settings.mesh, settings.isotopes)
+    chosen = ConductivitySettings(settings.temperature, settings.mesh, settings.isotopes, IMAGINARY)
     found = thermal_conductivity(crystal, second, third, chosen)
     return {
         "temperatures_K": found.temperatures.tolist(),

@@ -62,6 +62,7 @@ RESUMABLE = (
     "free_energy.max_error",
     "md.dynamics",
     "md.export",
+    "phonons.baseline",
     "training.steps",
     "training.tolerance",
     "training.patience",

@@ -28,8 +28,8 @@ from mlip_refine.report.phonon_records import (
     PhononResult,
     mean_absolute_error,
     read_phonons_json,
-    reduction,
 )
+from mlip_refine.report.phonon_reduction import reduction
 from mlip_refine.report.run_files import read_log
 
 LARGEST_FORCE = 12.0

@@ -14,6 +14,7 @@ from ase.build import bulk
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 from rich.console import Console
+from torch import Tensor
 
 import mlip_refine
 from mlip_refine import cli
@@ -35,7 +36,7 @@ def _config(folder: Path, name: str = "tiny", **phonons: Any) -> Config:
             "device": "cpu",
             "potential": {"model": "titanium-compact", "default_dtype": "float32"},
             "phases": {"hcp": HCP, "bcc": BCC},
-            "phonons": {"supercell": "5 Å", "mesh": [3, 3, 3], **phonons},
+            "phonons": {**({} if "data" in phonons else {"supercell": "5 Å"}), "mesh": [3, 3, 3], **phonons},
             "output": {"folder": str(folder / "runs")},
         }
     )
@@ -116,13 +117,16 @@ def test_expansion_conduction_and_files_for_others(tmp_path: Path) -> None:
         _config(
             tmp_path,
             gruneisen=True,
-            quasi_harmonic={"temperature": 300, "volumes": [0.98, 0.99, 1.0, 1.01, 1.02, 1.03]},
+            quasi_harmonic={"temperature": 300, "volumes": [0.98, 0.99, 1.0, 1.01, 1.02]},
             conductivity={"mesh": [3, 3, 3]},
             export=True,
         )
     )
     hcp, bcc = result.points
     assert hcp.refused == {}
+    modes = json.loads((result.folder / "crystals" / "hcp-relaxed.json").read_text())["gruneisen_modes"]
+    assert len(modes["weights"]) == len(modes["parameters"])
+    assert "modes" not in hcp.gruneisen
     assert 0.8 < hcp.gruneisen["mean"][0] < 1.4
     assert hcp.quasi_harmonic["temperatures_K"] == [300.0]
     assert 17.0 < hcp.quasi_harmonic["volume_A3_per_atom"][0] < 17.5
@@ -168,16 +172,37 @@ def test_the_result_file_holds_all_of_it(compared: PhononResult) -> None:
 
 def test_tables_show_values_errors_and_what_they_are_about(compared: PhononResult) -> None:
     console = Console(file=StringIO(), width=160)
-    print_phonons(console, compared, compared)
+    print_phonons(console, compared)
     text = console.file.getvalue()
     for words in ("wide Ti", "relaxed", "mean absolute errors, reference cells, 2 materials", "ω_max", "THz"):
         assert words in text
-    assert "at least 5 cases" in text
+    assert "smaller by" not in text
+
+
+def test_a_baseline_is_compared_and_may_be_given_later(
+    tmp_path: Path, compared: PhononResult, data: Path
+) -> None:
+    one = {"data": str(data), "materials": "small", "bands": False}
+    alone = mlip_refine.phonons(_config(tmp_path, **one))
+    assert alone.baseline is None
+    one["baseline"] = str(compared.folder)
+    result = mlip_refine.phonons(_config(tmp_path, **one), resume=True)
+    assert result.points == alone.points
+    assert result.baseline["name"] == "tiny"
+    assert result.baseline["cells"]["reference"]["materials"] == 1
+    assert "at least 5 cases" in result.baseline["cells"]["reference"]["refused"]
+    assert read_phonons_json(result.folder) == result
+    with pytest.raises(InputError, match="another mesh or temperature"):
+        mlip_refine.phonons(_config(tmp_path, "other", **one | {"mesh": [4, 4, 4]}))
+    assert not (tmp_path / "runs" / "other").exists()
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _config(tmp_path, data=str(data))
-    found, calls = workflow._found, []
+    """Materials may have any names, those of files do not."""
+    index = tmp_path / "index.csv"
+    index.write_text(f"file,name\n{data / 'small'},../small\n{data / 'wide'},mp-1/PBE\n")
+    config = _config(tmp_path, data=str(index))
+    found, calls = workflow.find_point, []
 
     def stops(*args: Any) -> Any:
         if calls:
@@ -185,23 +210,27 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, data: Path, monkeypatch:
         calls.append(args)
         return found(*args)
 
-    monkeypatch.setattr(workflow, "_found", stops)
+    monkeypatch.setattr(workflow, "find_point", stops)
     with pytest.raises(KeyboardInterrupt):
         mlip_refine.phonons(config)
-    monkeypatch.setattr(workflow, "_found", lambda *args: calls.append(args) or found(*args))
+    monkeypatch.setattr(workflow, "find_point", lambda *args: calls.append(args) or found(*args))
     with pytest.raises(InputError, match="run folder exists"):
         mlip_refine.phonons(config)
     result = mlip_refine.phonons(config, resume=True)
-    assert [p.name for p in result.points] == ["small", "wide"]
+    assert [p.name for p in result.points] == ["../small", "mp-1/PBE"]
     assert len(calls) == 2
+    names = sorted(file.name for file in (result.folder / "crystals").iterdir())
+    assert names == ["..%2Fsmall-reference.json", "mp-1%2FPBE-reference.json"]
+    assert (result.folder / "mp-1%2FPBE-reference-bands.png").exists()
 
 
 def test_materials_that_cannot_be_done_are_told_or_refused(tmp_path: Path, titanium: Potential) -> None:
     for name, symbol in (("ti", "Ti"), ("zr", "Zr")):
         (tmp_path / "data" / name).mkdir(parents=True)
         _calculated(tmp_path / "data" / name / "phonopy_params.yaml", titanium, symbol, a=2.93, c=4.65)
-    with pytest.raises(InputError, match="does not know every element"):
+    with pytest.raises(InputError, match="does not know every element of 1 crystals; found zr: Zr"):
         mlip_refine.phonons(_config(tmp_path, data=str(tmp_path / "data")))
+    assert not (tmp_path / "runs").exists()
     result = mlip_refine.phonons(_config(tmp_path, "lenient", data=str(tmp_path / "data"), skip_refused=True))
     assert [p.name for p in result.points] == ["ti"]
     assert "does not know" in result.left_out["zr (reference)"]
@@ -213,9 +242,15 @@ def test_materials_that_cannot_be_done_are_told_or_refused(tmp_path: Path, titan
         ({"phases": "hpc"}, "Did you mean 'hcp'"),
         ({"materials": "small"}, "data: what it is about"),
         ({"cell": ["relaxed", "relaxed"]}, "values that differ"),
+        ({"cell": "relaxed"}, "data: what it is about"),
+        ({"skip_refused": True}, "data: what it is about"),
+        ({"data": "x", "supercell": 9.0}, "phases: materials have"),
         ({"mesh": [0, 1, 1]}, "mesh"),
         ({"data": "x", "gruneisen": True}, "cell: relaxed"),
         ({"quasi_harmonic": {"volumes": [1.0, 1.01]}}, "volumes"),
+        ({"quasi_harmonic": {"volumes": [1.0, 1.01, 1.02, 1.03, 1.04]}}, "some below and some above 1"),
+        ({"quasi_harmonic": {"volumes": [97, 98, 99, 101, 102]}}, "all from 0.7 to 1.5"),
+        ({"quasi_harmonic": {"volumes": [0.98, 0.99, 0.99, 1.01, 1.02]}}, "values that differ"),
         ({"method": "hesian"}, "hessian"),
     ],
 )
@@ -233,13 +268,47 @@ def test_unknown_materials_and_baselines_are_refused(tmp_path: Path, data: Path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_wrong_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*_: Any) -> None:
-        raise MlipRefineError("second derivatives contradict forces")
+def test_a_wrong_model_is_refused(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose second derivatives are too large by a thousandth."""
+    right = Potential.curvature
 
-    monkeypatch.setattr(workflow, "require_hessian", wrong)
-    with pytest.raises(MlipRefineError, match="second derivatives"):
-        mlip_refine.phonons(_config(tmp_path, phases="hcp"))
+    def wrong(self: Potential, graphs: Any) -> Any:
+        curvature = right(self, graphs)
+        along = curvature.along
+
+        def changed(direction: Tensor) -> Any:
+            found = along(direction)
+            return found._replace(positions=1.001 * found.positions)
+
+        object.__setattr__(curvature, "along", changed)
+        return curvature
+
+    monkeypatch.setattr(Potential, "curvature", wrong)
+    with pytest.raises(
+        MlipRefineError, match=r"small \(reference\): second derivatives .* contradict differences"
+    ):
+        mlip_refine.phonons(_config(tmp_path, data=str(data)))
+
+
+def test_errors_of_libraries_name_the_material(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = workflow.find_point
+
+    def fails(potential: Potential, task: Any, store: Any) -> Any:
+        if task.name == "small":
+            raise np.linalg.LinAlgError("singular matrix")
+        return found(potential, task, store)
+
+    monkeypatch.setattr(workflow, "find_point", fails)
+    with pytest.raises(MlipRefineError, match=r"small \(reference\): LinAlgError: singular matrix"):
+        mlip_refine.phonons(_config(tmp_path, data=str(data)))
+    one = {"data": str(data), "materials": "small", "skip_refused": True, "bands": False}
+    with pytest.raises(MlipRefineError, match=r"no crystal is left: small \(reference\): LinAlgError"):
+        mlip_refine.phonons(_config(tmp_path, "one", **one))
+    result = mlip_refine.phonons(_config(tmp_path, "both", **one | {"materials": ["small", "wide"]}))
+    assert [p.name for p in result.points] == ["wide"]
+    assert result.left_out == {"small (reference)": "LinAlgError: singular matrix"}
 
 
 def test_the_command_line_prints_tables(
