@@ -13,7 +13,7 @@ from phonopy.structure.atoms import PhonopyAtoms
 
 from mlip_refine.data import phonon_sets
 from mlip_refine.data.phonon_checks import functional_warnings
-from mlip_refine.data.phonon_sets import read_phonon_set
+from mlip_refine.data.phonon_sets import calculation_names, read_phonon_set, second_order
 from mlip_refine.data.phonon_splits import SplitRule, check_parts, in_kappa103, split_phonons
 from mlip_refine.data.phonons import PhononMetadata, PhononReference
 from mlip_refine.errors import InputError
@@ -221,3 +221,27 @@ def test_functionals_that_differ_are_named():
         "phonons of b are PBEsol, but the base model was trained on PBE",
         "phonons of a are PBE, but the replay data are PBEsol",
     ]
+
+
+def test_names_choose_and_do_not_change_parts(tmp_path, kept):
+    """Of an index only what is wanted is read, but a rule divides the whole set."""
+    assert [r.name for r in read_phonon_set(SET, names=["mp-1000", "none"], cache=kept)] == ["mp-1000"]
+    assert read_phonon_set(SET, names=["none"], cache=kept) == []
+    assert calculation_names(SET) == ["mp-1000", "mp-10182", "mp-1070", "mp-28395"]
+    files = [f"materials-id-{name}.tar.lzma" for name in ("10182-liznp-f-43m-216", "28395-b6p-r-3m-166")]
+    for file in files:
+        shutil.copy(SET / file, tmp_path)
+    rows = "".join(f"{file},mp-{k}\n" for k, file in enumerate(files))
+    (tmp_path / "index.csv").write_text("file,name\n" + rows)
+    rule = SplitRule(val=0.0, test=0.5)
+    whole = {part: read_phonon_set(tmp_path, split=part, rule=rule, cache=kept) for part in ("train", "test")}
+    for part, other in (("train", "test"), ("test", "train")):
+        (name,) = (r.name for r in whole[part])
+        chosen = {"rule": rule, "names": [name], "cache": kept}
+        assert [r.name for r in read_phonon_set(tmp_path, split=part, **chosen)] == [name]
+        assert read_phonon_set(tmp_path, split=other, **chosen) == []
+
+
+def test_a_calculation_has_one_reference_of_second_order():
+    both = [_named("a"), _named("a-fc3", material="a"), _named("b-fc3"), _named("c"), _named("c-fc3")]
+    assert [r.name for r in second_order(both)] == ["a", "b-fc3", "c", "c-fc3"]

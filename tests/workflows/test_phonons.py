@@ -18,12 +18,18 @@ from torch import Tensor
 
 import mlip_refine
 from mlip_refine import cli
-from mlip_refine.config import Config, config_from_dict
+from mlip_refine.config import Config, Phonons, config_from_dict
+from mlip_refine.config.phonons import QuasiHarmonic
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.observables.harmonic_crystal import forces
+from mlip_refine.observables.harmonic_crystal import HarmonicCrystal, forces
+from mlip_refine.observables.relaxation import Rest
 from mlip_refine.potential import Potential
 from mlip_refine.report import PhononResult, print_phonons, read_phonons_json
+from mlip_refine.report.phonon_records import PhononPoint
 from mlip_refine.workflows import phonons as workflow
+from mlip_refine.workflows.phonon_extras import expansion, gruneisen_parameters
+from mlip_refine.workflows.phonon_store import Store
+from mlip_refine.workflows.phonon_tasks import Task
 
 HCP = {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65}
 BCC = {"prototype": "bcc", "element": "Ti", "n_atoms": 2, "a": 3.25}
@@ -111,6 +117,7 @@ def test_relaxed_cells_have_phonons_of_one_crystal(compared: PhononResult) -> No
     assert wide.properties["max_THz"] > wide.reference["max_THz"]
 
 
+@pytest.mark.slow
 def test_expansion_conduction_and_files_for_others(tmp_path: Path) -> None:
     """What hcp carries and unstable bcc does not; phonopy and phono3py read what is exported."""
     result = mlip_refine.phonons(
@@ -231,7 +238,8 @@ def test_materials_that_cannot_be_done_are_told_or_refused(tmp_path: Path, titan
     with pytest.raises(InputError, match="does not know every element of 1 crystals; found zr: Zr"):
         mlip_refine.phonons(_config(tmp_path, data=str(tmp_path / "data")))
     assert not (tmp_path / "runs").exists()
-    result = mlip_refine.phonons(_config(tmp_path, "lenient", data=str(tmp_path / "data"), skip_refused=True))
+    lenient = {"skip_refused": True, "bands": False}
+    result = mlip_refine.phonons(_config(tmp_path, "lenient", data=str(tmp_path / "data"), **lenient))
     assert [p.name for p in result.points] == ["ti"]
     assert "does not know" in result.left_out["zr (reference)"]
 
@@ -291,24 +299,47 @@ def test_a_wrong_model_is_refused(tmp_path: Path, data: Path, monkeypatch: pytes
 
 
 def test_errors_of_libraries_name_the_material(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, titanium: Potential, compared: PhononResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = workflow.find_point
+    known = compared.compared("reference")[1]
 
-    def fails(potential: Potential, task: Any, store: Any) -> Any:
+    def fails(_: Potential, task: Task, store: Store) -> PhononPoint:
         if task.name == "small":
             raise np.linalg.LinAlgError("singular matrix")
-        return found(potential, task, store)
+        store.write(task, known, structures=None)
+        return known
 
     monkeypatch.setattr(workflow, "find_point", fails)
+    monkeypatch.setattr(workflow, "load_potential", lambda _: titanium)
     with pytest.raises(MlipRefineError, match=r"small \(reference\): LinAlgError: singular matrix"):
         mlip_refine.phonons(_config(tmp_path, data=str(data)))
-    one = {"data": str(data), "materials": "small", "skip_refused": True, "bands": False}
+    one = {"data": str(data), "materials": "small", "skip_refused": True}
     with pytest.raises(MlipRefineError, match=r"no crystal is left: small \(reference\): LinAlgError"):
         mlip_refine.phonons(_config(tmp_path, "one", **one))
     result = mlip_refine.phonons(_config(tmp_path, "both", **one | {"materials": ["small", "wide"]}))
     assert [p.name for p in result.points] == ["wide"]
     assert result.left_out == {"small (reference)": "LinAlgError: singular matrix"}
+    assert read_phonons_json(result.folder) == result
+
+
+def test_volumes_have_the_method_of_the_crystal(titanium: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Force constants at other volumes, too, are differences of the step that is asked for."""
+    calls = []
+    right = HarmonicCrystal.force_constants
+
+    def told(self: HarmonicCrystal, potential: Potential, *how: Any) -> Any:
+        calls.append(how)
+        return right(self, potential, *how)
+
+    monkeypatch.setattr(HarmonicCrystal, "force_constants", told)
+    section = Phonons(method="displacements", displacement=0.02, mesh=(1, 1, 1))
+    crystal = HarmonicCrystal.of_cell(bulk("Ti", "hcp", a=2.93, c=4.65), np.eye(3, dtype=int))
+    rested = crystal.at_rest(titanium, Rest("cell"))
+    phonon = rested.phonopy(rested.force_constants(titanium, "displacements", 0.02))
+    gruneisen_parameters(titanium, rested, phonon, section)
+    settings = QuasiHarmonic(temperature=300.0, volumes=(0.98, 0.99, 1.0, 1.01, 1.02))
+    expansion(titanium, rested, section, settings)
+    assert calls == [("displacements", 0.02)] * (1 + 2 + 5)
 
 
 def test_the_command_line_prints_tables(
