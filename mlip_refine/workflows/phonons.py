@@ -95,7 +95,7 @@ def _of_known_elements(
             f"the model does not know every element of {len(strange)} crystals",
             found="; ".join(f"{name}: {symbols}" for name, symbols in strange.items()),
             expected=_symbols(known),
-            fix="phonons.skip_refused leaves such materials out." if kept else None,
+            fix="phonons.skip_refused leaves such materials out." if kept and not of_phases else None,
         )
     left_out |= {title: f"the model does not know {names}" for title, names in unknown.items() if names}
     return kept
