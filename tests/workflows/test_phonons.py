@@ -322,6 +322,7 @@ def test_errors_of_libraries_name_the_material(
     assert read_phonons_json(result.folder) == result
 
 
+@pytest.mark.slow
 def test_volumes_have_the_method_of_the_crystal(titanium: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
     """Force constants at other volumes, too, are differences of the step that is asked for."""
     calls = []
