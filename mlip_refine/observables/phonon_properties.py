@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from phonopy import Phonopy
 
-IMAGINARY = -0.1
-"""Frequencies below this are imaginary, THz; above it acoustic modes near Γ may be zero by rounding."""
+from mlip_refine.quantities import IMAGINARY
 
 ZERO = 0.01
 """Frequencies nearer to zero than this, THz, are too near for their logarithms. Tighter than `IMAGINARY`: a

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mlip_refine.errors import InputError
-from mlip_refine.observables.phonon_properties import IMAGINARY
+from mlip_refine.quantities import IMAGINARY
 from mlip_refine.report.figures import COLOURS, DASHES, GREY
 
 type Json = Mapping[str, Any]

@@ -15,11 +15,11 @@ from mlip_refine.observables.gruneisen import Gruneisen, gruneisen, outer_volume
 from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 from mlip_refine.observables.phonon_bands import band_errors, band_path, bands
 from mlip_refine.observables.phonon_density import densities_of_states, overlap
-from mlip_refine.observables.phonon_properties import IMAGINARY
 from mlip_refine.observables.pressed_crystals import pressed_crystals, pressures_of_volumes
 from mlip_refine.observables.quasi_harmonic import quasi_harmonic
 from mlip_refine.observables.thermal_conductivity import ConductivitySettings, thermal_conductivity
 from mlip_refine.potential import Potential
+from mlip_refine.quantities import IMAGINARY
 
 MODEL, REFERENCE = "model", "reference"
 """Names of band structures in results and figures."""
