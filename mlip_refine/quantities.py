@@ -26,7 +26,7 @@ HBAR: float = float(units._hbar * units.J) * 1.0e15
 """Reduced Planck constant, eV fs."""
 
 IMAGINARY: float = -0.1
-"""Phonon frequencies below this are imaginary, THz; above it acoustic modes near Γ may be zero by rounding."""
+"""Phonon frequencies below this, THz, are imaginary; acoustic modes near Γ may be above it by rounding."""
 
 VOIGT: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 """Components of symmetric tensors in Voigt order: xx, yy, zz, yz, xz, xy."""
