@@ -73,6 +73,7 @@ class Architecture(BaseModel):
     keep_last_layer_irreps: bool
     energies_shape: list[int]
     scale_shape: list[int]
+    shift_shape: list[int] | None = None  # where it is another one than that of the scale
 
     @field_validator("interaction_first", "interaction")
     @classmethod
@@ -91,7 +92,10 @@ class Architecture(BaseModel):
 
     def canonical(self) -> str:
         """Return the architecture as JSON with sorted keys: one text per architecture."""
-        return json.dumps(self.model_dump(), sort_keys=True)
+        fields = self.model_dump()
+        if self.shift_shape is None:  # as hashes of models were made before there was such a field
+            del fields["shift_shape"]
+        return json.dumps(fields, sort_keys=True)
 
 
 def _known(name: str, table: Mapping[str, object]) -> str:
@@ -149,7 +153,7 @@ def _fields(node: Node) -> dict[str, object]:
         "use_agnostic_product": _flag(products[0], "use_agnostic_product", default=False),
         "keep_last_layer_irreps": _keeps_irreps(products, hidden),
         "energies_shape": list(node.children["atomic_energies_fn"].buffers["atomic_energies"].shape),
-        "scale_shape": _scale_shape(node),
+        **_scale_shapes(node),
         "radial_mlp": _radial_mlp(interactions[0]),
         "max_ell": Irreps(node.children["spherical_harmonics"].attributes["irreps_out"]).lmax,
         "use_reduced_cg": _flag(node, "use_reduced_cg", default=False),
@@ -214,9 +218,13 @@ def _keeps_irreps(products: list[Node], hidden: str) -> bool:
     return len(products) > 1 and last == hidden and Irreps(hidden).lmax > 0
 
 
-def _scale_shape(node: Node) -> list[int]:
+def _scale_shapes(node: Node) -> dict[str, object]:
+    """Shapes of scale and shift: by `mace_run_train --scaling rms_forces_scaling` they differ."""
     block = node.children.get("scale_shift")
-    return [] if block is None else list(block.buffers["scale"].shape)
+    if block is None:
+        return {"scale_shape": []}
+    scale, shift = (list(block.buffers[name].shape) for name in ("scale", "shift"))
+    return {"scale_shape": scale, "shift_shape": None if shift == scale else shift}
 
 
 def _radial_mlp(interaction: Node) -> list[int]:
@@ -254,7 +262,8 @@ def _arguments(architecture: Architecture) -> dict[str, Any]:
     )
     scale = {}
     if a.model == "ScaleShiftMACE":
-        scale = {"atomic_inter_scale": np.ones(a.scale_shape), "atomic_inter_shift": np.zeros(a.scale_shape)}
+        shift_shape = a.scale_shape if a.shift_shape is None else a.shift_shape
+        scale = {"atomic_inter_scale": np.ones(a.scale_shape), "atomic_inter_shift": np.zeros(shift_shape)}
     return (
         same
         | scale

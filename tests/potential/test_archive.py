@@ -81,6 +81,22 @@ def test_hash_is_that_of_the_numbers(kind, model, tmp_path):
     assert module_hash(changed) != expected
 
 
+def test_scale_and_shift_of_different_shapes(model, evaluate, tmp_path):
+    """As `mace_run_train --scaling rms_forces_scaling` writes them: a scale of one head, a shift of none."""
+    module = copy.deepcopy(model("titanium"))
+    module.scale_shift.shift = torch.tensor(0.25, dtype=torch.float64)
+    expected = evaluate(module)
+    save_model(module, tmp_path / "a.model")
+    save_safetensors(module, tmp_path / "a")
+    for path in (tmp_path / "a.model", tmp_path / "a.safetensors"):
+        loaded = load_module(path)
+        assert loaded.scale_shift.shift.shape == ()
+        assert module_hash(loaded) == module_hash(module)
+        for name, value in evaluate(loaded).items():
+            assert torch.allclose(value, expected[name], rtol=0, atol=1e-12)
+    assert "shift_shape" not in json.loads(architecture_json(model("titanium")))
+
+
 def test_kernels_and_freezing_do_not_enter_the_hash_nor_the_files(model, evaluate, tmp_path):
     save_model(model("titanium"), tmp_path / "plain.model")
     module = load_module(tmp_path / "plain.model")
