@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mlip_refine.errors import InputError
 from mlip_refine.report.dynamics_records import DynamicsResult, Estimate, read_dynamics
-from mlip_refine.report.figures import COLOURS, GREY
+from mlip_refine.report.figures import COLOURS, GREY, save_figure
 from mlip_refine.report.steps import number
 
 type Columns = dict[str, list[float]]
@@ -91,11 +91,7 @@ def _draw(folder: Path, name: str) -> Path:
     panels[2].set_xlim(0.0, _end(spectrum["frequency (THz)"], spectrum["density (1/THz)"]))
     panels[0].set_title(name, fontsize="medium", loc="left")
     path = folder / f"{name}.png"
-    try:
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise InputError("the figure cannot be written", where=str(path), found=str(error)) from error
-    return path
+    return save_figure(figure, path)
 
 
 def _end(frequency: Sequence[float], density: Sequence[float]) -> float:

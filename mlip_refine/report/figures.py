@@ -46,10 +46,15 @@ def write_figures(folder: Path) -> list[Path]:
         "n_eff.png": _n_eff(log),
         "replay.png": _replay(log),
     }
-    return [_save(figure, folder / name) for name, figure in drawn.items() if figure is not None]
+    return [save_figure(figure, folder / name) for name, figure in drawn.items() if figure is not None]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure, and give its path back.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     try:
         figure.savefig(path, dpi=200)
     except OSError as error:

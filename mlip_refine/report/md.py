@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.errors import InputError
-from mlip_refine.report.figures import COLOURS, GREY
+from mlip_refine.report.figures import COLOURS, GREY, save_figure
 from mlip_refine.report.md_records import Average, MDPoint, MDResult, read_md
 from mlip_refine.report.steps import number
 
@@ -125,11 +125,7 @@ def _draw(point: MDPoint, courses: Courses, path: Path) -> Path:
     panels[-1].set_xlabel("time, ps")
     panels[-1].set_xlim(left=0.0)
     panels[0].set_title(f"{point.name}, {point.ensemble}, N = {point.n_atoms}", fontsize="medium", loc="left")
-    try:
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise InputError("the figure cannot be written", where=str(path), found=str(error)) from error
-    return path
+    return save_figure(figure, path)
 
 
 def _panel(

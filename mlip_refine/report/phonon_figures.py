@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import IMAGINARY
-from mlip_refine.report.figures import COLOURS, DASHES, GREY
+from mlip_refine.report.figures import COLOURS, DASHES, GREY, save_figure
 
 type Json = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def draw_bands(
     panels[0].legend(**_ABOVE, ncols=len(bands))
     if title:
         figure.suptitle(title, fontsize="medium")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_parity(
@@ -102,7 +102,7 @@ def draw_parity(
         _parity(axes, materials[name], quantities[name])
     for axes in list(panels)[len(shown) :]:
         axes.remove()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_expansion(
@@ -137,7 +137,7 @@ def draw_expansion(
     for axes in panels[2:]:
         axes.set_xlabel("temperature, K")
     panels[0].legend(**_ABOVE, ncols=3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 _ABOVE: dict[str, Any] = {
@@ -217,11 +217,3 @@ def _parity(axes: Axes, data: Json, label: str) -> None:
     axes.set_xlabel(f"{label}: reference")
     axes.set_ylabel("model")
     axes.legend(**_ABOVE)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    try:
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise InputError("the figure cannot be written", where=str(path), found=str(error)) from error
-    return path
