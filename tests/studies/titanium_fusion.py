@@ -1,10 +1,10 @@
 """The tables and the figure of the titanium study, from run folders of `elastic` and `finetune`.
 
-    python tests/studies/titanium_fusion.py FOLDER OUTPUT NAME=ELASTIC[,ELASTIC...][:FINETUNE]...
+    python tests/studies/titanium_fusion.py FOLDER OUTPUT NAME=ELASTIC[,...][:FINETUNE[,...]]...
 
 FOLDER holds the runs; ELASTIC is a run of `mlip-refine elastic configs/titanium_fusion/evaluate.yaml`, or
-several that share its temperatures; FINETUNE the run that made its potential, the first of them from the DFT
-model. Writes OUTPUT/results.md, results.json and elastic.png. Constants are the stress-strain coefficients at
+several that share its temperatures; FINETUNE the run that made its potential from the DFT model, or its stages
+in order. Writes OUTPUT/results.md, results.json and elastic.png. Constants are the stress-strain coefficients at
 the stress of the cell, which measurements show.
 """
 # ruff: noqa: T201
@@ -200,7 +200,11 @@ def main(folder: Path, output: Path, words: Sequence[str]) -> None:
         elastic, _, finetune = runs.partition(":")
         found = [p for run in elastic.split(",") for p in read_thermal_elastic(folder / run)]
         points = sorted(found, key=lambda p: p.temperature_K)
-        summary = json.loads((folder / finetune / "summary.json").read_text()) if finetune else None
+        stages = [json.loads((folder / f / "summary.json").read_text()) for f in finetune.split(",") if f]
+        errors = [stage["replay"] for stage in stages]
+        summary = (
+            {"replay": {"before": errors[0]["before"], "after": errors[-1]["after"]}} if stages else None
+        )
         potentials.append(Potential(name, points, summary))
     results = {p.name: assess(p) for p in potentials}
     output.mkdir(parents=True, exist_ok=True)
