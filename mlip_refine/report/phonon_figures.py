@@ -14,15 +14,11 @@ from matplotlib.figure import Figure
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import IMAGINARY
 from mlip_refine.report.figures import COLOURS, DASHES, GREY, save_figure
+from mlip_refine.report.phonon_records import QUANTITIES
 
 type Json = Mapping[str, Any]
 
-QUANTITIES = {
-    "max_THz": "largest frequency, THz",
-    "entropy_J_K_mol": "entropy, J/K/mol",
-    "free_energy_kJ_mol": "free energy, kJ/mol",
-    "heat_capacity_J_K_mol": "heat capacity, J/K/mol",
-}
+AXES = {q.key: f"{q.title}, {q.unit}" for q in QUANTITIES}
 """Panels of the parity figure, in order, with their axes."""
 
 _GREEK = {"G": "Γ"}
@@ -77,9 +73,7 @@ def draw_bands(
     return save_figure(figure, path)
 
 
-def draw_parity(
-    path: Path, materials: Mapping[str, Json], quantities: Mapping[str, str] = QUANTITIES
-) -> Path:
+def draw_parity(path: Path, materials: Mapping[str, Json], quantities: Mapping[str, str] = AXES) -> Path:
     """Draw models against references over materials.
 
     Args:

@@ -21,20 +21,22 @@ class Quantity(NamedTuple):
 
     Attributes:
         key: Of `PhononPoint.properties`.
-        symbol: How tables and figures name it.
+        symbol: How tables name it.
+        title: How figures name it.
         unit: Of its values; per primitive cell where there is a mole.
     """
 
     key: str
     symbol: str
+    title: str
     unit: str
 
 
 QUANTITIES = (
-    Quantity("max_THz", "ω_max", "THz"),
-    Quantity("entropy_J_K_mol", "S", "J/K/mol"),
-    Quantity("free_energy_kJ_mol", "F", "kJ/mol"),
-    Quantity("heat_capacity_J_K_mol", "C_V", "J/K/mol"),
+    Quantity("max_THz", "ω_max", "largest frequency", "THz"),
+    Quantity("entropy_J_K_mol", "S", "entropy", "J/K/mol"),
+    Quantity("free_energy_kJ_mol", "F", "free energy", "kJ/mol"),
+    Quantity("heat_capacity_J_K_mol", "C_V", "heat capacity", "J/K/mol"),
 )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from phonopy import Phonopy
@@ -129,7 +130,10 @@ def _further(
         if section.quasi_harmonic is not None:
             wanted["quasi_harmonic"] = partial(expansion, potential, rested, section, section.quasi_harmonic)
     if section.conductivity is not None:
-        wanted["conductivity"] = partial(_conduction, potential, task, store, rested, constants)
+        path = store.path(task, ".fc3.hdf5") if section.export else None
+        wanted["conductivity"] = partial(
+            _conduction, potential, rested, constants, section.conductivity, path
+        )
     return wanted
 
 
@@ -157,12 +161,12 @@ def _refused(task: Task, section: Phonons) -> dict[str, str]:
 
 
 def _conduction(
-    potential: Potential, task: Task, store: Store, rested: HarmonicCrystal, second: Tensor
+    potential: Potential, rested: HarmonicCrystal, second: Tensor, settings: Conductivity, path: Path | None
 ) -> dict[str, Any]:
-    settings = store.section.conductivity or Conductivity()
+    """Conduction of heat; with a path its force constants of third order are written there."""
     third = third_order_constants(rested, potential, settings.cutoff)
-    if store.section.export:
-        export_third(rested, third, store.path(task, ".fc3.hdf5"))
+    if path is not None:
+        export_third(rested, third, path)
     return conduction(rested, second, third, settings)
 
 
