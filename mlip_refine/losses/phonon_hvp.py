@@ -16,12 +16,14 @@ from mlip_refine.errors import InputError
 from mlip_refine.losses.phonon_probes import (
     Probe,
     ProbeKind,
+    ThermalSpread,
     displaced_probes,
     drawn_probes,
     mass_scale,
     most_probes,
     normalised,
     reference_size,
+    thermal_probes,
 )
 from mlip_refine.losses.phonons import BatchResult, Gradients, PhononLoss, PhononOptions, mean_over
 from mlip_refine.observables.hessian import summed
@@ -46,7 +48,8 @@ class PhononHVPOptions(PhononOptions):
     probe: ProbeKind | None = Field(
         None,
         description="one_hot (default): one atom along one axis. irreducible: among the columns that differ "
-        "by symmetry. rademacher: all atoms, random signs. full: all irreducible columns, with weights.",
+        "by symmetry. rademacher: all atoms, random signs. thermal: displacements of the harmonic crystal, "
+        "large along soft modes. full: all irreducible columns, with weights.",
     )
     probes: Count = Field(1, description="Directions, or displacements, of every material in one update.")
     mass_weighted: bool = Field(
@@ -122,6 +125,7 @@ class PhononHVP(PhononLoss):
         """Keep the options."""
         super().__init__(name, weight, options)
         self._sizes: dict[int, float] = {}
+        self._spreads: dict[int, ThermalSpread] = {}
 
     def use(self, references: Iterable[PhononReference]) -> None:
         """Train on these materials.
@@ -130,7 +134,7 @@ class PhononHVP(PhononLoss):
             InputError: There are none, or one lacks what the loss needs.
         """
         super().use(references)
-        self._sizes = {}
+        self._sizes, self._spreads = {}, {}
 
     def require(self, reference: PhononReference) -> None:
         """Refuse a material without force constants, or without displacements.
@@ -187,14 +191,29 @@ class PhononHVP(PhononLoss):
         scale = mass_scale(reference, mass_weighted=options.mass_weighted)
         if options.of_displacements:
             probes = displaced_probes(reference, options.probes, scale, random)
+        elif options.probe == "thermal":
+            spread = self._spread(number, scale)
+            probes = thermal_probes(reference, spread, options.probes, scale, options.step, random)
         else:
             kind = options.probe or "one_hot"
             probes = drawn_probes(reference, kind, options.probes, scale, options.step, random)
         if not options.relative:
             return probes
+        return [replace(probe, size=self._size(number, scale)) for probe in probes]
+
+    def _size(self, number: int, scale: Tensor) -> float:
+        """What `relative` divides by; eV/Å²."""
         if number not in self._sizes:
-            self._sizes[number] = reference_size(reference, scale)
-        return [replace(probe, size=self._sizes[number]) for probe in probes]
+            thermal = self.options.probe == "thermal"
+            reference = self.references[number]
+            size = self._spread(number, scale).size if thermal else reference_size(reference, scale)
+            self._sizes[number] = size
+        return self._sizes[number]
+
+    def _spread(self, number: int, scale: Tensor) -> ThermalSpread:
+        if number not in self._spreads:
+            self._spreads[number] = ThermalSpread.of(self.references[number], scale)
+        return self._spreads[number]
 
     def _part(
         self,

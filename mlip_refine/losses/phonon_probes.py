@@ -1,15 +1,22 @@
 """Directions in which Hessians are compared.
 
-All kinds have the same expectation: with unit vectors, the mean square of a component of (H - Φ) v is
-‖H - Φ‖²/(3N)² for random axes of random atoms and for random signs alike. Random signs spread least (relative
-0.13 beside 0.71 over 400 materials); the irreducible columns with their weights have no spread at all.
+All kinds but the thermal one have the same expectation: with unit vectors, the mean square of a component of
+(H - Φ) v is ‖H - Φ‖²/(3N)² for random axes of random atoms and for random signs alike. Random signs spread
+least (relative 0.13 beside 0.71 over 400 materials); the irreducible columns with their weights have no spread
+at all.
+
+There ω² of every mode counts alike, and what is soft, which thermodynamics is most about, hardly at all. Thermal
+directions v = Φ^(-1/2) ξ/c, ξ random signs and c² = tr Φ⁻¹, are those of the displacements of a classical
+harmonic crystal. Their expectation is tr[(H - Φ) Φ⁻¹ (H - Φ)]/(3N c²): a mode whose eigenvalue λ = mω² is off by δλ
+adds δλ²/λ = 4 m δω² to first order, so with mass weights the loss is that of frequencies, at the price of one
+product, whatever the number of modes.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -17,7 +24,10 @@ from torch import Tensor
 
 from mlip_refine.data.phonons import PhononReference
 
-type ProbeKind = Literal["one_hot", "irreducible", "rademacher", "full"]
+type ProbeKind = Literal["one_hot", "irreducible", "rademacher", "thermal", "full"]
+
+SOFTEST = 0.1
+"""Frequency, of the root mean square one, below which thermal displacements grow no further."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ def drawn_probes(
         reference: The material, with force constants.
         kind: `one_hot`: one atom along one axis. `irreducible`: the same among the columns that differ
             by symmetry, as often as they occur. `rademacher`: all atoms along all axes, with random
-            signs. `full`: every irreducible column, with its weight.
+            signs. `full`: every irreducible column, with its weight. Those of `thermal` are drawn by
+            `thermal_probes`.
         count: How many; not for `full`.
         scale: Factors s on rows and columns of the Hessian `[n_atoms, 1]` (see `mass_scale`).
         step: Largest component of a displacement where differences are taken, Å.
@@ -63,11 +74,7 @@ def drawn_probes(
     """
     if kind == "rademacher":
         n = len(scale)
-        signs = torch.from_numpy(random.choice([-1.0, 1.0], size=(count, n, 3))) / math.sqrt(3 * n)
-        products = reference.product(signs * scale)
-        return [
-            _probe(v * scale, product, scale, 1.0, step) for v, product in zip(signs, products, strict=True)
-        ]
+        return _of_directions(reference, _signs(count, n, random) / math.sqrt(3 * n), scale, step)
     columns = _drawn_columns(reference, kind, count, random)
     return [_column(reference, atom, axis, scale, weight, step) for (atom, axis), weight in columns]
 
@@ -80,10 +87,61 @@ def most_probes(reference: PhononReference, kind: ProbeKind, count: int) -> int:
         kind: As in `drawn_probes`.
         count: As in `drawn_probes`.
     """
-    if kind == "rademacher":
+    if kind in ("rademacher", "thermal"):
         return count
     n_columns = len(_columns(reference, kind))
     return n_columns if kind == "full" else min(count, n_columns)
+
+
+@dataclass(frozen=True)
+class ThermalSpread:
+    """How the atoms of a harmonic crystal are displaced.
+
+    Attributes:
+        root: D^(-1/2)/c, D the scaled Hessian, `[3 N, 3 N]` in single precision, without uniform translations:
+            times random signs it is a direction with unit mean square. Soft and unstable modes are taken
+            as if they had `SOFTEST` of the root mean square frequency.
+        size: Root mean square of a component of D v, eV/Å².
+    """
+
+    root: Tensor
+    size: float
+
+    @classmethod
+    def of(cls, reference: PhononReference, scale: Tensor) -> Self:
+        """That of a material.
+
+        Args:
+            reference: With force constants.
+            scale: As in `drawn_probes`.
+
+        Raises:
+            InputError: There are no force constants.
+        """
+        n = len(scale)
+        hessian = (scale[:, :, None, None] * reference.dense() * scale[:, 0, None]).reshape(3 * n, 3 * n)
+        values, modes = torch.linalg.eigh((hessian + hessian.T) / 2)
+        stiffness = values.clamp(min=SOFTEST**2 * float(values.abs().mean()))
+        uniform = (torch.eye(3, dtype=scale.dtype) / scale[:, :, None]).reshape(3 * n, 3)
+        uniform = uniform / uniform.norm(dim=0)
+        root = (modes * stiffness.rsqrt()) @ modes.T
+        root = root - uniform @ (uniform.T @ root)
+        root = root / root.norm()
+        return cls(root.float(), float((hessian @ root).norm()) / math.sqrt(3 * n))
+
+
+def thermal_probes(
+    reference: PhononReference,
+    spread: ThermalSpread,
+    count: int,
+    scale: Tensor,
+    step: float,
+    random: np.random.Generator,
+) -> list[Probe]:
+    """Draw displacements of the harmonic crystal; see `drawn_probes` for what the arguments are."""
+    signs = _signs(count, len(scale), random).flatten(1)
+    directions = (signs @ spread.root.to(signs)).reshape(count, -1, 3)
+    return _of_directions(reference, directions, scale, step)
 
 
 def displaced_probes(
@@ -143,6 +201,17 @@ def normalised(probes: Sequence[Probe], share: float) -> list[Probe]:
     """The same with weights that add up to a share."""
     total = sum(probe.weight for probe in probes)
     return [replace(probe, weight=share * probe.weight / total) for probe in probes]
+
+
+def _signs(count: int, n_atoms: int, random: np.random.Generator) -> Tensor:
+    """`[count, n_atoms, 3]`."""
+    return torch.from_numpy(random.choice([-1.0, 1.0], size=(count, n_atoms, 3)))
+
+
+def _of_directions(reference: PhononReference, v: Tensor, scale: Tensor, step: float) -> list[Probe]:
+    """Probes of directions `[count, n_atoms, 3]` of the scaled Hessian."""
+    pairs = zip(v * scale, reference.product(v * scale), strict=True)
+    return [_probe(direction, product, scale, 1.0, step) for direction, product in pairs]
 
 
 def _drawn_columns(

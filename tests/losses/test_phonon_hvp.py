@@ -18,6 +18,7 @@ from mlip_refine.config import config_from_dict
 from mlip_refine.data.phonons import Displacement, PhononReference
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses import PhononHVP, build_losses
+from mlip_refine.losses.phonon_probes import SOFTEST, ThermalSpread
 from mlip_refine.observables.hessian import hessian_columns
 from mlip_refine.potential import Potential, batching
 
@@ -256,6 +257,7 @@ def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
         {"probe": "rademacher", "error": "mse", "mass_weighted": True},
         {"probe": "one_hot", "probes": 2, "error": "huber", "huber_delta": 0.2},
         {"probe": "full", "error": "l1"},
+        {"probe": "thermal", "relative": True, "mass_weighted": True},
         {"backend": "central", "probe": "irreducible"},
         {"backend": "displacements", "probes": 2, "error": "huber"},
         {"backend": "forces", "probes": 2, "relative": True},
@@ -387,3 +389,56 @@ def test_phonon_calculations_are_read_and_told_apart(salt, springs, tmp_path, mo
         read()
     with pytest.raises(InputError, match="a material comes twice"):
         read(split=None, data=[str(file), str(file)])
+
+
+def test_thermal_probes_expect_what_covariances_of_displacements_say(salt, stiffer, analytic):
+    """tr[(H - Φ) Φ⁻¹ (H - Φ)]/(3N tr Φ⁻¹) over modes that are not translations, all of them stiff enough."""
+    phi = salt.dense().reshape(48, 48)
+    model = analytic.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
+    inverse = torch.linalg.pinv(phi, hermitian=True, rtol=1e-8)
+    values = torch.linalg.eigvalsh(phi)[3:]
+    assert values[0] > SOFTEST**2 * values.sum() / 48
+    difference = model - phi
+    expected = float((difference @ inverse @ difference).trace() / inverse.trace() / 48)
+    loss = loss_of(salt, probe="thermal", probes=64)
+    drawn = loss.drawn(0)
+    assert np.mean([float(p.direction.square().sum()) for p in drawn]) == pytest.approx(1.0, abs=0.1)
+    torch.testing.assert_close(drawn[0].product, salt.product(drawn[0].direction))
+    with torch.no_grad():
+        values = [float(loss_of(salt, probe="thermal", seed=s).evaluate(stiffer).value) for s in range(100)]
+        relative = float(loss_of(salt, probe="thermal", relative=True).evaluate(stiffer).value)
+        plain = float(loss_of(salt, probe="thermal").evaluate(stiffer).value)
+    assert abs(np.mean(values) - expected) < 3 * np.std(values, ddof=1) / 10
+    size = float((phi @ inverse @ phi).trace() / inverse.trace() / 48)
+    assert plain / relative == pytest.approx(size, rel=1e-6)
+
+
+def test_thermal_loss_with_masses_is_that_of_frequencies(salt, springs, analytic):
+    """Springs that are all too stiff: 4 m̄ δω² over the modes, for a small change."""
+    change = 1e-4
+    model = springs(SALT, {end: ((1 + change) * k, d) for end, (k, d) in BONDS.items()})
+    masses = torch.from_numpy(salt.supercell.get_masses()).repeat_interleave(3)
+    scale = (masses.mean() / masses).sqrt()
+    squares = torch.linalg.eigvalsh(salt.dense().reshape(48, 48) * scale[:, None] * scale)[3:]
+    shift = squares.sqrt() * ((1 + change) ** 0.5 - 1)
+    expected = float(4 * shift.square().sum() / (1 / squares).sum() / 48)
+    options = {"probe": "thermal", "mass_weighted": True, "probes": 400}
+    with torch.no_grad():
+        found = float(loss_of(salt, **options).evaluate(model).value)
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_thermal_displacements_of_soft_modes_are_bounded(hcp):
+    """A crystal with an unstable mode is displaced along it, and no more than along the softest it may have."""
+    n = 3 * hcp.n_atoms
+    unstable = replace(hcp, force_constants=-hcp.force_constants)
+    scale = torch.ones(hcp.n_atoms, 1, dtype=torch.float64)
+    mean = float(torch.linalg.eigvalsh(hcp.dense().reshape(n, n)).sum()) / n
+    for reference in (hcp, unstable):
+        spread = ThermalSpread.of(reference, scale)
+        assert bool(torch.isfinite(spread.root).all())
+        assert float(spread.root.norm()) == pytest.approx(1.0, abs=1e-5)
+        uniform = spread.root.double().reshape(-1, 3, n).sum(0)
+        assert float(uniform.abs().max()) < 1e-5
+    ratio = torch.linalg.eigvalsh(ThermalSpread.of(hcp, scale).root.double())[-1]
+    assert float(ratio) <= 1 / (SOFTEST * mean**0.5)
