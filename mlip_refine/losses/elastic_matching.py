@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Self
 
@@ -145,7 +146,7 @@ class ElasticMatch(Loss):
 
     @property
     def targets(self) -> Mapping[str, Target]:
-        """Of the constants of every cell, and of its pressure where that is matched."""
+        """Of the constants of every cell, and of its stress and pressure where that is matched."""
         found = {}
         for cell, wanted in zip(self.cells, self.wanted, strict=True):
             state, at = self._state(cell), (cell.temperature, cell.pressure)
@@ -154,6 +155,10 @@ class ElasticMatch(Loss):
             if self.options.pressure is not None:
                 aim = Target(self.options.pressure, self.options.pressure_uncertainty, "GPa", *at)
                 found[f"P {state}"] = aim
+                stress = self.stresses[cell]
+                wished = stress.under(self.options.pressure).tolist()
+                for label, value in zip(stress.labels, wished, strict=True):
+                    found[f"stress {label} {state}"] = replace(aim, value=value)
         return found
 
     def _state(self, cell: EnsembleSource) -> str:
@@ -185,7 +190,10 @@ class ElasticMatch(Loss):
             aim = stress.under(self.options.pressure).to(values.stress)
             parts.extend((values.stress - aim) / uncertainty)
             errors.extend(e / uncertainty for e in values.errors[1])
-            names.extend(f"stress {label} {state}" for label in stress.labels)
+            told = map(Measured, values.stress.detach().tolist(), values.errors[1], repeat("GPa"))
+            components = dict(zip((f"stress {label} {state}" for label in stress.labels), told, strict=True))
+            names.extend(components)
+            diagnostics |= components
             pressure = Measured(float(values.pressure.detach()), values.errors[2][0], "GPa")
             diagnostics[f"P {state}"] = pressure
         return Score(torch.stack(parts), errors, names, diagnostics)
