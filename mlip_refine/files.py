@@ -1,18 +1,34 @@
 """Writing files so that they appear whole or not at all."""
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Give a name to write to; what is there at the end without an error becomes the file."""
+    """Give a name to write to; what is there at the end without an error becomes the file.
+
+    What a killed process leaves is overwritten by the next.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        # safetensors writes for the owner alone; results are shared like any other file.
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mlip_refine.data.phonon_folder import files_of
 from mlip_refine.data.phonon_symmetry import CrystalSymmetry, Translations
 from mlip_refine.data.phonons import Displacement, PhononMetadata, PhononReference
+from mlip_refine.files import written
 
 FORMAT = 1
 """Raised when what is read from the same files changes."""
@@ -69,11 +70,10 @@ def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None
         tensors |= {f"{k}.{name}": tensor for name, tensor in _tensors(reference).items()}
     header = {"references": json.dumps([_header(reference) for reference in references])}
     path = _path(folder, key)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(tensors, metadata=header))
-        partial.replace(path)
+        with written(path) as partial:
+            partial.write_bytes(save(tensors, metadata=header))
     except OSError:
         return
 

@@ -2,12 +2,12 @@
 
 All kinds but the thermal one have the same expectation: with unit vectors, the mean square of a component of
 (H - Φ) v is ‖H - Φ‖²/(3N)² for random axes of random atoms and for random signs alike. Random signs spread
-least (relative 0.13 beside 0.71 over 400 materials); the irreducible columns with their weights have no spread
-at all.
+least (relative 0.13 beside 0.71 over 400 materials); the irreducible columns with their weights have no
+spread at all.
 
-There ω² of every mode counts alike, and what is soft, which thermodynamics is most about, hardly at all. Thermal
-directions v = Φ^(-1/2) ξ/c, ξ random signs and c² = tr Φ⁻¹, are those of the displacements of a classical
-harmonic crystal. Their expectation is tr[(H - Φ) Φ⁻¹ (H - Φ)]/(3N c²): a mode whose eigenvalue λ = mω² is off by δλ
+There ω² of every mode counts alike, and what is soft, which thermodynamics is most about, hardly at all.
+Thermal directions v = Φ^(-1/2) ξ/c, ξ random signs and c² = tr Φ⁻¹, are displacements of a classical harmonic
+crystal. Their expectation is tr[(H - Φ) Φ⁻¹ (H - Φ)]/(3N c²): a mode whose eigenvalue λ = mω² is off by δλ
 adds δλ²/λ = 4 m δω² to first order, so with mass weights the loss is that of frequencies, at the price of one
 product, whatever the number of modes.
 """
@@ -98,9 +98,9 @@ class ThermalSpread:
     """How the atoms of a harmonic crystal are displaced.
 
     Attributes:
-        root: D^(-1/2)/c, D the scaled Hessian, `[3 N, 3 N]` in single precision, without uniform translations:
-            times random signs it is a direction with unit mean square. Soft and unstable modes are taken
-            as if they had `SOFTEST` of the root mean square frequency.
+        root: D^(-1/2)/c, D the scaled Hessian, `[3 N, 3 N]` in single precision, without uniform
+            translations: times random signs it is a direction with unit mean square. Soft and
+            unstable modes are taken as if they had `SOFTEST` of the root mean square frequency.
         size: Root mean square of a component of D v, eV/Å².
     """
 

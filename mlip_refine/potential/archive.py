@@ -1,10 +1,7 @@
 """Saving MACE models: a `.model` that plain MACE opens, and tensors with JSON that need no pickle."""
 
-import contextlib
 import copy
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mlip_refine.errors import InputError
+from mlip_refine.files import written
 from mlip_refine.potential.architecture import Architecture, build_module, fill_tensors, read_architecture
 from mlip_refine.potential.kernels import has_kernels, remove_kernels
 from mlip_refine.potential.tree import GRAPH_CODE, node_of_module
@@ -39,7 +37,7 @@ def save_model(module: torch.nn.Module, path: Path) -> None:
         InputError: The folder cannot be written to.
     """
     plain = _plain(module)
-    _write_atomically(path, lambda temporary: torch.save(plain, temporary))
+    _write_atomically(path, lambda partial: torch.save(plain, partial))
 
 
 def save_safetensors(
@@ -62,8 +60,8 @@ def save_safetensors(
     path, description = _pair(path_stem)
     document = json.dumps(_document(plain, metadata or {}), indent=2)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in plain.state_dict().items()}
-    _write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-    _write_atomically(description, lambda temporary: temporary.write_text(document + "\n", encoding="utf-8"))
+    _write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+    _write_atomically(description, lambda partial: partial.write_text(document + "\n", encoding="utf-8"))
     return path
 
 
@@ -135,26 +133,14 @@ def _document(module: torch.nn.Module, metadata: Mapping[str, object]) -> dict[s
     }
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        write(temporary)
-        # safetensors writes for the owner alone; results are shared like any other file.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with written(path) as partial:
+            write(partial)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the model cannot be written ({error})", where=str(path), expected="an existing, writable folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _read_document(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str]]:

@@ -12,6 +12,7 @@ from ase.io import write
 from torch import Tensor
 
 from mlip_refine.errors import InputError
+from mlip_refine.files import written
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 from mlip_refine.sampling.watch import Failure
 
@@ -61,15 +62,13 @@ class FrameStore:
         """Write a segment; it appears whole or not at all. `key` says in full what was sampled."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(stage, segment)
-        partial = path.with_suffix(".partial")
-        with h5py.File(partial, "w") as file:
+        with written(path) as partial, h5py.File(partial, "w") as file:
             file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": _digest(key)})
             file.create_dataset("sampled", data=key)
             for name, value in snapshot.items():
                 file.create_dataset(f"snapshot/{name}", data=value.cpu().numpy())
             for name, trajectory in frames.items():
                 _write_trajectory(file.create_group(f"points/{name}"), trajectory)
-        partial.replace(path)
 
     def read(
         self, stage: str, segment: int, points: Mapping[str, StatePoint], key: str | None

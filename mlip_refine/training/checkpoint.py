@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mlip_refine.errors import InputError
+from mlip_refine.files import written
 
 FORMAT = "mlip_refine checkpoint 2"
 
@@ -16,9 +17,8 @@ def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int
     """Write `step-NNNN.pt`; it appears whole or not at all. Older ones beyond `keep` are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:04d}.pt"
-    partial = path.with_suffix(".partial")
-    torch.save(content | {"format": FORMAT, "step": step}, partial)
-    partial.replace(path)
+    with written(path) as partial:
+        torch.save(content | {"format": FORMAT, "step": step}, partial)
     for old in _written(folder)[:-keep]:
         old.unlink()
     return path

@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 from ase.io import write
 
-from mlip_refine.files import write_text
+from mlip_refine.files import write_text, written
 from mlip_refine.sampling import Trajectory
 from mlip_refine.workflows.md_averages import UNITS, series
 
@@ -55,14 +55,12 @@ def write_frames(path: Path, run: Trajectory, interval: float, skipped: int) -> 
         skipped: Frames of the equilibration.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
+    with written(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for replica, frame in run.kept.nonzero().tolist():
             if frame >= skipped:
                 atoms = _frame(run, replica, frame)
                 atoms.info |= {"replica": replica, "time_ps": (frame + 1) * interval / 1e3}
                 write(stream, atoms, format="extxyz")
-    partial.replace(path)
 
 
 def _frame(run: Trajectory, replica: int, frame: int) -> Atoms:

@@ -429,7 +429,7 @@ def test_thermal_loss_with_masses_is_that_of_frequencies(salt, springs, analytic
 
 
 def test_thermal_displacements_of_soft_modes_are_bounded(hcp):
-    """A crystal with an unstable mode is displaced along it, and no more than along the softest it may have."""
+    """Along an unstable mode it is displaced no more than along the softest that it may have."""
     n = 3 * hcp.n_atoms
     unstable = replace(hcp, force_constants=-hcp.force_constants)
     scale = torch.ones(hcp.n_atoms, 1, dtype=torch.float64)

@@ -3,12 +3,16 @@
     python tests/studies/phonons.py frames DISTILLED INDEX FOLDER
     python tests/studies/phonons.py tables OUTPUT BASE NAME=PHONONS...
     python tests/studies/phonons.py curves OUTPUT NAME=RUN[,RUN...]...
+    python tests/studies/phonons.py part INDEX COUNT OUTPUT
+    python tests/studies/phonons.py learning OUTPUT BASE COUNT=PHONONS...
 
 `frames` writes train.extxyz and valid.extxyz into FOLDER from the labelled frames in DISTILLED, without the
 materials that INDEX keeps for the test or has in the benchmark of thermal conductivity, and without frames
 far from rest. `tables` compares runs of `mlip-refine phonons` on the same materials with BASE: results.md and
 results.json in OUTPUT. `curves` draws the validation error of runs of `mlip-refine finetune` against updates,
-which cost the same whatever the probe is.
+which cost the same whatever the probe is, and tells when the mean of each kind reaches the last value of the
+first. `part` writes an index with only COUNT of the stable materials to train on, beside all others; smaller
+parts are within larger ones. `learning` draws how much smaller errors are with models of COUNT materials.
 """
 # ruff: noqa: T201
 
@@ -34,6 +38,9 @@ from mlip_refine.report.run_files import read_log
 
 LARGEST_FORCE = 12.0
 """Of a frame, eV/Å."""
+
+LOWEST_FREQUENCY = -0.1
+"""THz: a material with a lower one is unstable."""
 
 LARGEST_STRESS = 0.25
 """Largest component of a frame, eV/Å³."""
@@ -136,14 +143,30 @@ def curves(output: Path, runs: dict[str, list[Path]]) -> None:
         for number, (updates, errors) in enumerate(found):
             axes.plot(updates, errors, color=f"C{k}", label=name if number == 0 else None, linewidth=1.2)
         updates, last = found[0][0], [errors[-1] for _, errors in found]
-        document[name] = {"updates": updates, "relative_errors_percent": [errors for _, errors in found]}
+        document[name] = {"runs": found}
         spread = np.std(last, ddof=1) / len(last) ** 0.5 if len(last) > 1 else float("nan")
         print(f"{name}: {np.mean(last):.2f}({spread:.2f}) % at update {updates[-1]}")
+    wanted = np.mean([errors[-1] for _, errors in next(iter(document.values()))["runs"]])
+    for name, found in document.items():
+        updates, errors = found["runs"][0][0], np.mean([e for _, e in found["runs"]], axis=0)
+        found["reached"] = reached = first_below(updates, errors, float(wanted))
+        print(f"{name}: {wanted:.2f} % " + ("never" if reached is None else f"at update {reached:.0f}"))
     axes.set_xlabel("update")
     axes.set_ylabel("relative error of validation Hessians, %")
     axes.legend(frameon=False)
     figure.savefig(output / "curves.png", dpi=200)
     (output / "curves.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def first_below(updates: Sequence[int], errors: Sequence[float], wanted: float) -> float | None:
+    """Where a curve of straight pieces first is at or below a value; None: nowhere."""
+    for k, error in enumerate(errors):
+        if error <= wanted:
+            if k == 0:
+                return float(updates[0])
+            part = (errors[k - 1] - wanted) / (errors[k - 1] - error)
+            return updates[k - 1] + part * (updates[k] - updates[k - 1])
+    return None
 
 
 def validation(folder: Path) -> tuple[list[int], list[float]]:
@@ -155,6 +178,50 @@ def validation(folder: Path) -> tuple[list[int], list[float]]:
         if "validation, relative error" in measured
     ]
     return [step for step, _ in found], [error for _, error in found]
+
+
+def part(index: Path, count: int, output: Path) -> None:
+    """Write an index with fewer materials to train on; paths are as seen from OUTPUT's folder."""
+    with index.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    trained = [row for row in rows if trainable(row)]
+    order = np.random.default_rng(0).permutation(len(trained))
+    dropped = {trained[i]["mpid"] for i in order[count:]}
+    with output.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            if row["mpid"] not in dropped:
+                writer.writerow({**row, "file": str(index.parent.relative_to(output.parent) / row["file"])})
+    print(f"{len(trained) - len(dropped)} of {len(trained)}")
+
+
+def trainable(row: dict[str, str]) -> bool:
+    """Whether a material is stable and of the training part."""
+    kept = row["in_kappa103"] == "0" and row["pft_split"] == "train"
+    return kept and float(row["wmin_THz"]) > LOWEST_FREQUENCY
+
+
+def learning(output: Path, base: PhononResult, others: dict[str, PhononResult]) -> None:
+    """Draw and write the reduction of errors against the number of materials that were trained on."""
+    output.mkdir(parents=True, exist_ok=True)
+    found = {int(count): reduction(base, result, "reference")[0] for count, result in others.items()}
+    counts, values = list(found), list(found.values())
+    middle = np.array([100 * v.value for v in values])
+    low, high = (np.array([100 * getattr(v, end) for v in values]) for end in ("low", "high"))
+    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    axes.errorbar(counts, middle, [middle - low, high - middle], marker="o", capsize=3, linewidth=1.2)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("materials that were trained on")
+    axes.set_ylabel("errors smaller by, %")
+    figure.savefig(output / "learning.png", dpi=200)
+    document = {str(n): {"value": v.value, "low": v.low, "high": v.high} for n, v in found.items()}
+    (output / "learning.json").write_text(json.dumps(document, indent=1) + "\n")
+    for n in found:
+        print(f"{n}: {interval(document[str(n)])}")
 
 
 def named(words: Sequence[str]) -> dict[str, str]:
@@ -169,6 +236,11 @@ def main(command: str, *words: str) -> None:
     elif command == "tables":
         others = {name: read_phonons_json(Path(path)) for name, path in named(words[2:]).items()}
         tables(Path(words[0]), read_phonons_json(Path(words[1])), others)
+    elif command == "part":
+        part(Path(words[0]), int(words[1]), Path(words[2]))
+    elif command == "learning":
+        others = {name: read_phonons_json(Path(path)) for name, path in named(words[2:]).items()}
+        learning(Path(words[0]), read_phonons_json(Path(words[1])), others)
     elif command == "curves":
         runs = {name: [Path(p) for p in paths.split(",")] for name, paths in named(words[1:]).items()}
         curves(Path(words[0]), runs)

@@ -48,7 +48,7 @@ def test_order_beyond_four_digits(tmp_path):
 
 def test_a_half_written_checkpoint_is_not_read(tmp_path):
     write_checkpoint(tmp_path, 1, CONTENT)
-    (tmp_path / "step-0002.partial").write_bytes(b"half")
+    (tmp_path / ".step-0002.pt.partial").write_bytes(b"half")
     assert read_latest(tmp_path)["step"] == 1
 
 
