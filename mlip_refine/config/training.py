@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.section import Count, Section
+from mlip_refine.config.section import Count, CountOrZero, Section
 from mlip_refine.config.units import PositiveEnergyPerAtom, problem
 
 _TURNS: dict[str, tuple[set[str], str]] = {
@@ -50,6 +50,11 @@ class Training(Section):
         gt=0,
         allow_inf_nan=False,
         description="Step size at the last of all steps, reached along a cosine; null: it stays.",
+    )
+    warmup: CountOrZero = Field(
+        0,
+        description="Updates over which the step size grows to learning_rate: the first steps of Adam, as "
+        "large along every parameter, throw back a model that is nearly there.",
     )
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Weight decay of AdamW.")
     clip_gradient: float | None = Field(

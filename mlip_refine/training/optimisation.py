@@ -65,8 +65,9 @@ class Optimiser:
         return norm
 
     def _learning_rate(self) -> float:
-        """Step size of the next update: half a cosine from the first one to the last (Loshchilov 2017)."""
-        first, last = self.settings.learning_rate, self.settings.final_learning_rate
+        """Step size of the next update: it grows, then falls along half a cosine (Loshchilov 2017)."""
+        grown = min(1.0, (self._taken + 1) / (self.settings.warmup + 1))
+        first, last = grown * self.settings.learning_rate, self.settings.final_learning_rate
         if last is None:
             return first
         done = min(1.0, self._taken / max(1, self.settings.steps - 1))

@@ -152,3 +152,14 @@ def test_the_step_size_falls_along_a_cosine_and_goes_on_after_a_resume():
             optimiser = again
     wanted = [1e-3 + 9e-3 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]
     assert seen == pytest.approx(wanted)
+
+
+def test_the_step_size_grows_before_it_falls():
+    potential = _potential(1.0)
+    optimiser = Optimiser(potential, Training(learning_rate=1e-2, warmup=3, steps=6))
+    seen = []
+    for _ in range(6):
+        _pull(potential)
+        optimiser.step()
+        seen.append(optimiser.adam.param_groups[0]["lr"])
+    assert seen == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2, 1e-2])
