@@ -100,7 +100,8 @@ class ThermalSpread:
     Attributes:
         root: D^(-1/2)/c, D the scaled Hessian, `[3 N, 3 N]` in single precision, without uniform
             translations: times random signs it is a direction with unit mean square. Soft and
-            unstable modes are taken as if they had `SOFTEST` of the root mean square frequency.
+            unstable modes are taken as if they had `SOFTEST` of the root mean square frequency. 100 atoms
+            take 0.36 MB.
         size: Root mean square of a component of D v, eV/Å².
     """
 
@@ -140,7 +141,7 @@ def thermal_probes(
 ) -> list[Probe]:
     """Draw displacements of the harmonic crystal; see `drawn_probes` for what the arguments are."""
     signs = _signs(count, len(scale), random).flatten(1)
-    directions = (signs @ spread.root.to(signs)).reshape(count, -1, 3)
+    directions = (signs @ spread.root.T.to(signs)).reshape(count, -1, 3)
     return _of_directions(reference, directions, scale, step)
 
 
