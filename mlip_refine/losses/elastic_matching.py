@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Self
 
@@ -183,20 +182,25 @@ class ElasticMatch(Loss):
             errors.append(values.errors[0][i] / uncertainty)
             found = Measured(float(values.constants[i].detach()), values.errors[0][i], "GPa")
             diagnostics[f"{name} {state}"] = found
+        if self.options.pressure is not None:
+            aim = self.stresses[cell].under(self.options.pressure).to(values.stress)
+            parts.extend((values.stress - aim) / self.options.pressure_uncertainty)
+            errors.extend(e / self.options.pressure_uncertainty for e in values.errors[1])
+            diagnostics |= self._stress(cell, values)
         names = list(diagnostics)
         if self.options.pressure is not None:
-            stress = self.stresses[cell]
-            uncertainty = self.options.pressure_uncertainty
-            aim = stress.under(self.options.pressure).to(values.stress)
-            parts.extend((values.stress - aim) / uncertainty)
-            errors.extend(e / uncertainty for e in values.errors[1])
-            told = map(Measured, values.stress.detach().tolist(), values.errors[1], repeat("GPa"))
-            components = dict(zip((f"stress {label} {state}" for label in stress.labels), told, strict=True))
-            names.extend(components)
-            diagnostics |= components
+            # The mean of what is matched already: told, and not a deviation of its own.
             pressure = Measured(float(values.pressure.detach()), values.errors[2][0], "GPa")
             diagnostics[f"P {state}"] = pressure
         return Score(torch.stack(parts), errors, names, diagnostics)
+
+    def _stress(self, cell: EnsembleSource, values: CellValues) -> dict[str, Measured]:
+        """Every component of the stress that is matched."""
+        components = zip(
+            self.stresses[cell].labels, values.stress.detach().tolist(), values.errors[1], strict=True
+        )
+        state = self._state(cell)
+        return {f"stress {label} {state}": Measured(value, e, "GPa") for label, value, e in components}
 
     def result(self, scores: Sequence[Score]) -> LossResult:
         """The loss from the deviations of every cell. What is not known to its uncertainty is not met."""
