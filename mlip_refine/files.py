@@ -9,12 +9,16 @@ from typing import Any
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def written(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a name to write to; what is there at the end without an error becomes the file.
 
-    What a killed process leaves is overwritten by the next.
+    Args:
+        path: Of the file.
+        shared: Whether other processes may write the same file at the same time: the name is then of this
+            process alone. Otherwise the next process overwrites what a killed one left.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    owner = f".{os.getpid()}" if shared else ""
+    partial = path.with_name(f".{path.name}{owner}.partial")
     try:
         yield partial
         # safetensors writes for the owner alone; results are shared like any other file.

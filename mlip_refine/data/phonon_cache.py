@@ -72,7 +72,7 @@ def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None
     path = _path(folder, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written(path) as partial:
+        with written(path, shared=True) as partial:
             partial.write_bytes(save(tensors, metadata=header))
     except OSError:
         return

@@ -135,7 +135,7 @@ def _document(module: torch.nn.Module, metadata: Mapping[str, object]) -> dict[s
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
-        with written(path) as partial:
+        with written(path, shared=True) as partial:
             write(partial)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(

@@ -229,18 +229,22 @@ def named(words: Sequence[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+def results(words: Sequence[str]) -> tuple[PhononResult, dict[str, PhononResult]]:
+    """BASE NAME=PHONONS..."""
+    others = {name: read_phonons_json(Path(path)) for name, path in named(words[1:]).items()}
+    return read_phonons_json(Path(words[0])), others
+
+
 def main(command: str, *words: str) -> None:
     """Run one of the commands."""
     if command == "frames":
         frames(*(Path(word) for word in words))
     elif command == "tables":
-        others = {name: read_phonons_json(Path(path)) for name, path in named(words[2:]).items()}
-        tables(Path(words[0]), read_phonons_json(Path(words[1])), others)
+        tables(Path(words[0]), *results(words[1:]))
     elif command == "part":
         part(Path(words[0]), int(words[1]), Path(words[2]))
     elif command == "learning":
-        others = {name: read_phonons_json(Path(path)) for name, path in named(words[2:]).items()}
-        learning(Path(words[0]), read_phonons_json(Path(words[1])), others)
+        learning(Path(words[0]), *results(words[1:]))
     elif command == "curves":
         runs = {name: [Path(p) for p in paths.split(",")] for name, paths in named(words[1:]).items()}
         curves(Path(words[0]), runs)
