@@ -15,6 +15,9 @@ _TURNS: dict[str, tuple[set[str], str]] = {
 }
 """By schedule: the turns that it has, and how they are given."""
 
+_ADAM = ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_gradient", "ema_decay")
+"""Options of AdamW alone."""
+
 
 def _updates(value: object) -> object:
     if value == "pass" or (type(value) is int and value >= 1):
@@ -34,7 +37,7 @@ class Epochs(Section):
 
 
 class Training(Section):
-    """AdamW on all losses."""
+    """Updates of the parameters by all losses."""
 
     steps: Count = Field(40, description="Most updates of the parameters, whatever losses they are from.")
     schedule: Literal["joint", "alternate", "epochs", "sequential"] = Field(
@@ -44,6 +47,18 @@ class Training(Section):
         "experiments. All updates share the moments of one optimiser.",
     )
     epochs: Epochs | None = Field(None, description="The turns of the schedules epochs and sequential.")
+    optimiser: Literal["adam", "gauss_newton"] = Field(
+        "adam",
+        description="adam: AdamW, for many updates that cost little. gauss_newton: steps to where the "
+        "linearised targets are met and labelled frames change least; few updates, each with a gradient of "
+        "every target and eight of every frame of a replay batch.",
+    )
+    damping: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="gauss_newton: of the first step; it adapts. Larger is shorter and more careful.",
+    )
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Step size of AdamW.")
     final_learning_rate: float | None = Field(
         None,
@@ -79,6 +94,19 @@ class Training(Section):
         description="replay: after training, shift the atomic energies E0 so that the mean error of energies "
         "of replay.train is what it was before. Experiments leave absolute energies free.",
     )
+
+    @model_validator(mode="after")
+    def _own_options(self) -> Self:
+        gauss_newton = self.optimiser == "gauss_newton"
+        fields = type(self).model_fields
+        for key in _ADAM if gauss_newton else ("damping",):
+            # The config of a run folder has the defaults of all.
+            if getattr(self, key) == fields[key].default:
+                continue
+            raise problem(f"nothing: optimiser {self.optimiser} has no {key}", key=key)
+        if gauss_newton and self.schedule != "joint":
+            raise problem("joint with optimiser: gauss_newton, whose steps weigh all losses", key="schedule")
+        return self
 
     @model_validator(mode="after")
     def _turns(self) -> Self:

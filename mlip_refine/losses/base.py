@@ -125,6 +125,8 @@ class LossResult:
         tolerance: Distance at which it may; `None`: that of the training, meV/atom, or the standard error of
             the deviation if that is smaller.
         resolved: Whether statistical errors are small enough to tell that the targets are met.
+        residuals: Of a loss on targets, deviations in their uncertainties `[k]`, differentiable: `value` is
+            the mean of their squares.
     """
 
     value: Tensor
@@ -133,6 +135,7 @@ class LossResult:
     deviation: Measured | None = None
     tolerance: float | None = None
     resolved: bool = True
+    residuals: Tensor | None = None
 
 
 class Loss:

@@ -215,7 +215,7 @@ class ElasticMatch(Loss):
         spread = float((deviations.detach() * errors).norm()) / (len(errors) * max(size, 1e-300) ** 0.5)
         deviation = Measured(size**0.5, spread, "sigma")
         diagnostics = {name: m for s in scores for name, m in s.diagnostics.items()}
-        return LossResult(total, {self.name: size}, diagnostics, deviation, PERFECT, resolved)
+        return LossResult(total, {self.name: size}, diagnostics, deviation, PERFECT, resolved, deviations)
 
     def _warn(self, scores: Sequence[Score]) -> None:
         """Say once that frames are too few to tell whether targets are met."""

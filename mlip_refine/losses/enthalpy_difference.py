@@ -114,11 +114,13 @@ class PhaseDifference(EnsembleLoss):
             self.require_cell(mine)
             averages.append(average(self.observable, mine.sample, -mine.work)[0] * self.factor)
             found.append(self._measured(mine))
-        value = ((averages[1] - averages[0] - self.target.value) / self.target.uncertainty).square()
+        residual = (averages[1] - averages[0] - self.target.value) / self.target.uncertainty
+        value = residual.square()
         measured = found[1] - found[0]
         deviation = self.target.deviation(measured)
         components = {self.name: float(value.detach())}
-        return LossResult(value, components, {self.symbol: measured}, deviation, PERFECT)
+        diagnostics = {self.symbol: measured}
+        return LossResult(value, components, diagnostics, deviation, PERFECT, residuals=residual.reshape(1))
 
     def _measured(self, frames: Frames) -> Measured:
         """Value of one phase under the current model."""

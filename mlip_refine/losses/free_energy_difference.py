@@ -82,7 +82,8 @@ class FreeEnergyDifference(EnsembleLoss):
         per_atom = 1.0 / (MEV * one.n_atoms)
         change = (_change(two, change_two) - _change(one, change_one)) * per_atom
         delta_g = self.initial.value + change
-        value = ((delta_g - self.target.value) / self.target.uncertainty).square()
+        residual = (delta_g - self.target.value) / self.target.uncertainty
+        value = residual.square()
         se = _root_sum(
             self.initial.se,
             *(s * per_atom for s in (one.shift.se, two.shift.se)),
@@ -95,7 +96,8 @@ class FreeEnergyDifference(EnsembleLoss):
         if entropy is not None:
             diagnostics["delta_s"] = entropy
         deviation = Measured(measured.value - self.target.value, measured.se, measured.unit)
-        return LossResult(value, {self.name: float(value.detach())}, diagnostics, deviation)
+        components = {self.name: float(value.detach())}
+        return LossResult(value, components, diagnostics, deviation, residuals=residual.reshape(1))
 
 
 def _change(frames: Frames, estimate: FreeEnergyEstimate) -> Tensor:

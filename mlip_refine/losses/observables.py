@@ -103,13 +103,15 @@ class ObservableLoss(EnsembleLoss):
         observable, wanted = self._matched
         mine = frames[self.source]
         self._require_cell(mine.sample)
-        value = wanted.deviations(average(observable, mine.sample, -mine.work)).square().mean()
+        residuals = wanted.deviations(average(observable, mine.sample, -mine.work))
+        value = residuals.square().mean()
         rms, largest = _measured(_Deviations(observable, wanted), mine)
         diagnostics = {"rms": rms, "largest": largest}
         if not self.options.structural:
             found = dict(zip(observable.labels, _measured(observable, mine), strict=True))
             diagnostics = {label: found[label] for label in wanted.labels}
-        return LossResult(value, {self.name: float(value.detach())}, diagnostics, rms, PERFECT)
+        components = {self.name: float(value.detach())}
+        return LossResult(value, components, diagnostics, rms, PERFECT, residuals=residuals)
 
     def _require_cell(self, sample: Sample) -> None:
         if self.options.cell == "free":

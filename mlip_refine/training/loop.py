@@ -28,14 +28,13 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
 from mlip_refine.training.following import FollowedEnsembles
-from mlip_refine.training.optimisation import Optimiser
+from mlip_refine.training.optimisation import make_optimiser
 from mlip_refine.training.replay_batches import LabelledFrame
-from mlip_refine.training.replay_gradient import backpropagate_batch
+from mlip_refine.training.replay_gradient import batch_value
 from mlip_refine.training.resampling import EnsembleSampler
 from mlip_refine.training.schedule import Group, make_schedule
 from mlip_refine.training.streaming import (
-    backpropagate,
-    ensemble_losses,
+    evaluate_losses,
     further_probes,
     probe_energies,
     wanted_probes,
@@ -118,12 +117,13 @@ class Trainer:
     resumed: bool = False
     ensembles: FollowedEnsembles = field(init=False)
     thermal: Thermal = field(init=False)
+    batches: list[Sequence[LabelledFrame]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Sort the losses, make the schedule and the optimiser."""
         self._started = time.monotonic()
         self.schedule = make_schedule(self.settings, self.losses, self.replay)
-        self.optimiser = Optimiser(self.potential, self.settings)
+        self.optimiser = make_optimiser(self.potential, self.settings, self.sampler.seed)
         self.thermal = Thermal(self.sampler)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
@@ -169,29 +169,47 @@ class Trainer:
 
     def _experiments(self) -> dict[str, LossResult]:
         """Evaluate and back-propagate the losses of experiments, and see whether the targets are met."""
-        current = self.ensembles.current
-        results, adjoints = ensemble_losses(
-            self.ensemble_losses, current, self._probes(self.ensembles.energies)
-        )
+        probes = self._probes(self.ensembles.energies)
+        results = self.optimiser.ensembles(self.ensemble_losses, self.ensembles.current, probes)
         results |= self._direct()
         self.inside = self.inside + 1 if self._inside(results) else 0
         self.converged = self.inside >= self.settings.patience
-        for source, adjoint in adjoints.items():
-            backpropagate(self.potential, current[source].structures, adjoint)
         return results
 
     def _step(self, n_eff: Mapping[EnsembleSource, float]) -> tuple[float | None, Settled]:
         """Update the parameters; of ensembles that act, enough frames must still count at the end."""
         if self.converged:
             return None, Settled(1.0, self.ensembles.energies, ())
-        if not (self.settings.trust_region and n_eff):
-            return self.optimiser.step(), Settled(1.0, {}, ())
         region, start = TrustRegion(self.sampler.policy.threshold), self.potential.parameters()
-        ends: list[Settled] = []
-        norm = self.optimiser.step(
-            lambda: ends.append(region.settle(self.potential, start, self.ensembles.current, n_eff))
-        )
-        return norm, ends[0]
+        end = Settled(1.0, {}, ())
+
+        def settle() -> float:
+            nonlocal end
+            if self.settings.trust_region and n_eff:
+                end = region.settle(self.potential, start, self.ensembles.current, n_eff)
+            return end.alpha
+
+        norm = self.optimiser.step(settle, lambda: self._objective(end.energies))
+        return norm, end
+
+    def _objective(self, known: Mapping[EnsembleSource, Tensor]) -> float:
+        """Weighted sum of the losses at the parameters as they are, on the frames of this update.
+
+        Args:
+            known: Energies of the potential on frames of some of the sources.
+        """
+        missing = {s: e for s, e in self.ensembles.current.items() if s not in known}
+        energies = {**known, **probe_energies(self.potential, missing)}
+        results = self._measured(self._probes(energies))
+        weights = {loss.name: loss.weight for loss in self.losses}
+        total = sum(weights[name] * float(r.value.detach()) for name, r in results.items())
+        share = 1 / self.settings.replay_batches
+        return total + sum(batch_value(self.potential, self.batch_losses, b, share) for b in self.batches)
+
+    def _measured(self, probes: Mapping[EnsembleSource, Mapping[str, Tensor]]) -> dict[str, LossResult]:
+        """Losses of experiments without derivatives."""
+        _, results = evaluate_losses(self.ensemble_losses, self.ensembles.current, probes)
+        return results | {loss.name: loss.measure(self.potential) for loss in self.potential_losses}
 
     def _direct(self) -> dict[str, LossResult]:
         """Evaluate and back-propagate the losses on the potential itself."""
@@ -201,7 +219,7 @@ class Trainer:
         for loss in self.potential_losses:
             self.thermal.follow(self.potential, loss, turn)
             loss.at(turn)
-            results[loss.name] = loss.backpropagate(self.potential)
+            results[loss.name] = self.optimiser.direct(loss)
         return results
 
     def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, dict[str, Tensor]]:
@@ -221,7 +239,7 @@ class Trainer:
             # What has no target of its own, such as a batch of data, has no say in when to stop.
             judged = [loss for loss in self.potential_losses if results[loss.name].deviation is not None]
             direct = {loss.name: loss.measure(self.potential) for loss in judged}
-        averaged, _ = ensemble_losses(self.ensemble_losses, self.ensembles.current, probes)
+        _, averaged = evaluate_losses(self.ensemble_losses, self.ensembles.current, probes)
         averaged |= direct
         return self._close(averaged)
 
@@ -242,10 +260,10 @@ class Trainer:
         results: dict[str, LossResult] = {}
         if self.replay is None or not self.batch_losses:
             return results
-        batches = self.settings.replay_batches
-        for _ in range(batches):
-            frames = self.replay.next_batch()
-            results = backpropagate_batch(self.potential, self.batch_losses, frames, 1 / batches)
+        count = self.settings.replay_batches
+        self.batches = [self.replay.next_batch() for _ in range(count)]
+        for frames in self.batches:
+            results = self.optimiser.batch(self.batch_losses, frames, 1 / count)
         return results
 
     def _log(

@@ -1,7 +1,7 @@
-"""The optimiser: AdamW with clipped gradients, and a running mean of the parameters."""
+"""Optimisers: AdamW with clipped gradients and a running mean of the parameters, or Gauss-Newton."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,16 @@ from torch import Tensor
 
 from mlip_refine.config import Training
 from mlip_refine.errors import MlipRefineError
+from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, LossResult, PotentialLoss
 from mlip_refine.potential import Potential
+from mlip_refine.training.ensembles import Ensemble
+from mlip_refine.training.gauss_newton import GaussNewton
+from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.replay_gradient import backpropagate_batch
+from mlip_refine.training.streaming import Probes, backpropagate, ensemble_losses
 
 
-class Optimiser:
+class AdamW:
     """AdamW, gradient clipping and an exponential moving average (EMA) with bias correction."""
 
     def __init__(self, potential: Potential, settings: Training) -> None:
@@ -21,6 +27,7 @@ class Optimiser:
         Raises:
             MlipRefineError: If nothing is trainable.
         """
+        self.potential = potential
         self.parameters = potential.trainable_parameters()
         if not self.parameters:
             raise MlipRefineError("every parameter is frozen: there is nothing to train")
@@ -36,12 +43,39 @@ class Optimiser:
         """Forget the gradients."""
         self.adam.zero_grad(set_to_none=True)
 
-    def step(self, settle: Callable[[], None] = lambda: None) -> float:
+    def ensembles(
+        self,
+        losses: Sequence[EnsembleLoss],
+        current: Mapping[EnsembleSource, Ensemble],
+        probes: Mapping[EnsembleSource, Probes],
+    ) -> dict[str, LossResult]:
+        """Evaluate losses on ensembles, and add their gradients to those of the parameters."""
+        results, adjoints = ensemble_losses(losses, current, probes)
+        for source, adjoint in adjoints.items():
+            backpropagate(self.potential, current[source].structures, adjoint)
+        return results
+
+    def direct(self, loss: PotentialLoss) -> LossResult:
+        """Evaluate a loss on the potential, and add its gradient."""
+        return loss.backpropagate(self.potential)
+
+    def batch(
+        self, losses: Sequence[BatchLoss], frames: Sequence[LabelledFrame], scale: float
+    ) -> dict[str, LossResult]:
+        """Evaluate batch losses on labelled frames, and add their gradients."""
+        return backpropagate_batch(self.potential, losses, frames, scale)
+
+    def step(
+        self,
+        settle: Callable[[], float] = lambda: 1.0,
+        objective: Callable[[], float] | None = None,  # noqa: ARG002 - others look before they step
+    ) -> float:
         """Clip, update, average.
 
         Args:
-            settle: Called between the update and the average; it may shorten the step. The moments of Adam
-                are those of the whole gradient all the same.
+            settle: Called between the update and the average; it may shorten the step, and returns what part
+                of it is left. The moments of Adam are those of the whole gradient all the same.
+            objective: Not needed.
 
         Returns:
             The norm of the gradient before clipping.
@@ -94,3 +128,14 @@ class Optimiser:
         for name, total in state["sum"].items():
             self._sum[name].copy_(total)
         self._weight, self._taken = float(state["weight"]), int(state["taken"])
+
+
+def make_optimiser(potential: Potential, settings: Training, seed: int) -> AdamW | GaussNewton:
+    """The optimiser of a training.
+
+    Raises:
+        MlipRefineError: If nothing is trainable.
+    """
+    if settings.optimiser == "gauss_newton":
+        return GaussNewton(potential, settings, seed)
+    return AdamW(potential, settings)

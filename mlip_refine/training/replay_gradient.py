@@ -1,4 +1,4 @@
-"""Gradients of batch losses: of a whole batch at once where it fits into memory, else streamed.
+"""Gradients and curvature of batch losses: of a whole batch at once where it fits into memory, else streamed.
 
 What does not fit is gone over twice. The outputs of all chunks are found without a graph, the losses of the
 whole batch on those leaf tensors give the adjoint of every output, and a second pass back-propagates these,
@@ -15,10 +15,14 @@ from torch import Tensor
 from mlip_refine.losses import BatchLoss, LossResult
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.potential.batching import Systems
+from mlip_refine.training.linearised import each_gradient, flat
 from mlip_refine.training.replay_batches import LabelledFrame, labels
 from mlip_refine.training.streaming import accumulate
 
 type Gradients = Sequence[Tensor | None]
+
+SIGNS = 8
+"""Samples of the curvature from every frame."""
 
 
 def backpropagate_batch(
@@ -45,6 +49,41 @@ def backpropagate_batch(
     results, gradients = whole[0]
     accumulate(batch.parameters, gradients)
     return results
+
+
+def linearise_batch(
+    potential: Potential,
+    losses: Sequence[BatchLoss],
+    frames: Sequence[LabelledFrame],
+    scale: float,
+    signs: torch.Generator,
+) -> tuple[dict[str, LossResult], Tensor, Tensor]:
+    """Losses on one batch, their gradient, and samples of their curvature.
+
+    Args:
+        potential: The model.
+        losses: What is evaluated on the batch; each counts with its weight.
+        frames: The batch.
+        scale: Factor on the weights.
+        signs: Draws the samples.
+
+    Returns:
+        Every loss by name, the gradient `[P]`, and rows `[R, P]` such that the mean of rowsᵀ rows over draws
+        is the Gauss-Newton matrix JᵀDJ of the batch, where D are the second derivatives of the losses in
+        energies, forces and stress, of each in itself.
+
+    Raises:
+        MlipRefineError: If memory runs out for a single system.
+    """
+    return _Batch(potential, losses, frames, scale).linearised(signs)
+
+
+def batch_value(
+    potential: Potential, losses: Sequence[BatchLoss], frames: Sequence[LabelledFrame], scale: float
+) -> float:
+    """Weighted sum of losses on one batch."""
+    batch = _Batch(potential, losses, frames, scale)
+    return float(batch.evaluated(batch.outputs())[1])
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,34 @@ class _Batch:
             accumulate(self.parameters, found)
         return results
 
+    def linearised(self, signs: torch.Generator) -> tuple[dict[str, LossResult], Tensor, Tensor]:
+        """Losses, gradient and samples of the curvature, frame by frame."""
+        leaves = {name: values.requires_grad_() for name, values in self.outputs().items()}
+        results, total = self.evaluated(leaves)
+        inputs = list(leaves.values())
+        first = torch.autograd.grad(total, inputs, create_graph=True)
+        second = torch.autograd.grad(torch.stack([g.sum() for g in first]).sum(), inputs)
+        slopes = {name: g.detach() for name, g in zip(leaves, first, strict=True)}
+        roots = {name: (d.clamp(min=0) / SIGNS).sqrt() for name, d in zip(leaves, second, strict=True)}
+        gradient, rows = torch.zeros((), device=self.potential.device), list[Tensor]()
+        for i, structure in enumerate(self.structures):
+            found = self.potential.evaluate(
+                self.potential.graphs.collate([structure]), self.probes, create_graph=True
+            )
+            place = {name: self.rows(name, slice(i, i + 1)) for name in found}
+            weights = [[slopes[name][place[name]] for name in found]]
+            weights += [
+                [roots[name][place[name]] * _random_signs(found[name], signs) for name in found]
+                for _ in range(SIGNS)
+            ]
+            one, *others = (
+                flat(self.parameters, g)
+                for g in each_gradient(list(found.values()), self.parameters, weights)
+            )
+            gradient = gradient + one
+            rows += others
+        return results, gradient, torch.stack(rows)
+
     def outputs(self) -> dict[str, Tensor]:
         """What the losses ask for, of the whole batch, without a graph."""
 
@@ -117,3 +184,8 @@ class _Batch:
         """Where the output of some of the systems lies in that of the batch."""
         atoms = self.systems.offsets.atoms
         return slice(atoms[part.start], atoms[part.stop]) if probe == "forces" else part
+
+
+def _random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Tensor of 1 and -1."""
+    return (2 * torch.randint(0, 2, like.shape, generator=generator) - 1).to(like)

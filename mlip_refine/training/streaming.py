@@ -87,18 +87,35 @@ def ensemble_losses(
     Returns:
         The result of every loss by name, and ∂(weighted sum of losses)/∂probe `[n, ...]` per source.
     """
-    leaves = {
-        source: {name: values.detach().clone().requires_grad_() for name, values in mine.items()}
-        for source, mine in probes.items()
-    }
-    frames = {source: ensembles[source].frames(leaf) for source, leaf in leaves.items()}
-    results = {loss.name: loss.evaluate({s: frames[s] for s in loss.sources}) for loss in losses}
+    leaves, results = evaluate_losses(losses, ensembles, probes)
     if results:
         torch.stack([loss.weight * results[loss.name].value for loss in losses]).sum().backward()
     return results, {
         source: {name: _adjoint(leaf) for name, leaf in mine.items() if not name.endswith("_known")}
         for source, mine in leaves.items()
     }
+
+
+def evaluate_losses(
+    losses: Sequence[EnsembleLoss],
+    ensembles: Mapping[EnsembleSource, Ensemble],
+    probes: Mapping[EnsembleSource, Probes],
+) -> tuple[dict[EnsembleSource, dict[str, Tensor]], dict[str, LossResult]]:
+    """Probes as leaf tensors, and the losses on them by name."""
+    leaves = {
+        source: {name: values.detach().clone().requires_grad_() for name, values in mine.items()}
+        for source, mine in probes.items()
+    }
+    frames = {source: ensembles[source].frames(leaf) for source, leaf in leaves.items()}
+    return leaves, {loss.name: loss.evaluate({s: frames[s] for s in loss.sources}) for loss in losses}
+
+
+def work_of(probes: Iterable[str]) -> dict[Work, list[str]]:
+    """Probes that are differentiated together, and what work that is."""
+    first = [name for name in probes if name not in SECOND_DERIVATIVES]
+    second = [name for name in probes if name in SECOND_DERIVATIVES]
+    work = Work.GRADIENT if first == ["energy"] else Work.FORCES_GRADIENT
+    return {kind: names for kind, names in ((work, first), (Work.BORN_GRADIENT, second)) if names}
 
 
 def backpropagate(potential: Potential, structures: Sequence[Structure], adjoints: Probes) -> None:
@@ -109,15 +126,11 @@ def backpropagate(potential: Potential, structures: Sequence[Structure], adjoint
     Raises:
         MlipRefineError: If memory runs out for a single system.
     """
-    first = {name: a for name, a in adjoints.items() if name not in SECOND_DERIVATIVES}
-    second = {name: a for name, a in adjoints.items() if name in SECOND_DERIVATIVES}
-    if first:
-        work = Work.GRADIENT if set(first) == {"energy"} else Work.FORCES_GRADIENT
-        _backpropagate(potential, structures, first, work)
-    for name, adjoint in second.items():
-        chosen = adjoint.flatten(1).any(1).nonzero().flatten().tolist()
-        part = {name: adjoint[chosen]}
-        _backpropagate(potential, [structures[i] for i in chosen], part, Work.BORN_GRADIENT)
+    for work, names in work_of(adjoints).items():
+        used = torch.stack([adjoints[name].reshape(len(adjoints[name]), -1).any(1) for name in names]).any(0)
+        chosen = used.nonzero().flatten().tolist()
+        part = {name: adjoints[name][chosen] for name in names}
+        _backpropagate(potential, [structures[i] for i in chosen], part, work)
 
 
 def _backpropagate(

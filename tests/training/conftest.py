@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from mlip_refine import data
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.training.ensembles import Draw, Ensemble
+from mlip_refine.training.replay_batches import LabelledFrame
 
 
 @pytest.fixture(scope="session")
@@ -178,3 +181,35 @@ class Wells:
 def wells() -> type[Wells]:
     """The class of harmonic wells."""
     return Wells
+
+
+@pytest.fixture
+def label_errors() -> SimpleNamespace:
+    """By how much the labels of `frames` are off: eV/atom, eV/Å, eV/Å³."""
+    return SimpleNamespace(energy=0.032, forces=0.05, stress=0.002)
+
+
+@pytest.fixture
+def frames(titanium, hcp, bcc, label_errors) -> list[LabelledFrame]:
+    """Frames whose labels are off by known amounts; the last has no stress."""
+    made, rng = [], np.random.default_rng(0)
+    for i, atoms in enumerate((hcp, bcc, hcp[:8])):
+        crystal = atoms.copy()
+        if len(crystal) == 8:
+            crystal.set_cell(crystal.cell.array * [[0.5], [1], [1]])
+        crystal.rattle(0.05, seed=i)
+        graphs = titanium.graphs.collate([titanium.graphs.from_atoms(crystal)])
+        out = titanium.evaluate(graphs, ("energy", "forces", "stress"))
+        out = {name: value.detach().numpy() for name, value in out.items()}
+        frame = data.Frame(
+            numbers=crystal.numbers,
+            positions=crystal.positions,
+            cell=np.array(crystal.cell),
+            pbc=(True, True, True),
+            energy=float(out["energy"][0]) + label_errors.energy * len(crystal),
+            # Of random sign: a constant one has no gradient, because forces add up to nothing.
+            forces=out["forces"] + label_errors.forces * rng.choice([-1, 1], out["forces"].shape),
+            stress=None if i == 2 else out["stress"][0] + label_errors.stress,
+        )
+        made.append(LabelledFrame.from_frame(titanium, frame))
+    return made

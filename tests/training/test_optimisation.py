@@ -9,7 +9,7 @@ import torch
 
 from mlip_refine.config import Training
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.training.optimisation import Optimiser
+from mlip_refine.training.optimisation import AdamW
 
 
 def _potential(*values: float) -> SimpleNamespace:
@@ -28,7 +28,7 @@ def _pull(potential: SimpleNamespace, factor: float = 1.0) -> None:
 def test_running_mean_is_exactly_bias_corrected():
     """Σ d^(n-1-i) p_i / Σ d^(n-1-i)."""
     potential, decay = _potential(1.0, 2.0), 0.8
-    optimiser = Optimiser(potential, Training(ema_decay=decay, learning_rate=0.05))
+    optimiser = AdamW(potential, Training(ema_decay=decay, learning_rate=0.05))
     seen = []
     for _ in range(7):
         _pull(potential)
@@ -41,7 +41,7 @@ def test_running_mean_is_exactly_bias_corrected():
 
 def test_running_mean_after_one_step_is_that_step():
     potential = _potential(1.0)
-    optimiser = Optimiser(potential, Training(ema_decay=0.999))
+    optimiser = AdamW(potential, Training(ema_decay=0.999))
     before = optimiser.averaged()["p0"]
     assert torch.equal(before, potential.named["p0"])
     _pull(potential)
@@ -51,7 +51,7 @@ def test_running_mean_after_one_step_is_that_step():
 
 def test_no_running_mean_keeps_the_last_parameters():
     potential = _potential(1.0)
-    optimiser = Optimiser(potential, Training(ema_decay=0.0))
+    optimiser = AdamW(potential, Training(ema_decay=0.0))
     for _ in range(3):
         _pull(potential)
         optimiser.step()
@@ -63,7 +63,7 @@ def test_no_running_mean_keeps_the_last_parameters():
 @pytest.mark.parametrize(("limit", "scaled"), [(0.5, True), (1e6, False), (None, False)])
 def test_gradient_is_clipped_to_its_norm(limit, scaled):
     potential = _potential(3.0, 4.0)
-    optimiser = Optimiser(potential, Training(clip_gradient=limit))
+    optimiser = AdamW(potential, Training(clip_gradient=limit))
     _pull(potential)
     before = torch.cat([p.grad for p in potential.named.values()]).clone()
     norm = optimiser.step()
@@ -76,7 +76,7 @@ def test_gradient_is_clipped_to_its_norm(limit, scaled):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(value):
     potential = _potential(3.0, 4.0)
-    optimiser = Optimiser(potential, Training())
+    optimiser = AdamW(potential, Training())
     _pull(potential)
     optimiser.step()
     before = {name: p.detach().clone() for name, p in potential.named.items()}
@@ -93,19 +93,19 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
 
 def test_nothing_to_train_is_refused():
     with pytest.raises(MlipRefineError, match="every parameter is frozen"):
-        Optimiser(_potential(), Training())
+        AdamW(_potential(), Training())
 
 
 def test_goes_on_from_its_state_bit_for_bit():
     settings = Training(ema_decay=0.7, learning_rate=0.02, weight_decay=0.01)
     one = _potential(1.0, -2.0)
-    first = Optimiser(one, settings)
+    first = AdamW(one, settings)
     for _ in range(3):
         _pull(one)
         first.step()
     state = copy.deepcopy(first.state_dict())
     two = _potential(0.0, 0.0)
-    second = Optimiser(two, settings)
+    second = AdamW(two, settings)
     with torch.no_grad():
         for name, parameter in two.named.items():
             parameter.copy_(one.named[name])
@@ -123,7 +123,7 @@ def test_a_shortened_step_is_what_is_averaged():
     """Half the step is taken; the moments of Adam are those of the whole gradient."""
     whole, half = _potential(1.0), _potential(1.0)
     start = half.named["p0"].detach().clone()
-    one, two = (Optimiser(p, Training(ema_decay=0.5)) for p in (whole, half))
+    one, two = (AdamW(p, Training(ema_decay=0.5)) for p in (whole, half))
 
     def shorten() -> None:
         with torch.no_grad():
@@ -141,13 +141,13 @@ def test_a_shortened_step_is_what_is_averaged():
 def test_the_step_size_falls_along_a_cosine_and_goes_on_after_a_resume():
     settings = Training(learning_rate=1e-2, final_learning_rate=1e-3, steps=5)
     potential = _potential(1.0)
-    optimiser, seen = Optimiser(potential, settings), []
+    optimiser, seen = AdamW(potential, settings), []
     for k in range(5):
         _pull(potential)
         optimiser.step()
         seen.append(optimiser.adam.param_groups[0]["lr"])
         if k == 2:
-            again = Optimiser(potential, settings)
+            again = AdamW(potential, settings)
             again.load_state_dict(copy.deepcopy(optimiser.state_dict()))
             optimiser = again
     wanted = [1e-3 + 9e-3 * (1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]
@@ -156,7 +156,7 @@ def test_the_step_size_falls_along_a_cosine_and_goes_on_after_a_resume():
 
 def test_the_step_size_grows_before_it_falls():
     potential = _potential(1.0)
-    optimiser = Optimiser(potential, Training(learning_rate=1e-2, warmup=3, steps=6))
+    optimiser = AdamW(potential, Training(learning_rate=1e-2, warmup=3, steps=6))
     seen = []
     for _ in range(6):
         _pull(potential)

@@ -1,52 +1,22 @@
 """Labelled frames as batches, their gradients at once and streamed, and held-out errors."""
 
-import numpy as np
 import pytest
 import torch
 
-from mlip_refine.data import Frame
 from mlip_refine.losses.replay import Replay, ReplayOptions
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import GPA
 from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors, labels
 from mlip_refine.training.replay_gradient import backpropagate_batch
 
-ENERGY_OFF, FORCES_OFF, STRESS_OFF = 0.032, 0.05, 0.002
-
-
-@pytest.fixture
-def frames(titanium, hcp, bcc):
-    """Frames whose labels are off by known amounts; the last has no stress."""
-    made, rng = [], np.random.default_rng(0)
-    for i, atoms in enumerate((hcp, bcc, hcp[:8])):
-        crystal = atoms.copy()
-        if len(crystal) == 8:
-            crystal.set_cell(crystal.cell.array * [[0.5], [1], [1]])
-        crystal.rattle(0.05, seed=i)
-        graphs = titanium.graphs.collate([titanium.graphs.from_atoms(crystal)])
-        out = titanium.evaluate(graphs, ("energy", "forces", "stress"))
-        out = {name: value.detach().numpy() for name, value in out.items()}
-        frame = Frame(
-            numbers=crystal.numbers,
-            positions=crystal.positions,
-            cell=np.array(crystal.cell),
-            pbc=(True, True, True),
-            energy=float(out["energy"][0]) + ENERGY_OFF * len(crystal),
-            # Of random sign: a constant one has no gradient, because forces add up to nothing.
-            forces=out["forces"] + FORCES_OFF * rng.choice([-1, 1], out["forces"].shape),
-            stress=None if i == 2 else out["stress"][0] + STRESS_OFF,
-        )
-        made.append(LabelledFrame.from_frame(titanium, frame))
-    return made
-
 
 @pytest.mark.parametrize("chunk_atoms", [1, 900])
-def test_held_out_errors_are_those_put_in(titanium, frames, monkeypatch, chunk_atoms):
+def test_held_out_errors_are_those_put_in(titanium, frames, label_errors, monkeypatch, chunk_atoms):
     monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", chunk_atoms)
     errors = held_out_errors(titanium, frames)
-    assert errors.energy_mae_mev_per_atom == pytest.approx(1e3 * ENERGY_OFF, rel=1e-9)
-    assert errors.forces_mae_mev_per_A == pytest.approx(1e3 * FORCES_OFF, rel=1e-9)
-    assert errors.stress_mae_gpa == pytest.approx(STRESS_OFF / GPA, rel=1e-9)
+    assert errors.energy_mae_mev_per_atom == pytest.approx(1e3 * label_errors.energy, rel=1e-9)
+    assert errors.forces_mae_mev_per_A == pytest.approx(1e3 * label_errors.forces, rel=1e-9)
+    assert errors.stress_mae_gpa == pytest.approx(label_errors.stress / GPA, rel=1e-9)
     assert errors.n_frames == 3
 
 
@@ -54,7 +24,7 @@ def test_no_stress_labels_no_stress_error(titanium, frames):
     assert held_out_errors(titanium, frames[2:]).stress_mae_gpa is None
 
 
-def test_labels_line_up_with_the_outputs(titanium, frames):
+def test_labels_line_up_with_the_outputs(titanium, frames, label_errors):
     """The loss is exactly that of the offsets, stress over the two frames that have one."""
     outputs = titanium.evaluate(
         titanium.graphs.collate([f.structure for f in frames]),
@@ -63,9 +33,9 @@ def test_labels_line_up_with_the_outputs(titanium, frames):
     )
     loss = Replay("replay", 1.0, ReplayOptions(energy_weight=2.0, forces_weight=3.0, stress_weight=5.0))
     result = loss.evaluate(outputs, labels(frames, titanium.device, titanium.dtype))
-    assert result.components["replay.energy"] == pytest.approx(2 * ENERGY_OFF**2, rel=1e-9)
-    assert result.components["replay.forces"] == pytest.approx(3 * FORCES_OFF**2, rel=1e-9)
-    assert result.components["replay.stress"] == pytest.approx(5 * STRESS_OFF**2, rel=1e-9)
+    assert result.components["replay.energy"] == pytest.approx(2 * label_errors.energy**2, rel=1e-9)
+    assert result.components["replay.forces"] == pytest.approx(3 * label_errors.forces**2, rel=1e-9)
+    assert result.components["replay.stress"] == pytest.approx(5 * label_errors.stress**2, rel=1e-9)
 
 
 LOSSES = (
@@ -99,14 +69,14 @@ def _direct(potential: Potential, frames: list[LabelledFrame]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("chunk_atoms", [900, 24, 1])
-def test_the_gradient_is_that_of_the_whole_batch(titanium, frames, monkeypatch, chunk_atoms):
+def test_the_gradient_is_that_of_the_whole_batch(titanium, frames, label_errors, monkeypatch, chunk_atoms):
     """Frames of different size, one without stress: no mean of a chunk is one of the batch."""
     exact = _direct(titanium, frames)
     monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", chunk_atoms)
     found, components = _gradient(titanium, frames)
     assert float((found - exact).norm()) < 1e-10 * float(exact.norm())
-    assert components["one.forces"] == pytest.approx(100 * FORCES_OFF**2, rel=1e-9)
-    assert components["other.energy"] == pytest.approx(5 * ENERGY_OFF**2, rel=1e-9)
+    assert components["one.forces"] == pytest.approx(100 * label_errors.forces**2, rel=1e-9)
+    assert components["other.energy"] == pytest.approx(5 * label_errors.energy**2, rel=1e-9)
 
 
 @pytest.mark.parametrize("backward", [False, True])
