@@ -147,10 +147,12 @@ class Loss:
         probes: What is evaluated on every frame or graph of the sources.
         strides: Probes that are evaluated on every so many frames only. For a probe `x` among them the frames
             also get `x_known` `[n]`: 1 where it was evaluated, else 0.
+        squares: Whether it is a mean of squared deviations, whose results have `residuals`.
     """
 
     probes: frozenset[str] = frozenset({"energy"})
     strides: Mapping[str, int] = MappingProxyType({})
+    squares: bool = False
 
     def __init__(self, name: str, weight: float) -> None:
         """Keep the name and the weight."""

@@ -81,6 +81,8 @@ class Score:
 class ElasticMatch(Loss):
     """Sources, crystals, targets, and the loss from values, whatever the method."""
 
+    squares = True
+
     def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
         """Keep the options."""
         super().__init__(name, weight)

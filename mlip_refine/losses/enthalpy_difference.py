@@ -56,6 +56,7 @@ class PhaseDifference(EnsembleLoss):
     """
 
     Options: ClassVar[type[DifferenceOptions]]
+    squares = True
     observable: ClassVar[Observable]
     factor: ClassVar[float] = 1.0
     unit: ClassVar[str]

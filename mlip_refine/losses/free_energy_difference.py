@@ -36,6 +36,7 @@ class FreeEnergyDifference(EnsembleLoss):
     """
 
     Options = FreeEnergyDifferenceOptions
+    squares = True
 
     def __init__(self, name: str, weight: float, options: FreeEnergyDifferenceOptions) -> None:
         """Keep the options; `prepare` must give ΔG_θ0 before the first evaluation."""

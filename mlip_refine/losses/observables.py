@@ -33,6 +33,7 @@ class ObservableLoss(EnsembleLoss):
     """
 
     Options: ClassVar[type[ObservableOptions]]
+    squares = True
 
     def __init__(self, name: str, weight: float, options: ObservableOptions) -> None:
         """Keep the options; the observable is made once the phase is known."""

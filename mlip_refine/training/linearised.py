@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mlip_refine.errors import InputError
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, Loss, LossResult, PotentialLoss
 from mlip_refine.potential import Graphs, Potential, Structure
 from mlip_refine.training.ensembles import Ensemble
@@ -56,13 +56,10 @@ def scaled_residuals(loss: Loss, result: LossResult) -> Tensor:
     """Residuals whose squares add up to the weighted loss `[k]`.
 
     Raises:
-        InputError: It is no mean of squares.
+        MlipRefineError: It is no mean of squares.
     """
     if result.residuals is None:
-        raise InputError(
-            f"loss {loss.name!r} is no mean of squared deviations, which optimiser gauss_newton needs",
-            fix="Set training.optimiser: adam.",
-        )
+        raise MlipRefineError(f"loss {loss.name!r} gave no residuals, which optimiser gauss_newton needs")
     return math.sqrt(loss.weight / len(result.residuals)) * result.residuals
 
 

@@ -182,6 +182,7 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
         raise InputError(
             "a loss needs labelled frames, but the config has no section replay", where=config.where("losses")
         )
+    _require_squares(config, losses)
     buffer = _replay_buffer(config, replay)
     make_schedule(config.training, losses, buffer, config.where("training", "schedule"))
     require_shift(config, potential, buffer, points.values())
@@ -196,6 +197,18 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     provenance = {"seed": config.seed, "packages": packages()}
     store = FrameStore(folder / "frames", provenance)
     return Prepared(config, folder, store, potential, losses, points, replay)
+
+
+def _require_squares(config: Config, losses: Sequence[Loss]) -> None:
+    """Refuse losses that the optimiser cannot linearise."""
+    others = [loss.name for loss in losses if not (loss.squares or isinstance(loss, BatchLoss))]
+    if config.training.optimiser == "gauss_newton" and others:
+        raise InputError(
+            f"loss {others[0]!r} is no mean of squared deviations from targets",
+            where=config.where("training", "optimiser"),
+            found="gauss_newton",
+            expected="adam",
+        )
 
 
 def _points(config: Config, losses: Sequence[Loss], potential: Potential) -> dict[EnsembleSource, StatePoint]:

@@ -185,6 +185,27 @@ def test_a_run_killed_again_and_again_ends_in_the_same_place(finished, tiny, tmp
     assert result.summary == finished.summary
 
 
+def test_gauss_newton_meets_its_target_in_two_updates_and_resumes(tiny, monkeypatch):
+    """ΔG comes within 5 % of its first distance; killed after one update, the run ends in the same bits."""
+    training = {"optimiser": "gauss_newton", "ema_decay": 0.9, "steps": 3}
+    changes = {
+        "training": training,
+        "replay": {"batch_size": 5},
+        "sampling": {"n_eff_threshold": 0.3},
+        "evaluation": {"cell_iterations": 4},
+    }
+    whole = finetune(tiny(name="whole", **changes))
+    lines = _log(whole.folder)
+    distances = [line["losses"]["low"] for line in lines]
+    assert distances[2] < 0.05**2 * distances[0]
+    assert lines[2]["losses"]["total"] < lines[0]["losses"]["total"]
+    config = tiny(name="killed", **changes)
+    _interrupted(config, monkeypatch, step=0)
+    again = finetune(config, resume=True)
+    for name, value in again.potential.parameters().items():
+        assert torch.equal(value, whole.potential.parameters()[name]), name
+
+
 def test_resuming_a_finished_run_changes_nothing(finished, monkeypatch):
     """Through the command line, which prints the table and draws the figures this time."""
     before = (
