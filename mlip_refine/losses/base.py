@@ -147,7 +147,8 @@ class Loss:
         probes: What is evaluated on every frame or graph of the sources.
         strides: Probes that are evaluated on every so many frames only. For a probe `x` among them the frames
             also get `x_known` `[n]`: 1 where it was evaluated, else 0.
-        squares: Whether it is a mean of squared deviations, whose results have `residuals`.
+        squares: Whether it is a mean of squared deviations, whose results have `residuals`; of a `BatchLoss`,
+            whether it is a sum over outputs, each by itself, and convex. Gauss-Newton asks for it.
     """
 
     probes: frozenset[str] = frozenset({"energy"})
@@ -251,6 +252,13 @@ class PotentialLoss(Loss, ABC):
     def delivered(self, potential: Potential) -> Mapping[str, Measured]:  # noqa: ARG002
         """What is to be known of the potential that a run ends with, by name: such as a validation."""
         return {}
+
+    def linearise(self, potential: Potential, add: Callable[[Tensor], None]) -> LossResult:
+        """Hand all residuals to `add`, which differentiates them; many parts may go one by one."""
+        result = self.evaluate(potential)
+        if result.residuals is not None:
+            add(result.residuals)
+        return result
 
     def backpropagate(self, potential: Potential) -> LossResult:
         """Add the weighted gradient to those of the parameters; a loss of many parts may go part by part."""

@@ -1,9 +1,10 @@
 """Elastic constants of a crystal at temperatures, by one of three methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from ase import Atoms
+from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, LossResult, PotentialLoss
@@ -214,6 +215,15 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
         for cell in self.cells:
             score = self.score(cell, self._values(potential, cell, create_graph=True))
             (self.weight * score.deviations.square().sum() / count).backward()
+            scores.append(score.detached())
+        return self.result(scores)
+
+    def linearise(self, potential: Potential, add: Callable[[Tensor], None]) -> LossResult:
+        """As of any loss, cell by cell."""
+        scores = []
+        for cell in self.cells:
+            score = self.score(cell, self._values(potential, cell, create_graph=True))
+            add(score.deviations)
             scores.append(score.detached())
         return self.result(scores)
 

@@ -26,6 +26,7 @@ class Replay(BatchLoss):
     """
 
     Options = ReplayOptions
+    squares = True
 
     def __init__(self, name: str, weight: float, options: ReplayOptions) -> None:
         """Keep the weights.

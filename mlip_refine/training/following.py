@@ -109,7 +109,7 @@ class FollowedEnsembles:
             if not bool(energy.isfinite().all()):
                 raise MlipRefineError(
                     f"update {step}: energies of {source.name} became non-finite; lower "
-                    "training.learning_rate and start again under another name"
+                    "training.learning_rate, or raise training.damping, and start again under another name"
                 )
 
     def _redraw(self, potential: Potential, stale: Sequence[EnsembleSource], stage: str) -> None:

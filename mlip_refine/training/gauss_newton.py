@@ -12,8 +12,8 @@ diagonal, √(d d̄) with d the diagonal of AᵀA and d̄ its mean: parameters t
 by Adam. So targets are approached along directions that labelled frames do not feel.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,11 +40,24 @@ FACTOR = 3.0
 FLOOR = 1e-4
 """Least damping of a parameter, in parts of the mean: of some, sampled rows know nothing."""
 
-LARGEST = 16.0
-"""Most memory for rows, GiB."""
+LEAST, MOST = 1e-9, 1e9
+"""Limits of the damping."""
 
 BLOCK = 4096
 """Parameters that are turned to double precision at a time."""
+
+
+class Trial(Protocol):
+    """What is known of a proposed step before it is taken."""
+
+    def settle(self) -> float:
+        """Shorten the step where it leads too far; the part of it that is left."""
+
+    def objective(self) -> float:
+        """Weighted sum of the losses where the parameters are now, on the frames of this update."""
+
+    def refuse(self) -> None:
+        """Know that no step was taken, and the parameters are what they were."""
 
 
 class GaussNewton:
@@ -87,9 +100,8 @@ class GaussNewton:
         probes: Mapping[EnsembleSource, Probes],
     ) -> dict[str, LossResult]:
         """Evaluate losses on ensembles, and add them to the next step."""
-        results, found = ensemble_rows(self.potential, losses, current, probes)
-        for rows in found:
-            self._add_squares(rows)
+        results, rows = ensemble_rows(self.potential, losses, current, probes)
+        self._add_squares(rows)
         return results
 
     def direct(self, loss: PotentialLoss) -> LossResult:
@@ -104,33 +116,22 @@ class GaussNewton:
         """Evaluate batch losses on labelled frames, and add them to the next step."""
         results, gradient, rows = linearise_batch(self.potential, losses, frames, scale, self._signs)
         self._value += scale * sum(loss.weight * float(results[loss.name].value) for loss in losses)
-        self._gradient += gradient.double().cpu()
-        self._keep(rows)
+        self._gradient += gradient.double()
+        self._rows.append(rows)
         return results
 
     def _add_squares(self, rows: Rows) -> None:
         """Add Σ s²: its gradient is 2 Σ s ∂s, its Gauss-Newton matrix 2 Σ ∂s ∂sᵀ."""
         values, derivatives = rows
         self._value += float(values.square().sum())
-        self._gradient += 2 * (values.double().cpu() @ derivatives.double().cpu())
-        self._keep(2**0.5 * derivatives)
+        self._gradient += 2 * (values.double().cpu() @ derivatives.double())
+        self._rows.append(2**0.5 * derivatives)
 
-    def _keep(self, rows: Tensor) -> None:
-        self._rows.append(rows)
-        size = sum(r.numel() * r.element_size() for r in self._rows) / 2**30
-        if size > LARGEST:
-            raise MlipRefineError(
-                f"derivatives of {sum(map(len, self._rows))} residuals in {rows.shape[1]} parameters take "
-                f"more than {LARGEST:g} GiB: make replay.batch_size smaller, freeze parameters with "
-                "potential.freeze, or set training.optimiser: adam"
-            )
-
-    def step(self, settle: Callable[[], float], objective: Callable[[], float]) -> float:
+    def step(self, trial: Trial) -> float:
         """Take the step that the quadratic model proposes, with as much damping as the objective demands.
 
         Args:
-            settle: May shorten a step; returns the part of it that is left.
-            objective: Evaluates what was added at the parameters as they are.
+            trial: Shortens a step, and evaluates what was added at its end.
 
         Returns:
             The norm of the gradient.
@@ -141,29 +142,24 @@ class GaussNewton:
         norm = float(self._gradient.norm())
         if not torch.isfinite(torch.tensor(norm)):
             raise MlipRefineError("the gradient is not finite: the parameters were left as they were")
-        model = QuadraticModel(torch.cat(self._rows).cpu(), self._gradient)
-        start = self.potential.parameters()
+        model = QuadraticModel(torch.cat(self._rows), self._gradient)
+        self._rows = []
+        start, damping = self.potential.parameters(), self.damping
         for _ in range(TRIES):
-            proposed = model.step(self.damping)
+            proposed = model.step(damping)
             self._move(start, proposed)
-            alpha = settle()
+            alpha = trial.settle()
             promised = model.change(alpha * proposed)
-            gain = (objective() - self._value) / promised if promised < 0 else 0.0
+            gain = (trial.objective() - self._value) / promised if promised < 0 else 0.0
             if gain > 0:
-                self._adapt(gain, alpha)
+                self.damping = _adapted(damping, gain, alpha)
                 return norm
-            self.damping *= FACTOR**2
-        # Nothing helps: what the frames say of the objective is noise, or it is at its minimum.
+            damping = min(FACTOR**2 * damping, MOST)
+        # Nothing helps: the objective is at its minimum, or what frames and batch say of it is noise.
         self.potential.set_parameters(start)
-        settle()
+        self.damping = min(FACTOR * self.damping, MOST)
+        trial.refuse()
         return norm
-
-    def _adapt(self, gain: float, alpha: float) -> None:
-        """Damp more after a step that was poor or had to be shortened, and less after a good one."""
-        if gain < POOR or alpha < 0.5:
-            self.damping *= FACTOR
-        elif gain > GOOD and alpha == 1.0:
-            self.damping /= FACTOR
 
     def _move(self, start: Mapping[str, Tensor], step: Tensor) -> None:
         parts = step.split([p.numel() for p in self.parameters.values()])
@@ -183,6 +179,13 @@ class GaussNewton:
         """Go on from a checkpoint."""
         self.damping = float(state["damping"])
         self._signs.set_state(state["signs"])
+
+
+def _adapted(damping: float, gain: float, alpha: float) -> float:
+    """More damping after a step that was poor or had to be shortened, less after a good one."""
+    if gain < POOR or alpha < 0.5:
+        return min(FACTOR * damping, MOST)
+    return max(damping / FACTOR, LEAST) if gain > GOOD and alpha == 1.0 else damping
 
 
 class QuadraticModel:

@@ -2,7 +2,8 @@
 
 A weighted loss w ⟨r²⟩ over k residuals is Σ s² with s = √(w/k) r. What is found here are s and the rows
 ∂s/∂θ, streamed over frames like every gradient: the adjoints of all residuals are found on leaf tensors, and
-a chunk of frames is evaluated once and back-propagated once for each residual that depends on it.
+a chunk of frames is evaluated once and back-propagated once for each residual that depends on it. Rows are
+kept in the memory of the CPU.
 """
 
 import math
@@ -17,6 +18,12 @@ from mlip_refine.potential import Graphs, Potential, Structure
 from mlip_refine.training.ensembles import Ensemble
 from mlip_refine.training.streaming import Probes, evaluate_losses, work_of
 
+LARGEST = 16.0
+"""Most memory for rows, GiB."""
+
+SAME = 1e-6
+"""Largest part of a loss by which it may differ from the mean square of its residuals."""
+
 type Rows = tuple[Tensor, Tensor]
 """Residuals s `[k]` and their derivatives in the trainable parameters `[k, P]`."""
 
@@ -26,30 +33,40 @@ def ensemble_rows(
     losses: Sequence[EnsembleLoss],
     ensembles: Mapping[EnsembleSource, Ensemble],
     probes: Mapping[EnsembleSource, Probes],
-) -> tuple[dict[str, LossResult], list[Rows]]:
-    """Results of losses on ensembles, and their rows, one entry per loss.
+) -> tuple[dict[str, LossResult], Rows]:
+    """Results of losses on ensembles by name, and the rows of all of them.
 
     Raises:
-        MlipRefineError: If memory runs out for a single system.
+        MlipRefineError: If a loss has no residuals, or memory runs out.
     """
     leaves, results = evaluate_losses(losses, ensembles, probes)
-    found = []
-    for loss in losses:
-        residuals = scaled_residuals(loss, results[loss.name])
-        rows = blank_rows(potential, len(residuals))
-        for source in loss.sources:
-            _add_rows(potential, ensembles[source].structures, residuals, leaves[source], rows)
-        found.append((residuals.detach(), rows))
-    return results, found
+    if not losses:
+        return results, (torch.zeros(0), blank_rows(potential, 0))
+    residuals = torch.cat([scaled_residuals(loss, results[loss.name]) for loss in losses])
+    rows = blank_rows(potential, len(residuals))
+    for source, mine in leaves.items():
+        _add_rows(potential, ensembles[source].structures, residuals, mine, rows)
+    return results, (residuals.detach(), rows)
 
 
 def potential_rows(potential: Potential, loss: PotentialLoss) -> tuple[LossResult, Rows]:
-    """Result and rows of a loss on the potential itself."""
-    result = loss.evaluate(potential)
-    residuals = scaled_residuals(loss, result)
+    """Result and rows of a loss on the potential itself, part by part where the loss goes so.
+
+    Raises:
+        MlipRefineError: If the loss has no residuals, or memory runs out.
+    """
     parameters = list(potential.trainable_parameters().values())
-    rows = [flat(parameters, g) for g in each_gradient(list(residuals), parameters)]
-    return result, (residuals.detach(), torch.stack(rows))
+    parts: list[Tensor] = []
+
+    def add(residuals: Tensor) -> None:
+        rows = blank_rows(potential, len(residuals))
+        for row, found in zip(rows, _each_in(parameters, residuals), strict=True):
+            row.copy_(flat(parameters, found))
+        parts.append(rows)
+
+    result = loss.linearise(potential, add)
+    residuals = scaled_residuals(loss, result).detach()
+    return result, (residuals, math.sqrt(loss.weight / len(residuals)) * torch.cat(parts))
 
 
 def scaled_residuals(loss: Loss, result: LossResult) -> Tensor:
@@ -60,44 +77,69 @@ def scaled_residuals(loss: Loss, result: LossResult) -> Tensor:
     """
     if result.residuals is None:
         raise MlipRefineError(f"loss {loss.name!r} gave no residuals, which optimiser gauss_newton needs")
-    return math.sqrt(loss.weight / len(result.residuals)) * result.residuals
+    residuals, value = result.residuals.reshape(-1), float(result.value.detach())
+    mean = float(residuals.detach().square().mean())
+    if math.isfinite(mean) and abs(mean - value) > SAME * abs(value):
+        raise MlipRefineError(
+            f"loss {loss.name!r} is {value:g}, but the mean square of its residuals {mean:g}"
+        )
+    return math.sqrt(loss.weight / len(residuals)) * residuals
 
 
 def blank_rows(potential: Potential, k: int) -> Tensor:
-    """Rows of zeros, in the precision of the parameters."""
-    parameters = potential.trainable_parameters().values()
-    size = sum(p.numel() for p in parameters)
-    return torch.zeros(k, size, dtype=potential.dtype, device=potential.device)
+    """Rows of zeros, in the precision of the parameters, on the CPU.
+
+    Raises:
+        MlipRefineError: If they are too large.
+    """
+    size = sum(p.numel() for p in potential.trainable_parameters().values())
+    gib = k * size * torch.finfo(potential.dtype).bits / 8 / 2**30
+    if gib > LARGEST:
+        raise MlipRefineError(
+            f"derivatives of {k} residuals in {size} parameters take {gib:.0f} GiB: make replay.batch_size "
+            "smaller, freeze parameters with potential.freeze, or set training.optimiser: adam"
+        )
+    return torch.zeros(k, size, dtype=potential.dtype)
 
 
 def each_gradient(
-    values: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor]] | None = None,
-    *,
-    last: bool = True,
+    values: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]
 ) -> list[tuple[Tensor | None, ...]]:
-    """Gradients of several scalars, or of weighted sums of the same values, from one graph.
+    """Gradients of several weighted sums of the same values, from one graph, which then goes.
 
     Args:
-        values: Scalars; with weights, tensors that all sums are made of.
+        values: What all sums are made of.
         inputs: What they are differentiated in.
         weights: Of every sum, one tensor for each of the values.
-        last: Whether the graph may go afterwards.
     """
-    count = len(values) if weights is None else len(weights)
-    found: list[tuple[Tensor | None, ...]] = []
-    for k in range(count):
-        outputs, grads = ([values[k]], None) if weights is None else (list(values), list(weights[k]))
-        keep = not last or k < count - 1
-        found.append(torch.autograd.grad(outputs, inputs, grads, retain_graph=keep, allow_unused=True))
-    return found
+    last = len(weights) - 1
+    return [
+        torch.autograd.grad(list(values), inputs, list(w), retain_graph=k < last, allow_unused=True)
+        for k, w in enumerate(weights)
+    ]
 
 
 def flat(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """Gradients of all parameters in one row `[P]`."""
+    """Gradients of all parameters in one row `[P]`, on the CPU."""
     parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-    return torch.cat([part.detach().reshape(-1) for part in parts])
+    return torch.cat([part.detach().reshape(-1) for part in parts]).cpu()
+
+
+def _each_in(
+    inputs: Sequence[Tensor], residuals: Tensor, *, keep: bool = False
+) -> list[tuple[Tensor | None, ...]]:
+    """Gradients of each of the residuals `[k]`.
+
+    Args:
+        inputs: What they are differentiated in.
+        residuals: From one graph.
+        keep: Whether the graph is needed again.
+    """
+    last = len(residuals) - 1
+    return [
+        torch.autograd.grad(one, inputs, retain_graph=keep or k < last, allow_unused=True)
+        for k, one in enumerate(residuals)
+    ]
 
 
 def _add_rows(
@@ -105,7 +147,7 @@ def _add_rows(
 ) -> None:
     """Add what the frames of one ensemble contribute to the rows."""
     names = [name for name in leaves if not name.endswith("_known")]
-    gradients = each_gradient(list(residuals), [leaves[name] for name in names], last=False)
+    gradients = _each_in([leaves[name] for name in names], residuals, keep=True)
     for work, group in work_of(names).items():
         places = [names.index(name) for name in group]
         # A residual of another ensemble has no gradient here.

@@ -1,13 +1,14 @@
 """The training loop: resample where needed, match, replay, as the schedule says; update, checkpoint.
 
-All updates are of one optimiser, whatever losses they are from: the moments of Adam are running means over
-the gradients of all of them.
+All updates are of one optimiser, whatever losses they are from: the moments of AdamW are running means over
+the gradients of all of them, Gauss-Newton weighs them in one step.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.files import write_text
 from mlip_refine.losses import (
     BatchLoss,
@@ -41,6 +43,9 @@ from mlip_refine.training.streaming import (
 )
 from mlip_refine.training.thermal import Thermal
 from mlip_refine.training.trust_region import Settled, TrustRegion
+
+FEWEST = 0.05
+"""Effective frames, in whole draws, below which they do not tell whether a step did good."""
 
 
 @dataclass(frozen=True)
@@ -180,36 +185,22 @@ class Trainer:
         """Update the parameters; of ensembles that act, enough frames must still count at the end."""
         if self.converged:
             return None, Settled(1.0, self.ensembles.energies, ())
-        region, start = TrustRegion(self.sampler.policy.threshold), self.potential.parameters()
-        end = Settled(1.0, {}, ())
+        trial = ProposedStep(self, n_eff)
+        norm = self.optimiser.step(trial)
+        return norm, trial.end
 
-        def settle() -> float:
-            nonlocal end
-            if self.settings.trust_region and n_eff:
-                end = region.settle(self.potential, start, self.ensembles.current, n_eff)
-            return end.alpha
-
-        norm = self.optimiser.step(settle, lambda: self._objective(end.energies))
-        return norm, end
-
-    def _objective(self, known: Mapping[EnsembleSource, Tensor]) -> float:
+    def objective(self, known: Mapping[EnsembleSource, Tensor]) -> float:
         """Weighted sum of the losses at the parameters as they are, on the frames of this update.
 
         Args:
-            known: Energies of the potential on frames of some of the sources.
+            known: Energies of the potential on frames of all sources that act.
         """
-        missing = {s: e for s, e in self.ensembles.current.items() if s not in known}
-        energies = {**known, **probe_energies(self.potential, missing)}
-        results = self._measured(self._probes(energies))
+        _, results = evaluate_losses(self.ensemble_losses, self.ensembles.current, self._probes(known))
+        results |= {loss.name: loss.measure(self.potential) for loss in self.potential_losses}
         weights = {loss.name: loss.weight for loss in self.losses}
         total = sum(weights[name] * float(r.value.detach()) for name, r in results.items())
         share = 1 / self.settings.replay_batches
         return total + sum(batch_value(self.potential, self.batch_losses, b, share) for b in self.batches)
-
-    def _measured(self, probes: Mapping[EnsembleSource, Mapping[str, Tensor]]) -> dict[str, LossResult]:
-        """Losses of experiments without derivatives."""
-        _, results = evaluate_losses(self.ensemble_losses, self.ensembles.current, probes)
-        return results | {loss.name: loss.measure(self.potential) for loss in self.potential_losses}
 
     def _direct(self) -> dict[str, LossResult]:
         """Evaluate and back-propagate the losses on the potential itself."""
@@ -326,6 +317,56 @@ class Trainer:
             self.ensembles.load_state_dict(self.potential, content)
             self.thermal.load_state_dict(self.potential, self.potential_losses, content["thermal"])
         return True
+
+
+@dataclass
+class ProposedStep:
+    """A step of a trainer before it is taken.
+
+    Attributes:
+        trainer: Whose potential moves.
+        n_eff: Effective frames of every source before it, in whole draws.
+        end: Where it ends.
+    """
+
+    trainer: Trainer
+    n_eff: Mapping[EnsembleSource, float]
+    end: Settled = field(default_factory=lambda: Settled(1.0, {}, ()))
+
+    def __post_init__(self) -> None:
+        """Know where it starts."""
+        self._start = self.trainer.potential.parameters()
+        self._exhausted: set[EnsembleSource] = set()
+
+    def settle(self) -> float:
+        """Keep enough effective frames, if the trust region is wanted."""
+        trainer = self.trainer
+        if trainer.settings.trust_region and self.n_eff:
+            region = TrustRegion(trainer.sampler.policy.threshold)
+            self.end = region.settle(trainer.potential, self._start, trainer.ensembles.current, self.n_eff)
+            self._exhausted.update(self.end.exhausted)
+        return self.end.alpha
+
+    def objective(self) -> float:
+        """The losses at its end; infinite where they cannot be told, or hardly any frame counts."""
+        trainer, current = self.trainer, self.trainer.ensembles.current
+        missing = {s: e for s, e in current.items() if s not in self.end.energies}
+        energies = {**self.end.energies, **probe_energies(trainer.potential, missing)}
+        self.end = replace(self.end, energies=energies)
+        if not all(bool(e.isfinite().all()) for e in energies.values()):
+            return math.inf
+        if any(current[s].n_eff(e) < FEWEST for s, e in energies.items()):
+            return math.inf
+        try:
+            return trainer.objective({s: energies[s] for s in current})
+        except MlipRefineError:
+            # Such as a crystal that does not come to rest.
+            return math.inf
+
+    def refuse(self) -> None:
+        """Stay; what was too poor for a step is sampled anew."""
+        exhausted = tuple(s for s in self.trainer.ensembles.current if s in self._exhausted)
+        self.end = Settled(0.0, self.trainer.ensembles.energies, exhausted)
 
 
 def _cut_log(path: Path, step: int) -> None:

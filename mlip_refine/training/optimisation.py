@@ -1,7 +1,7 @@
 """Optimisers: AdamW with clipped gradients and a running mean of the parameters, or Gauss-Newton."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, LossResult, PotentialLoss
 from mlip_refine.potential import Potential
 from mlip_refine.training.ensembles import Ensemble
-from mlip_refine.training.gauss_newton import GaussNewton
+from mlip_refine.training.gauss_newton import GaussNewton, Trial
 from mlip_refine.training.replay_batches import LabelledFrame
 from mlip_refine.training.replay_gradient import backpropagate_batch
 from mlip_refine.training.streaming import Probes, backpropagate, ensemble_losses
@@ -65,17 +65,11 @@ class AdamW:
         """Evaluate batch losses on labelled frames, and add their gradients."""
         return backpropagate_batch(self.potential, losses, frames, scale)
 
-    def step(
-        self,
-        settle: Callable[[], float] = lambda: 1.0,
-        objective: Callable[[], float] | None = None,  # noqa: ARG002 - others look before they step
-    ) -> float:
+    def step(self, trial: Trial | None = None) -> float:
         """Clip, update, average.
 
         Args:
-            settle: Called between the update and the average; it may shorten the step, and returns what part
-                of it is left. The moments of Adam are those of the whole gradient all the same.
-            objective: Not needed.
+            trial: May shorten the step. The moments of Adam are those of the whole gradient all the same.
 
         Returns:
             The norm of the gradient before clipping.
@@ -91,7 +85,8 @@ class AdamW:
             raise MlipRefineError("the gradient is not finite: the parameters were left as they were")
         self.adam.step()
         self._taken += 1
-        settle()
+        if trial is not None:
+            trial.settle()
         decay = self.settings.ema_decay
         self._weight = decay * self._weight + (1 - decay)
         for name, parameter in self.parameters.items():

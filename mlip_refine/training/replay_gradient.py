@@ -15,7 +15,7 @@ from torch import Tensor
 from mlip_refine.losses import BatchLoss, LossResult
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.potential.batching import Systems
-from mlip_refine.training.linearised import each_gradient, flat
+from mlip_refine.training.linearised import blank_rows, each_gradient, flat
 from mlip_refine.training.replay_batches import LabelledFrame, labels
 from mlip_refine.training.streaming import accumulate
 
@@ -146,28 +146,36 @@ class _Batch:
         leaves = {name: values.requires_grad_() for name, values in self.outputs().items()}
         results, total = self.evaluated(leaves)
         inputs = list(leaves.values())
-        first = torch.autograd.grad(total, inputs, create_graph=True)
-        second = torch.autograd.grad(torch.stack([g.sum() for g in first]).sum(), inputs)
+        first = torch.autograd.grad(
+            total, inputs, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        # Row sums of the second derivatives: the losses are sums over outputs, so these are diagonal.
+        sums = torch.stack([g.sum() for g in first]).sum()
+        second = (
+            torch.autograd.grad(sums, inputs, allow_unused=True, materialize_grads=True)
+            if sums.requires_grad
+            else [torch.zeros_like(x) for x in inputs]
+        )
         slopes = {name: g.detach() for name, g in zip(leaves, first, strict=True)}
         roots = {name: (d.clamp(min=0) / SIGNS).sqrt() for name, d in zip(leaves, second, strict=True)}
-        gradient, rows = torch.zeros((), device=self.potential.device), list[Tensor]()
+        gradient = torch.zeros((), dtype=self.potential.dtype)
+        rows = blank_rows(self.potential, SIGNS * len(self.structures))
         for i, structure in enumerate(self.structures):
-            found = self.potential.evaluate(
-                self.potential.graphs.collate([structure]), self.probes, create_graph=True
-            )
-            place = {name: self.rows(name, slice(i, i + 1)) for name in found}
-            weights = [[slopes[name][place[name]] for name in found]]
-            weights += [
-                [roots[name][place[name]] * _random_signs(found[name], signs) for name in found]
-                for _ in range(SIGNS)
-            ]
-            one, *others = (
-                flat(self.parameters, g)
-                for g in each_gradient(list(found.values()), self.parameters, weights)
-            )
+
+            def gradients(_: slice, graphs: Graphs, i: int = i) -> list[Gradients]:
+                found = self.potential.evaluate(graphs, self.probes, create_graph=True)
+                place = {name: self.rows(name, slice(i, i + 1)) for name in found}
+                weights = [[slopes[name][place[name]] for name in found]]
+                weights += [
+                    [roots[n][place[n]] * _random_signs(found[n], signs) for n in found] for _ in range(SIGNS)
+                ]
+                return list(each_gradient(list(found.values()), self.parameters, weights))
+
+            (found,) = self.potential.in_chunks(Work.FORCES_GRADIENT, [structure], gradients)
+            one, *others = (flat(self.parameters, g) for g in found)
             gradient = gradient + one
-            rows += others
-        return results, gradient, torch.stack(rows)
+            rows[SIGNS * i : SIGNS * (i + 1)] = torch.stack(others)
+        return results, gradient, rows
 
     def outputs(self) -> dict[str, Tensor]:
         """What the losses ask for, of the whole batch, without a graph."""

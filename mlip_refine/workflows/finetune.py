@@ -171,6 +171,7 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     losses = build_losses(config.losses)
     if not losses:
         raise InputError("there is nothing to do: the config has no losses", where=config.where("losses"))
+    _require_squares(config, losses)
     potential = load_potential(config)
     if not potential.trainable_parameters():
         where = config.where("potential", "freeze") or config.where("potential")
@@ -182,7 +183,6 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
         raise InputError(
             "a loss needs labelled frames, but the config has no section replay", where=config.where("losses")
         )
-    _require_squares(config, losses)
     buffer = _replay_buffer(config, replay)
     make_schedule(config.training, losses, buffer, config.where("training", "schedule"))
     require_shift(config, potential, buffer, points.values())
@@ -201,7 +201,7 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
 
 def _require_squares(config: Config, losses: Sequence[Loss]) -> None:
     """Refuse losses that the optimiser cannot linearise."""
-    others = [loss.name for loss in losses if not (loss.squares or isinstance(loss, BatchLoss))]
+    others = [loss.name for loss in losses if not loss.squares]
     if config.training.optimiser == "gauss_newton" and others:
         raise InputError(
             f"loss {others[0]!r} is no mean of squared deviations from targets",

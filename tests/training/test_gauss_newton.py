@@ -11,10 +11,12 @@ from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import FreeEnergyDifference, build_losses
 from mlip_refine.losses.free_energy_difference import FreeEnergyDifferenceOptions
 from mlip_refine.losses.replay import Replay, ReplayOptions
+from mlip_refine.potential import batching
 from mlip_refine.quantities import Measured
-from mlip_refine.training import gauss_newton, replay_gradient
+from mlip_refine.training import gauss_newton, linearised, loop, replay_gradient
 from mlip_refine.training.gauss_newton import FLOOR, GaussNewton, QuadraticModel
-from mlip_refine.training.linearised import ensemble_rows, potential_rows, scaled_residuals
+from mlip_refine.training.linearised import blank_rows, ensemble_rows, potential_rows, scaled_residuals
+from mlip_refine.training.loop import ProposedStep
 from mlip_refine.training.replay_gradient import backpropagate_batch, batch_value, linearise_batch
 from mlip_refine.training.streaming import (
     backpropagate,
@@ -24,6 +26,7 @@ from mlip_refine.training.streaming import (
     probe_energies,
     wanted_probes,
 )
+from mlip_refine.training.trust_region import Settled
 
 TARGETS = [
     {"temperature": "600 K", "lattice": [2.95, 4.68], "constants": {"C11": 160, "C13": 70, "C44": 45}},
@@ -63,7 +66,8 @@ def _gradient(potential):
     return torch.cat([g.flatten() for g in grads])
 
 
-def test_rows_give_the_streamed_gradient(titanium, drawn):
+@pytest.mark.parametrize("chunk_atoms", [20, 900])
+def test_rows_give_the_streamed_gradient(titanium, drawn, monkeypatch, chunk_atoms):
     """2 Σ s ∂s is ∂ of the weighted losses, to 1e-9; the squares add up to the losses."""
     losses, ensembles = drawn
     probes = _probes(titanium, losses, ensembles)
@@ -71,22 +75,20 @@ def test_rows_give_the_streamed_gradient(titanium, drawn):
     for source, adjoint in adjoints.items():
         backpropagate(titanium, ensembles[source].structures, adjoint)
     wanted = _gradient(titanium)
-    same, found = ensemble_rows(titanium, losses, ensembles, probes)
-    gradient = sum(2 * values @ rows for values, rows in found)
-    assert float((gradient - wanted).norm()) < 1e-9 * float(wanted.norm())
-    for loss, (values, rows) in zip(losses, found, strict=True):
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", chunk_atoms)
+    same, (values, rows) = ensemble_rows(titanium, losses, ensembles, probes)
+    assert float((2 * values @ rows - wanted).norm()) < 1e-9 * float(wanted.norm())
+    assert len(rows) == len(values) == 9
+    for loss, part in zip(losses, values.split([8, 1]), strict=True):
         total = loss.weight * float(results[loss.name].value.detach())
-        assert float(values.square().sum()) == pytest.approx(total, rel=1e-12)
+        assert float(part.square().sum()) == pytest.approx(total, rel=1e-12)
         assert same[loss.name].components == results[loss.name].components
-        assert len(rows) == len(values)
-    assert [len(values) for values, _ in found] == [8, 1]
 
 
 def test_a_row_equals_finite_differences(titanium, drawn):
     """Of all residuals along a random direction, to 1e-4 of the largest."""
     losses, ensembles = drawn
-    _, found = ensemble_rows(titanium, losses, ensembles, _probes(titanium, losses, ensembles))
-    rows = torch.cat([rows for _, rows in found])
+    _, (_, rows) = ensemble_rows(titanium, losses, ensembles, _probes(titanium, losses, ensembles))
     generator = torch.Generator().manual_seed(3)
     named = titanium.trainable_parameters()
     direction = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in named.items()}
@@ -203,13 +205,23 @@ def _objective(potential, shape, wanted):
     return lambda: float(_residuals(potential, shape, wanted).square().sum())
 
 
+class _Trial:
+    """Steps that are judged by a function."""
+
+    def __init__(self, objective, settle=lambda: 1.0):
+        self.objective, self.settle, self.refused = objective, settle, 0
+
+    def refuse(self):
+        self.refused += 1
+
+
 def test_one_step_with_little_damping_meets_linear_targets():
     potential, shape, wanted = _linear()
     optimiser = GaussNewton(potential, Training(optimiser="gauss_newton", damping=1e-8), 0)
     optimiser._add_squares((_residuals(potential, shape, wanted), shape))
     objective = _objective(potential, shape, wanted)
     before = objective()
-    norm = optimiser.step(lambda: 1.0, objective)
+    norm = optimiser.step(_Trial(objective))
     assert norm > 1
     assert objective() < 1e-10 * before
     assert optimiser.damping == pytest.approx(1e-8 / gauss_newton.FACTOR)
@@ -227,16 +239,18 @@ def test_a_step_that_does_harm_is_made_shorter_until_it_helps():
     optimiser = GaussNewton(potential, Training(optimiser="gauss_newton", damping=1e-2), 0)
     optimiser._add_squares((_residuals(potential, shape, wanted), shape))
     before = objective()
-    optimiser.step(lambda: 1.0, stiff)
+    optimiser.step(_Trial(stiff))
     assert 0 < float((potential.parameters()["p"] - start).norm()) <= 0.1
     assert objective() < before
     assert optimiser.damping > 1e-1
-    here, calls = potential.parameters()["p"], []
+    here, damping = potential.parameters()["p"], optimiser.damping
     optimiser.zero_grad()
     optimiser._add_squares((_residuals(potential, shape, wanted), shape))
-    optimiser.step(lambda: calls.append(0) or 1.0, lambda: math.nan)
+    trial = _Trial(lambda: math.nan)
+    optimiser.step(trial)
     assert torch.equal(potential.parameters()["p"], here)
-    assert len(calls) == gauss_newton.TRIES + 1
+    assert trial.refused == 1
+    assert optimiser.damping == pytest.approx(gauss_newton.FACTOR * damping)
 
 
 def test_shortened_steps_are_damped_more():
@@ -249,7 +263,7 @@ def test_shortened_steps_are_damped_more():
         potential.set_parameters({"p": torch.lerp(start, potential.parameters()["p"], 0.3)})
         return 0.3
 
-    optimiser.step(settle, _objective(potential, shape, wanted))
+    optimiser.step(_Trial(_objective(potential, shape, wanted), settle))
     assert optimiser.damping == pytest.approx(1e-3 * gauss_newton.FACTOR)
 
 
@@ -269,16 +283,37 @@ def test_refusals(monkeypatch):
     optimiser._add_squares((_residuals(potential, shape, wanted) * math.inf, shape))
     before = potential.parameters()["p"]
     with pytest.raises(MlipRefineError, match="not finite"):
-        optimiser.step(lambda: 1.0, lambda: 0.0)
+        optimiser.step(_Trial(lambda: 0.0))
     assert torch.equal(potential.parameters()["p"], before)
-    monkeypatch.setattr(gauss_newton, "LARGEST", 1e-7)
+    monkeypatch.setattr(linearised, "LARGEST", 1e-8)
+    sized = SimpleNamespace(trainable_parameters=potential.trainable_parameters, dtype=torch.float64)
     with pytest.raises(MlipRefineError, match=r"make replay\.batch_size smaller"):
-        optimiser._add_squares((wanted, shape))
+        blank_rows(sized, 7)
     with pytest.raises(MlipRefineError, match="frozen"):
         GaussNewton(SimpleNamespace(trainable_parameters=dict), Training(optimiser="gauss_newton"), 0)
     unsquared = SimpleNamespace(name="pft", weight=1.0)
     with pytest.raises(MlipRefineError, match="'pft' gave no residuals"):
         scaled_residuals(unsquared, SimpleNamespace(residuals=None))
+    off = SimpleNamespace(residuals=torch.ones(3), value=torch.tensor(1.1))
+    with pytest.raises(MlipRefineError, match=r"is 1\.1, but the mean square of its residuals 1"):
+        scaled_residuals(unsquared, off)
+
+
+def test_a_refused_step_samples_anew_what_was_too_poor(monkeypatch):
+    """Sources that were exhausted at any length of the step; energies are those before it."""
+    ends = iter([Settled(0.01, {"a": 1}, ("a",)), Settled(0.02, {"a": 2}, ("b",))])
+    region = SimpleNamespace(settle=lambda *_: next(ends))
+    monkeypatch.setattr(loop, "TrustRegion", lambda _: region)
+    trainer = SimpleNamespace(
+        potential=SimpleNamespace(parameters=dict),
+        settings=SimpleNamespace(trust_region=True),
+        sampler=SimpleNamespace(policy=SimpleNamespace(threshold=0.5)),
+        ensembles=SimpleNamespace(current={"a": 0, "b": 0, "c": 0}, energies={"a": 5}),
+    )
+    step = ProposedStep(trainer, {"a": 0.51})
+    assert (step.settle(), step.settle()) == (0.01, 0.02)
+    step.refuse()
+    assert step.end == Settled(0.0, {"a": 5}, ("a", "b"))
 
 
 @pytest.mark.parametrize(

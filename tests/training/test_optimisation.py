@@ -131,7 +131,7 @@ def test_a_shortened_step_is_what_is_averaged():
 
     _pull(whole)
     _pull(half)
-    assert one.step() == two.step(shorten)
+    assert one.step() == two.step(SimpleNamespace(settle=shorten))
     assert torch.allclose(half.named["p0"], 0.5 * (start + whole.named["p0"]))
     assert torch.allclose(two.averaged()["p0"], half.named["p0"].detach())
     moments = [o.adam.state_dict()["state"][0]["exp_avg"] for o in (one, two)]

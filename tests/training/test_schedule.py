@@ -29,7 +29,7 @@ from mlip_refine.sampling import Length, MDSettings
 from mlip_refine.training.ensembles import Draw
 from mlip_refine.training.following import FollowedEnsembles
 from mlip_refine.training.loop import Trainer
-from mlip_refine.training.optimisation import Optimiser
+from mlip_refine.training.optimisation import AdamW
 from mlip_refine.training.replay_batches import LabelledFrame
 from mlip_refine.training.replay_gradient import backpropagate_batch
 from mlip_refine.training.resampling import EnsembleSampler, Policy, stage_seed
@@ -273,7 +273,7 @@ def test_joint_is_one_update_from_the_summed_gradients(make):
     again = make()
     potential, settings = again.potential, trainer.settings
     ensembles = again.sampler.initial(potential, [HOT])
-    optimiser = Optimiser(potential, settings)
+    optimiser = AdamW(potential, settings)
     spread, stiffness, replay = again.losses
     for _ in range(settings.steps):
         optimiser.zero_grad()

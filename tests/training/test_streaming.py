@@ -159,13 +159,22 @@ def test_a_chunk_that_runs_out_of_memory_is_counted_once(titanium, matched, cram
     assert len(capsys.readouterr().err.splitlines()) == len(kinds)
     assert max(limited.sizes) > 40
     assert all(titanium.chunker.limit(work).atoms <= 40 for work in kinds)
-    limited.sizes.clear()
-    source, ensemble = next(iter(ensembles.items()))
-    backpropagate(titanium, ensemble.structures, {"energy": torch.zeros(4)})
-    assert max(limited.sizes) <= 40, source
-    assert capsys.readouterr().err == ""
     scale = _norm(whole)
     assert _norm({n: halved[n] - whole[n] for n in whole}) < 1e-12 * scale
+    limited.sizes.clear()
+    source, ensemble = next(iter(ensembles.items()))
+    backpropagate(titanium, ensemble.structures, {"energy": torch.ones(4)})
+    assert max(limited.sizes) <= 40, source
+    assert capsys.readouterr().err == ""
+
+
+def test_frames_without_an_adjoint_cost_nothing(titanium, matched, cramped):
+    _, ensembles = matched
+    ensemble, seen = next(iter(ensembles.values())), cramped(1000, backward=False)
+    backpropagate(titanium, ensemble.structures, {"energy": torch.tensor([0.0, 1.0, 0.0, 0.0])})
+    assert seen.sizes == [16]
+    backpropagate(titanium, ensemble.structures, {"energy": torch.zeros(4)})
+    assert seen.sizes == [16]
 
 
 def test_a_single_frame_that_does_not_fit_is_named(titanium, matched, cramped):

@@ -17,6 +17,7 @@ from mlip_refine.config import dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling.engine import MolecularDynamics
+from mlip_refine.training.gauss_newton import GaussNewton
 from mlip_refine.workflows import finetune as workflow
 from mlip_refine.workflows.finetune import (
     FinetuneResult,
@@ -194,7 +195,18 @@ def test_gauss_newton_meets_its_target_in_two_updates_and_resumes(tiny, monkeypa
         "sampling": {"n_eff_threshold": 0.3},
         "evaluation": {"cell_iterations": 4},
     }
-    whole = finetune(tiny(name="whole", **changes))
+    seen, step = [], GaussNewton.step
+
+    def noted(optimiser, trial) -> float:
+        seen.append((trial.objective(), optimiser._value))
+        return step(optimiser, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GaussNewton, "step", noted)
+        whole = finetune(tiny(name="whole", **changes))
+    assert len(seen) == 3
+    for objective, added in seen:
+        assert objective == pytest.approx(added, rel=1e-10)
     lines = _log(whole.folder)
     distances = [line["losses"]["low"] for line in lines]
     assert distances[2] < 0.05**2 * distances[0]
@@ -204,6 +216,14 @@ def test_gauss_newton_meets_its_target_in_two_updates_and_resumes(tiny, monkeypa
     again = finetune(config, resume=True)
     for name, value in again.potential.parameters().items():
         assert torch.equal(value, whole.potential.parameters()[name]), name
+
+
+def test_gauss_newton_takes_losses_on_targets_alone(tiny):
+    losses = [{"type": "phonon_hvp", "data": "nowhere.csv"}]
+    config = tiny(losses=losses, training={"optimiser": "gauss_newton", "ema_decay": 0.9})
+    with pytest.raises(InputError, match="'phonon_hvp' is no mean of squared deviations"):
+        prepare(config, resume=False)
+    assert not config.run_folder.exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, monkeypatch):
