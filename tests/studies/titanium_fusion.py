@@ -98,12 +98,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return None
 
     def relative(name: str) -> tuple[float, float]:
-        deviations = [abs(r[name]["value"] / r[name]["measured"] - 1) for r in rows]
-        return float(np.mean(deviations)), float(np.mean([r[name]["se"] / r[name]["measured"] for r in rows]))
+        deviations, errors = zip(*(_relative(r, name) for r in rows), strict=True)
+        return float(np.mean(deviations)), float(np.mean(errors))
 
     worst = {n: max((abs(r[n]["value"] - r[n]["measured"]), r[n]["se"]) for r in rows) for n in CONSTANTS}
     moduli = {n: relative(n) for n in MODULI}
-    lattice = {n: relative(n) for n in "ac"}
+    lattice = {n: max(_relative(r, n) for r in rows) for n in "ac"}
     return {
         "moduli": moduli,
         "mean_moduli": float(np.mean([m[0] for m in moduli.values()])),
@@ -111,6 +111,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "largest": worst,
         "lattice": lattice,
     }
+
+
+def _relative(row: dict[str, Any], name: str) -> tuple[float, float]:
+    """Deviation of a quantity and its error, both in units of what was measured."""
+    found = row[name]
+    return abs(found["value"] / found["measured"] - 1), found["se"] / found["measured"]
 
 
 def markdown(results: dict[str, dict[str, Any]], potentials: Sequence[Potential]) -> str:
@@ -130,7 +136,11 @@ def markdown(results: dict[str, dict[str, Any]], potentials: Sequence[Potential]
                 mean = f"{100 * found['mean_moduli']:.1f} ({100 * found['mean_moduli_se']:.1f})"
                 cells = [name, group, *percent, mean, f"{constant} {value:.1f} ({se:.1f})", *lattice]
                 lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Mean absolute deviations in %, mean standard errors in parentheses.", ""]
+    lines += [
+        "",
+        "Deviations in %, standard errors in parentheses: of moduli the means, of a and c the largest.",
+        "",
+    ]
     lines += [
         "| potential | energy MAE, meV/atom | forces MAE, meV/Å | stress MAE, GPa |",
         "|---|---|---|---|",
