@@ -13,7 +13,7 @@ by Adam. So targets are approached along directions that labelled frames do not 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, LossResu
 from mlip_refine.potential import Potential
 from mlip_refine.training.ensembles import Ensemble
 from mlip_refine.training.linearised import Rows, ensemble_rows, potential_rows
+from mlip_refine.training.optimisation import Trial, trained
 from mlip_refine.training.replay_batches import LabelledFrame
 from mlip_refine.training.replay_gradient import linearise_batch
 from mlip_refine.training.streaming import Probes
@@ -47,19 +48,6 @@ BLOCK = 4096
 """Parameters that are turned to double precision at a time."""
 
 
-class Trial(Protocol):
-    """What is known of a proposed step before it is taken."""
-
-    def settle(self) -> float:
-        """Shorten the step where it leads too far; the part of it that is left."""
-
-    def objective(self) -> float:
-        """Weighted sum of the losses where the parameters are now, on the frames of this update."""
-
-    def refuse(self) -> None:
-        """Know that no step was taken, and the parameters are what they were."""
-
-
 class GaussNewton:
     """Damped Gauss-Newton steps on everything that was added since the last one.
 
@@ -80,9 +68,7 @@ class GaussNewton:
             MlipRefineError: If nothing is trainable.
         """
         self.potential = potential
-        self.parameters = potential.trainable_parameters()
-        if not self.parameters:
-            raise MlipRefineError("every parameter is frozen: there is nothing to train")
+        self.parameters = trained(potential)
         self.damping = settings.damping
         self._signs = torch.Generator().manual_seed(seed)
         self.zero_grad()

@@ -30,7 +30,8 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
 from mlip_refine.training.following import FollowedEnsembles
-from mlip_refine.training.optimisation import make_optimiser
+from mlip_refine.training.gauss_newton import GaussNewton
+from mlip_refine.training.optimisation import AdamW
 from mlip_refine.training.replay_batches import LabelledFrame
 from mlip_refine.training.replay_gradient import batch_value
 from mlip_refine.training.resampling import EnsembleSampler
@@ -128,13 +129,18 @@ class Trainer:
         """Sort the losses, make the schedule and the optimiser."""
         self._started = time.monotonic()
         self.schedule = make_schedule(self.settings, self.losses, self.replay)
-        self.optimiser = make_optimiser(self.potential, self.settings, self.sampler.seed)
+        self.optimiser = self._optimiser()
         self.thermal = Thermal(self.sampler)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
         self.potential_losses = [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
         self.ensembles = FollowedEnsembles(self.sampler, self.ensemble_losses)
         self.wanted = wanted_probes(self.ensemble_losses)
+
+    def _optimiser(self) -> AdamW | GaussNewton:
+        if self.settings.optimiser == "gauss_newton":
+            return GaussNewton(self.potential, self.settings, self.sampler.seed)
+        return AdamW(self.potential, self.settings)
 
     def run(self) -> None:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""

@@ -1,8 +1,8 @@
-"""Optimisers: AdamW with clipped gradients and a running mean of the parameters, or Gauss-Newton."""
+"""AdamW with clipped gradients, and a running mean of the parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +12,34 @@ from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, LossResult, PotentialLoss
 from mlip_refine.potential import Potential
 from mlip_refine.training.ensembles import Ensemble
-from mlip_refine.training.gauss_newton import GaussNewton, Trial
 from mlip_refine.training.replay_batches import LabelledFrame
 from mlip_refine.training.replay_gradient import backpropagate_batch
 from mlip_refine.training.streaming import Probes, backpropagate, ensemble_losses
+
+
+class Trial(Protocol):
+    """What is known of a proposed step before it is taken."""
+
+    def settle(self) -> float:
+        """Shorten the step where it leads too far; the part of it that is left."""
+
+    def objective(self) -> float:
+        """Weighted sum of the losses where the parameters are now, on the frames of this update."""
+
+    def refuse(self) -> None:
+        """Know that no step was taken, and the parameters are what they were."""
+
+
+def trained(potential: Potential) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by name.
+
+    Raises:
+        MlipRefineError: There are none.
+    """
+    parameters = potential.trainable_parameters()
+    if not parameters:
+        raise MlipRefineError("every parameter is frozen: there is nothing to train")
+    return parameters
 
 
 class AdamW:
@@ -28,9 +52,7 @@ class AdamW:
             MlipRefineError: If nothing is trainable.
         """
         self.potential = potential
-        self.parameters = potential.trainable_parameters()
-        if not self.parameters:
-            raise MlipRefineError("every parameter is frozen: there is nothing to train")
+        self.parameters = trained(potential)
         self.settings = settings
         self.adam = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -123,14 +145,3 @@ class AdamW:
         for name, total in state["sum"].items():
             self._sum[name].copy_(total)
         self._weight, self._taken = float(state["weight"]), int(state["taken"])
-
-
-def make_optimiser(potential: Potential, settings: Training, seed: int) -> AdamW | GaussNewton:
-    """The optimiser of a training.
-
-    Raises:
-        MlipRefineError: If nothing is trainable.
-    """
-    if settings.optimiser == "gauss_newton":
-        return GaussNewton(potential, settings, seed)
-    return AdamW(potential, settings)
