@@ -211,12 +211,11 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
     def backpropagate(self, potential: Potential) -> LossResult:
         """As of any loss, but the graphs of one cell are gone before those of the next are made."""
         count = sum(self.count(cell) for cell in self.cells)
-        scores = []
-        for cell in self.cells:
-            score = self.score(cell, self._values(potential, cell, create_graph=True))
-            (self.weight * score.deviations.square().sum() / count).backward()
-            scores.append(score.detached())
-        return self.result(scores)
+
+        def add(deviations: Tensor) -> None:
+            (self.weight * deviations.square().sum() / count).backward()
+
+        return self.linearise(potential, add)
 
     def linearise(self, potential: Potential, add: Callable[[Tensor], None]) -> LossResult:
         """As of any loss, cell by cell."""

@@ -60,7 +60,7 @@ def potential_rows(potential: Potential, loss: PotentialLoss) -> tuple[LossResul
 
     def add(residuals: Tensor) -> None:
         rows = blank_rows(potential, len(residuals))
-        for row, found in zip(rows, _each_in(parameters, residuals), strict=True):
+        for row, found in zip(rows, _each_residual(residuals, parameters), strict=True):
             row.copy_(flat(parameters, found))
         parts.append(rows)
 
@@ -103,20 +103,33 @@ def blank_rows(potential: Potential, k: int) -> Tensor:
 
 
 def each_gradient(
-    values: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]
+    values: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    *,
+    keep: bool = False,
 ) -> list[tuple[Tensor | None, ...]]:
-    """Gradients of several weighted sums of the same values, from one graph, which then goes.
+    """Gradients of several weighted sums of the same values, from one graph.
 
     Args:
         values: What all sums are made of.
         inputs: What they are differentiated in.
         weights: Of every sum, one tensor for each of the values.
+        keep: Whether the graph is needed again.
     """
     last = len(weights) - 1
     return [
-        torch.autograd.grad(list(values), inputs, list(w), retain_graph=k < last, allow_unused=True)
+        torch.autograd.grad(list(values), inputs, list(w), retain_graph=keep or k < last, allow_unused=True)
         for k, w in enumerate(weights)
     ]
+
+
+def _each_residual(
+    residuals: Tensor, inputs: Sequence[Tensor], *, keep: bool = False
+) -> list[tuple[Tensor | None, ...]]:
+    """Gradients of each of the residuals `[k]`."""
+    chosen = torch.eye(len(residuals), dtype=residuals.dtype, device=residuals.device)
+    return each_gradient([residuals], inputs, [[one] for one in chosen], keep=keep)
 
 
 def flat(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
@@ -125,29 +138,12 @@ def flat(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Te
     return torch.cat([part.detach().reshape(-1) for part in parts]).cpu()
 
 
-def _each_in(
-    inputs: Sequence[Tensor], residuals: Tensor, *, keep: bool = False
-) -> list[tuple[Tensor | None, ...]]:
-    """Gradients of each of the residuals `[k]`.
-
-    Args:
-        inputs: What they are differentiated in.
-        residuals: From one graph.
-        keep: Whether the graph is needed again.
-    """
-    last = len(residuals) - 1
-    return [
-        torch.autograd.grad(one, inputs, retain_graph=keep or k < last, allow_unused=True)
-        for k, one in enumerate(residuals)
-    ]
-
-
 def _add_rows(
     potential: Potential, structures: Sequence[Structure], residuals: Tensor, leaves: Probes, rows: Tensor
 ) -> None:
     """Add what the frames of one ensemble contribute to the rows."""
     names = [name for name in leaves if not name.endswith("_known")]
-    gradients = _each_in([leaves[name] for name in names], residuals, keep=True)
+    gradients = _each_residual(residuals, [leaves[name] for name in names], keep=True)
     for work, group in work_of(names).items():
         places = [names.index(name) for name in group]
         # A residual of another ensemble has no gradient here.
