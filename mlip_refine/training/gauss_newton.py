@@ -32,6 +32,9 @@ from mlip_refine.training.streaming import Probes
 TRIES = 6
 """Most steps that are tried in one update, each shorter than the one before."""
 
+FEWEST = 0.05
+"""Effective frames, in whole draws, without which frames do not tell the objective at the end of a step."""
+
 POOR, GOOD = 0.25, 0.75
 """Gain, in parts of what the quadratic model promised, below and above which the damping grows and falls."""
 
@@ -134,7 +137,7 @@ class GaussNewton:
         for _ in range(TRIES):
             proposed = model.step(damping)
             self._move(start, proposed)
-            alpha = trial.settle()
+            alpha = trial.settle(FEWEST)
             promised = model.change(alpha * proposed)
             gain = (trial.objective() - self._value) / promised if promised < 0 else 0.0
             if gain > 0:

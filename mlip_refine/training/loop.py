@@ -45,9 +45,6 @@ from mlip_refine.training.streaming import (
 from mlip_refine.training.thermal import Thermal
 from mlip_refine.training.trust_region import Settled, TrustRegion
 
-FEWEST = 0.05
-"""Effective frames, in whole draws, below which they do not tell whether a step did good."""
-
 
 @dataclass(frozen=True)
 class StepReport:
@@ -344,24 +341,23 @@ class ProposedStep:
         self._start = self.trainer.potential.parameters()
         self._exhausted: set[EnsembleSource] = set()
 
-    def settle(self) -> float:
-        """Keep enough effective frames, if the trust region is wanted."""
+    def settle(self, fewest: float = 0.0) -> float:
+        """Keep enough effective frames, of every draw at least `fewest`, and more in a trust region."""
         trainer = self.trainer
-        if trainer.settings.trust_region and self.n_eff:
-            region = TrustRegion(trainer.sampler.policy.threshold)
+        threshold = trainer.sampler.policy.threshold if trainer.settings.trust_region else 0.0
+        if max(threshold, fewest) > 0 and self.n_eff:
+            region = TrustRegion(max(threshold, fewest))
             self.end = region.settle(trainer.potential, self._start, trainer.ensembles.current, self.n_eff)
             self._exhausted.update(self.end.exhausted)
         return self.end.alpha
 
     def objective(self) -> float:
-        """The losses at its end; infinite where they cannot be told, or hardly any frame counts."""
+        """The losses at its end; infinite where they cannot be told."""
         trainer, current = self.trainer, self.trainer.ensembles.current
         missing = {s: e for s, e in current.items() if s not in self.end.energies}
         energies = {**self.end.energies, **probe_energies(trainer.potential, missing)}
         self.end = replace(self.end, energies=energies)
         if not all(bool(e.isfinite().all()) for e in energies.values()):
-            return math.inf
-        if any(current[s].n_eff(e) < FEWEST for s, e in energies.items()):
             return math.inf
         try:
             return trainer.objective({s: energies[s] for s in current})

@@ -20,8 +20,12 @@ from mlip_refine.training.streaming import Probes, backpropagate, ensemble_losse
 class Trial(Protocol):
     """What is known of a proposed step before it is taken."""
 
-    def settle(self) -> float:
-        """Shorten the step where it leads too far; the part of it that is left."""
+    def settle(self, fewest: float = 0.0) -> float:
+        """Shorten the step where it leads too far; the part of it that is left.
+
+        Args:
+            fewest: Effective frames, in whole draws, that every state must have at its end in any case.
+        """
 
     def objective(self) -> float:
         """Weighted sum of the losses where the parameters are now, on the frames of this update."""

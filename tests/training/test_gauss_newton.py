@@ -208,7 +208,7 @@ def _objective(potential, shape, wanted):
 class _Trial:
     """Steps that are judged by a function."""
 
-    def __init__(self, objective, settle=lambda: 1.0):
+    def __init__(self, objective, settle=lambda fewest: 1.0):
         self.objective, self.settle, self.refused = objective, settle, 0
 
     def refuse(self):
@@ -259,7 +259,7 @@ def test_shortened_steps_are_damped_more():
     optimiser._add_squares((_residuals(potential, shape, wanted), shape))
     start = potential.parameters()["p"]
 
-    def settle() -> float:
+    def settle(fewest: float) -> float:
         potential.set_parameters({"p": torch.lerp(start, potential.parameters()["p"], 0.3)})
         return 0.3
 
@@ -314,6 +314,29 @@ def test_a_refused_step_samples_anew_what_was_too_poor(monkeypatch):
     assert (step.settle(), step.settle()) == (0.01, 0.02)
     step.refuse()
     assert step.end == Settled(0.0, {"a": 5}, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("trust_region", "fewest", "thresholds"),
+    [(True, 0.05, [0.5]), (True, 0.0, [0.5]), (False, 0.05, [0.05]), (False, 0.0, [])],
+)
+def test_frames_must_tell_what_a_step_did(monkeypatch, trust_region, fewest, thresholds):
+    """Gauss-Newton keeps some frames also without a trust region, AdamW does not look."""
+    asked = []
+
+    def region(threshold):
+        asked.append(threshold)
+        return SimpleNamespace(settle=lambda *_: Settled(0.4, {}, ()))
+
+    monkeypatch.setattr(loop, "TrustRegion", region)
+    trainer = SimpleNamespace(
+        potential=SimpleNamespace(parameters=dict),
+        settings=SimpleNamespace(trust_region=trust_region),
+        sampler=SimpleNamespace(policy=SimpleNamespace(threshold=0.5)),
+        ensembles=SimpleNamespace(current={}),
+    )
+    assert ProposedStep(trainer, {"a": 1.0}).settle(fewest) == (0.4 if thresholds else 1.0)
+    assert asked == thresholds
 
 
 @pytest.mark.parametrize(
