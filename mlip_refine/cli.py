@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console(highlight=False)
+# Tables that go to a file are not cut to the width of a terminal.
+FILE_WIDTH = 160
+out = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 # What typer makes of Ctrl-C.
 INTERRUPTED = 130

@@ -14,6 +14,10 @@ class MlipRefineError(Exception):
     exit_code = 1
 
 
+class OutOfMemoryError(MlipRefineError):
+    """A single system does not fit into the memory of the device, as it is now."""
+
+
 class InputError(MlipRefineError):
     """Something that the user gave (file, key, value, option) cannot be used.
 

@@ -40,7 +40,7 @@ class Measured:
 
     Attributes:
         value: The estimate.
-        se: Its standard error, one sigma, in the same unit.
+        se: Its standard error, one sigma, in the same unit; not a number where it is not known.
         unit: Unit of both, such as ``meV/atom``.
     """
 
@@ -70,6 +70,11 @@ class Measured:
         """Return the value with its error in the last two digits: ``-8.91(23) meV/atom``."""
         return f"{_with_error(self.value, self.se)} {self.unit}".rstrip()
 
+    @property
+    def known_se(self) -> float | None:
+        """The standard error as files have it: None where it is not known."""
+        return None if math.isnan(self.se) else self.se
+
     def _same_unit(self, other: "Measured") -> None:
         if self.unit != other.unit:
             raise InputError(
@@ -79,6 +84,8 @@ class Measured:
 
 def _with_error(value: float, se: float) -> str:
     """Write a value with two significant digits of its error in parentheses."""
+    if math.isfinite(value) and math.isnan(se):
+        return f"{value:.4g}(?)"
     if not (math.isfinite(value) and math.isfinite(se)):
         return f"{value:.6g} ± {se:.2g}"
     if se <= 0:

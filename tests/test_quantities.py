@@ -24,6 +24,7 @@ def test_constants_against_codata():
         (1.5, 1.26, "1.5(1.3) K"),
         (1.5, 0.0, "1.5(0) K"),
         (math.nan, 1.0, "nan ± 1 K"),
+        (30.0, math.nan, "30(?) K"),
     ],
 )
 def test_a_measured_value_shows_its_error(value, se, text):

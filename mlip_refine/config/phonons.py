@@ -104,7 +104,7 @@ class Phonons(Section):
         description="Lattice thermal conductivity by phono3py, from exact third derivatives; null: none.",
     )
     export: bool = Field(
-        False, description="Write force constants as phonopy.yaml and, of third order, as HDF5 of phono3py."
+        False, description="Write force constants as phonopy.yaml; with conductivity, as HDF5 of phono3py."
     )
     baseline: str | None = Field(
         None,

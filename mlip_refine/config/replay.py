@@ -15,5 +15,8 @@ class Replay(Section):
     stress_key: str = Field(
         "REF_stress", min_length=1, description="Key of the stress, eV/Å³, tensile positive."
     )
+    functional: str | None = Field(
+        None, description="Of the labels, such as PBE: phonons of another one are named when trained on."
+    )
     max_frames: Count | None = Field(None, description="Read at most this many training frames; null: all.")
     batch_size: Count = Field(4, description="Frames in one batch.")

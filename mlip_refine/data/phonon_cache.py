@@ -21,7 +21,7 @@ from mlip_refine.data.phonon_symmetry import CrystalSymmetry, Translations
 from mlip_refine.data.phonons import Displacement, PhononMetadata, PhononReference
 from mlip_refine.files import written
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is read from the same files changes."""
 
 
@@ -97,6 +97,7 @@ def _tensors(reference: PhononReference) -> dict[str, Tensor]:
         "positions": torch.from_numpy(atoms.positions),
         "cell": torch.from_numpy(np.array(atoms.cell)),
         "masses": torch.from_numpy(atoms.get_masses()),
+        "magnetic_moments": torch.from_numpy(atoms.get_initial_magnetic_moments()),
         "translations": translations.permutations.int(),
         "primitive_atoms": translations.primitive_atoms,
         "rotations": symmetry.rotations,
@@ -116,6 +117,8 @@ def _rebuilt(header: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: s
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     atoms = Atoms(own["numbers"].numpy(), own["positions"].numpy(), cell=own["cell"].numpy(), pbc=True)
     atoms.set_masses(own["masses"].numpy())
+    if own["magnetic_moments"].any():
+        atoms.set_initial_magnetic_moments(own["magnetic_moments"].numpy())
     energies = header["energies"]
     sets = zip(own["displacements"], own["forces"], energies, strict=True) if energies else ()
     return PhononReference(

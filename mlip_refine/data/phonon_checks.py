@@ -54,7 +54,7 @@ _MEANINGS = {
     ),
     "misfit": (
         "forces of displaced supercells are not what the force constants give",
-        "Check the order of atoms. If displacements are too large to be harmonic, read them with fit=False.",
+        "Check the order of atoms, and that displacements are small enough to be harmonic.",
     ),
     "net_force": (
         "forces of a displaced supercell do not add up to 0",

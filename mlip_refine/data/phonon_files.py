@@ -11,6 +11,8 @@ Files may be compressed (`.xz`, `.lzma`, `.gz`, `.bz2`). What a calculation hold
 import lzma
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -27,7 +29,7 @@ from mlip_refine.data import phonon_folder as place
 from mlip_refine.data.phonon_yaml import Calculation, calculations_of_yaml, with_forces
 from mlip_refine.errors import InputError, MlipRefineError
 
-_PARSER_ERRORS = (
+PARSER_ERRORS = (
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RuntimeError, OSError),
     *(EOFError, NotImplementedError, lzma.LZMAError, zlib.error, tarfile.TarError, yaml.YAMLError),
 )
@@ -71,15 +73,25 @@ def read_calculations(path: Path, files: PhononFiles) -> list[Calculation]:
     """
     if not path.exists():
         raise InputError("no such file or folder", where=str(path), expected="a phonon calculation")
+    with parsing(path), place.unpacked(path) as source:
+        calculations = _read(source, files)
+    return [replace(one, where=str(path)) for one in calculations]
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """Say of a file what libraries say of its content.
+
+    Raises:
+        InputError: In place of what they raise.
+    """
     try:
-        with place.unpacked(path) as source:
-            calculations = _read(source, files)
+        yield
     except MlipRefineError:
         raise
-    except _PARSER_ERRORS as error:
+    except PARSER_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot be read as a phonon calculation ({reason})", where=str(path)) from error
-    return [replace(one, where=str(path)) for one in calculations]
 
 
 def _read(path: Path, files: PhononFiles) -> list[Calculation]:
@@ -163,7 +175,11 @@ def _with_file(calculation: Calculation, path: Path) -> Calculation:
             return replace(calculation, force_constants=parse_FORCE_CONSTANTS(plain))
     text = place.read_text(path)
     if name.startswith("FORCES_FC"):
-        return with_forces(calculation, np.loadtxt(StringIO(text)))
+        table = np.loadtxt(StringIO(text))
+        # Of random displacements each line has the displacement before the force, as in FORCE_SETS.
+        if table.ndim != 2 or table.shape[1] != 2 * 3:
+            return with_forces(calculation, table)
+        text = "\n".join(" ".join(map(repr, line)) for line in table.tolist())
     n_atoms = round(len(calculation.unit_cell) * abs(np.linalg.det(_supercell_matrix(calculation))))
     return calculation.with_dataset(parse_FORCE_SETS_from_strings(text, natom=n_atoms))
 
@@ -173,6 +189,6 @@ def _supercell_matrix(calculation: Calculation) -> NDArray[np.int64]:
         raise InputError(
             "the supercell is not known",
             where=calculation.where or None,
-            fix="Put DIM into phonopy.conf beside the file, or give supercell_matrix.",
+            fix="Put DIM into phonopy.conf beside the file.",
         )
     return calculation.supercell_matrix

@@ -1,7 +1,7 @@
 """Supercells and force constants from what files say: phonopy does it, in eV and Å."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def build(calculation: Calculation, symprec: float) -> Phonopy:
     matrix, axes = calculation.supercell_matrix, calculation.primitive_matrix
     where = calculation.where
     if matrix is None:
-        fix = "Put DIM into phonopy.conf beside the files, or give supercell_matrix."
+        fix = "Put DIM into phonopy.conf beside the files."
         raise InputError("the supercell is not known", where=where, fix=fix)
     if np.shape(matrix) != (3, 3) or not np.array_equal(matrix, np.rint(matrix)):
         found, expected = np.asarray(matrix).tolist(), "3 x 3 integers"
@@ -108,7 +108,11 @@ def _check_listed(calculation: Calculation, supercell: PhonopyAtoms) -> None:
         )
 
 
-def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: bool) -> Tensor | None:
+type Fit = bool | Literal["possible"]
+"""Whether force constants are fitted to forces when no file has them; or where the forces determine them."""
+
+
+def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: Fit) -> Tensor | None:
     """Take or fit force constants, not symmetrised.
 
     Args:
@@ -129,11 +133,13 @@ def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: bool) -> 
     try:
         _fit(phonon, calculation)
     except _PHONOPY_ERRORS as error:
+        if fit == "possible":
+            return None
         reason = " ".join(str(error).split())
         raise InputError(
             f"the forces do not determine force constants ({reason})",
             where=calculation.where,
-            fix="Give more displacements, or read the forces alone with fit=False.",
+            fix="Give more displacements. phonon_hvp with backend: displacements needs no force constants.",
         ) from error
     return torch.from_numpy(np.array(phonon.force_constants))
 
@@ -148,7 +154,7 @@ def _compact(phonon: Phonopy, given: NDArray[np.float64], where: str) -> NDArray
             where=where,
             found=f"shape {list(given.shape)}",
             expected=f"[{n_prim}, {n_atoms}, 3, 3], or [{n_atoms}, {n_atoms}, 3, 3]",
-            fix="Check supercell_matrix, and give the primitive_matrix that they were written with.",
+            fix="Check DIM, and give the PRIMITIVE_AXES that they were written with.",
         )
     rows = full_fc_to_compact_fc(phonon.primitive, given)
     apart = np.abs(compact_fc_to_full_fc(phonon.primitive, rows) - given).max() / np.abs(given).max()

@@ -15,8 +15,8 @@ from phonopy.structure.atoms import PhonopyAtoms
 from torch import Tensor
 
 from mlip_refine.data.phonon_checks import PhononTolerances, check_deviations, deviations
-from mlip_refine.data.phonon_files import PhononFiles, read_calculations
-from mlip_refine.data.phonon_fit import build, force_constants, in_electronvolts
+from mlip_refine.data.phonon_files import PhononFiles, parsing, read_calculations
+from mlip_refine.data.phonon_fit import Fit, build, force_constants, in_electronvolts
 from mlip_refine.data.phonon_folder import plain_name
 from mlip_refine.data.phonon_prototype import reduced_formula, space_group_and_prototype
 from mlip_refine.data.phonon_rest import at_rest, estimated_residual_forces
@@ -28,7 +28,7 @@ from mlip_refine.errors import InputError, nearest
 _NOTICEABLE = 1e-3
 """Residual forces above this, eV/Å, are subtracted before force constants are fitted, too."""
 
-_USUAL = re.compile(r"^(phono(py|3py)(_params|_disp)?|FORCE_SETS|FORCE_CONSTANTS|force_constants)([_-]|$)")
+_USUAL = re.compile(r"^(phono(py|3py)(_params|_disp)?|FORCE_SETS|FORCE_CONSTANTS|force_constants)[_-]?")
 """How phonopy's own names begin."""
 
 
@@ -40,14 +40,15 @@ class PhononSettings:
         files: What the files themselves do not say.
         residual_forces: Of the undisplaced supercell `[N, 3]`, eV/Å, subtracted from all others. None takes
             those of a set without displacement, or else estimates them.
-        fit: Whether force constants are fitted to forces when no file has them.
+        fit: Whether force constants are fitted to forces when no file has them; `possible`: where the forces
+            determine them.
         symprec: How far atoms may be from symmetric places, Å.
         tolerances: Of the checks.
     """
 
     files: PhononFiles = field(default_factory=PhononFiles)
     residual_forces: NDArray[np.float64] | None = None
-    fit: bool = True
+    fit: Fit = True
     symprec: float = 1e-5
     tolerances: PhononTolerances = field(default_factory=PhononTolerances)
 
@@ -100,7 +101,8 @@ def read_phonon_orders(
     given = {"material": own, **(metadata or {})}
     calculations = read_calculations(path, chosen.files)
     names = [own, f"{own}-fc3"][: len(calculations)]
-    return tuple(_reference(one, n, chosen, given) for one, n in zip(calculations, names, strict=True))
+    with parsing(path):
+        return tuple(_reference(one, n, chosen, given) for one, n in zip(calculations, names, strict=True))
 
 
 def calculation_name(path: Path) -> str:
@@ -108,10 +110,7 @@ def calculation_name(path: Path) -> str:
     if path.is_dir():
         return path.resolve().name
     stem = Path(plain_name(path)).stem
-    own = re.sub(
-        r"^(phono(py|3py)(_params|_disp)?|FORCE_SETS|FORCE_CONSTANTS|force_constants)[_-]?", "", stem
-    )
-    return own or path.resolve().parent.name
+    return _USUAL.sub("", stem) or path.resolve().parent.name
 
 
 def _check_known(metadata: Mapping[str, Any]) -> None:
@@ -161,8 +160,12 @@ def phonon_crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetr
 
 
 def _atoms(cell: PhonopyAtoms) -> Atoms:
-    atoms = Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
+    # By number: phonopy tells sites of one element apart as Mn1 and Mn2.
+    atoms = Atoms(cell.numbers, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
     atoms.set_masses(cell.masses)
+    # They lower the symmetry, and with it that of the force constants.
+    if cell.magnetic_moments is not None:
+        atoms.set_initial_magnetic_moments(cell.magnetic_moments)
     return atoms
 
 
@@ -183,7 +186,7 @@ def _harmonic(
     translations: Translations,
     symmetry: CrystalSymmetry,
     *,
-    fit: bool,
+    fit: Fit,
 ) -> tuple[Calculation, Tensor | None, Tensor | None]:
     """Force constants, as they are and symmetrised, and the calculation without its residual forces."""
     raw = force_constants(phonon, calculation, fit=fit)

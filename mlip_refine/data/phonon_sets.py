@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from mlip_refine.errors import InputError, nearest
 from mlip_refine.progress import console, progress
 
 INDEX = "index.csv"
+# Columns of an index, in lower case.
 _NAMES = ("name", "material", "mpid", "material_id")
 _SPLITS = ("split", "pft_split")
-_FREQUENCIES = ("lowest_frequency", "wmin_THz")
+_FREQUENCIES = ("lowest_frequency", "wmin_thz")
 _SPELLINGS = {"valid": "val", "validation": "val"}
 _THIRD = "-fc3"
 """How names of third-order references end."""
@@ -54,7 +56,8 @@ def read_phonon_set(
     """Read many calculations, or one.
 
     An index is a CSV file with a column `file`; it may have `name` (or `mpid`), `split` (or `pft_split`),
-    `lowest_frequency` (or `wmin_THz`), and text fields of `PhononMetadata` such as `functional`. A folder is
+    `lowest_frequency` (or `wmin_THz`), and text fields of `PhononMetadata` such as `functional`. Case and
+    spaces of its header do not matter. A folder is
     read by its `index.csv`, or else with all archives, YAML files and folders of calculations in it.
 
     Args:
@@ -101,7 +104,7 @@ def read_phonon_set(
             "no phonon calculations are left",
             where=str(path),
             found=f"split {split}, {len(found)} read, {benchmark} of them of the benchmark {KAPPA}",
-            fix="No split takes all." if found and split is not None else None,
+            fix="Say what is what in a column split of the index; no split takes all." if found else None,
         )
     return kept
 
@@ -134,12 +137,12 @@ def _named(entries: Sequence[_Entry], names: Collection[str]) -> list[_Entry]:
     return [entry for entry in entries if entry.name in wanted]
 
 
-def _check_part(split: str | None) -> None:
+def _check_part(split: str | None, where: str | None = None) -> None:
     known = (*PARTS, KAPPA)
     if split is not None and split not in known:
         word = nearest(split, known)
         fix = f"Did you mean {word!r}?" if word else None
-        raise InputError("no such part", found=split, expected=", ".join(known), fix=fix)
+        raise InputError("no such part", where=where, found=split, expected=", ".join(known), fix=fix)
 
 
 def _part(
@@ -227,29 +230,44 @@ def _entries(path: Path, lowest_frequency: float | None) -> list[_Entry]:
 
 
 def _of_index(index: Path, lowest_frequency: float | None) -> list[_Entry]:
-    with index.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
-        if "file" not in columns:
-            raise InputError("the index has no column 'file'", where=str(index), found=", ".join(columns))
-        rows = list(enumerate(reader, 2))
+    columns, rows = _table(index)
+    if "file" not in columns:
+        raise InputError("the index has no column 'file'", where=str(index), found=", ".join(columns))
     frequency = _first(columns, _FREQUENCIES)
     if lowest_frequency is not None and frequency is None:
         raise InputError("the index has no lowest frequencies", where=str(index), expected=_FREQUENCIES[0])
     kept = []
     for line, row in rows:
-        if lowest_frequency is None or _number(row[str(frequency)], f"{index}:{line}") >= lowest_frequency:
-            kept.append(_of_row(index, row, columns))
+        where = f"{index}:{line}"
+        if lowest_frequency is None or _number(row[str(frequency)], where) >= lowest_frequency:
+            kept.append(_of_row(index, row, columns, where))
     return kept
 
 
-def _of_row(index: Path, row: Mapping[str, str], columns: Sequence[str]) -> _Entry:
+def _table(index: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns in lower case, and rows with their lines; what a row lacks is empty."""
+    try:
+        # Spreadsheets mark the encoding at the start of the file.
+        with index.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            columns = [name.strip().lower() for name in next(reader, [])]
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the index is no CSV in UTF-8 ({error})", where=str(index)) from error
+    return columns, [(n, dict(zip_longest(columns, row[: len(columns)], fillvalue=""))) for n, row in lines]
+
+
+def _of_row(index: Path, row: Mapping[str, str], columns: Sequence[str], where: str) -> _Entry:
+    if not row["file"]:
+        raise InputError("a row without a file", where=where)
     path = index.parent / row["file"]
     name = row.get(str(_first(columns, _NAMES))) or calculation_name(path)
-    split = row.get(str(_first(columns, _SPLITS))) or None
+    said = row.get(str(_first(columns, _SPLITS)), "").lower()
+    split = _SPELLINGS.get(said, said) or None
+    _check_part(split, where)
     known = {f.name for f in fields(PhononMetadata)} - {"checks", "nac", "cutoff", "space_group", "formula"}
     metadata = {key: row[key] for key in columns if key in known and row[key]}
-    return _Entry(path, name, _SPELLINGS.get(split or "", split), metadata)
+    return _Entry(path, name, split, metadata)
 
 
 def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:

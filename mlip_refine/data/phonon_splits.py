@@ -8,11 +8,10 @@ their own.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from itertools import combinations
 from typing import Literal
-
-import numpy as np
 
 from mlip_refine.data.phonons import PhononReference
 from mlip_refine.errors import InputError
@@ -28,8 +27,8 @@ class SplitRule:
     """How a set without a split of its own is divided.
 
     Attributes:
-        val: Fraction kept for validation.
-        test: Fraction kept for the test.
+        val: Expected fraction kept for validation.
+        test: Expected fraction kept for the test.
         by: What stays together: `material`, calculations with one id or of one compound and prototype; or
             `prototype`, all compounds of one.
         seed: Of the choice.
@@ -58,8 +57,8 @@ def _kappa103() -> tuple[frozenset[str], frozenset[tuple[str, int]]]:
 def split_phonons(references: Sequence[PhononReference], rule: SplitRule) -> list[str]:
     """Divide a set.
 
-    Groups are dealt out in an order that the seed and their own names settle, the largest first, to the part
-    that lacks most.
+    The part of a group is settled by the seed and the group's own name alone: it stays when other materials
+    come or go, and the sizes of the parts are what chance makes of the fractions.
 
     Args:
         references: The set.
@@ -74,17 +73,21 @@ def split_phonons(references: Sequence[PhononReference], rule: SplitRule) -> lis
     if min(rule.val, rule.test) < 0 or rule.val + rule.test >= 1:
         found = f"val {rule.val:g}, test {rule.test:g}"
         raise InputError("no fractions", found=found, expected="not negative, and below 1 together")
-    wanted = dict(zip(PARTS, (1 - rule.val - rule.test, rule.val, rule.test), strict=True))
     parts = [KAPPA if in_kappa103(reference) else "" for reference in references]
     free = [k for k, part in enumerate(parts) if not part]
-    groups = _groups([references[k] for k in free], rule)
-    filled = dict.fromkeys(PARTS, 0)
-    for group in groups:
-        part = max(PARTS, key=lambda p: wanted[p] * len(free) - filled[p])
-        filled[part] += len(group)
+    for group in _groups([references[k] for k in free], rule.by):
+        part = _place(min(key for k in group for key in _keys(references[free[k]], rule.by)), rule)
         for member in group:
             parts[free[member]] = part
     return parts
+
+
+def _place(key: str, rule: SplitRule) -> str:
+    """Part of a group by a number that its key draws, even between 0 and 1."""
+    drawn = int.from_bytes(sha256(f"{rule.seed} {key}".encode()).digest()[:8]) / 2**64
+    if drawn < rule.val:
+        return "val"
+    return "test" if drawn < rule.val + rule.test else "train"
 
 
 def check_parts(parts: Mapping[str, Iterable[PhononReference]]) -> None:
@@ -125,8 +128,8 @@ def _keys(reference: PhononReference, by: str) -> tuple[str, ...]:
     return metadata.material, f"{metadata.formula} {metadata.prototype}"
 
 
-def _groups(references: Sequence[PhononReference], rule: SplitRule) -> list[list[int]]:
-    """Members of every group, in the order in which they are dealt out."""
+def _groups(references: Sequence[PhononReference], by: str) -> list[list[int]]:
+    """Members of every group: what shares a key, directly or through others."""
     root = list(range(len(references)))
 
     def find(k: int) -> int:
@@ -136,11 +139,9 @@ def _groups(references: Sequence[PhononReference], rule: SplitRule) -> list[list
 
     first: dict[str, int] = {}
     for k, reference in enumerate(references):
-        for key in _keys(reference, rule.by):
+        for key in _keys(reference, by):
             root[find(k)] = find(first.setdefault(key, k))
     members: dict[int, list[int]] = {}
     for k in range(len(references)):
         members.setdefault(find(k), []).append(k)
-    groups = sorted(members.values(), key=lambda group: min(references[k].name for k in group))
-    order = np.random.default_rng(rule.seed).permutation(len(groups))
-    return sorted((groups[k] for k in order), key=len, reverse=True)
+    return list(members.values())

@@ -5,7 +5,7 @@ A symmetry operation g turns vectors by R and moves atom i onto g(i); force cons
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
@@ -65,14 +65,6 @@ class Translations:
     def translation_index(self) -> Tensor:
         """By which translation `[N]`."""
         return self.images.flatten().argsort() // len(self.primitive_atoms)
-
-    def to(self, device: torch.device | str) -> "Translations":
-        """Return the translations on a device."""
-        return replace(
-            self,
-            permutations=self.permutations.to(device),
-            primitive_atoms=self.primitive_atoms.to(device),
-        )
 
     def multiply(self, force_constants: Tensor, v: Tensor) -> Tensor:
         """Multiply compact force constants `[n_prim, N, 3, 3]` with directions `[..., N, 3]`."""

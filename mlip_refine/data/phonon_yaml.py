@@ -6,7 +6,7 @@ phonopy parses its own keys. Those of phono3py are the same for third-order supe
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Calculation:
         energies: `[n_sets]`, or None.
         residual_forces: Of the undisplaced supercell `[N, 3]`, already subtracted; None when unknown.
         n_fitted: How many of the sets, from the first, force constants are fitted to; None for all.
+        left_out: Sets that were never to be calculated `[n_sets]`, whose forces files have as 0; None for
+            none.
         force_constants: `[n_prim or N, N, 3, 3]`, or None.
         calculator: In phonopy's words; None is VASP's units.
         nac: Whether there are Born charges.
@@ -49,6 +51,7 @@ class Calculation:
     energies: NDArray[np.float64] | None = None
     residual_forces: NDArray[np.float64] | None = None
     n_fitted: int | None = None
+    left_out: NDArray[np.bool_] | None = None
     force_constants: NDArray[np.float64] | None = None
     calculator: str | None = None
     nac: bool = False
@@ -108,7 +111,10 @@ def with_forces(calculation: Calculation, forces: NDArray[np.float64]) -> Calcul
     if wanted is None or forces.size != np.prod(wanted):
         needed = "no displacements" if wanted is None else f"{wanted[0]} displacements of {wanted[1]} atoms"
         raise ValueError(f"{len(forces)} lines of forces for {needed}")
-    return replace(calculation, forces=forces.reshape(wanted))
+    sets = forces.reshape(wanted).copy()
+    if calculation.left_out is not None:
+        sets[calculation.left_out] = np.nan
+    return replace(calculation, forces=sets)
 
 
 def _calculation(data: PhonopyYamlData) -> Calculation:
@@ -149,30 +155,37 @@ def _with_pairs(calculation: Calculation, singles: list[Any], n_atoms: int) -> C
     for entry in singles:
         first = (entry["atom"] - 1, entry["displacement"])
         found += [move for partner in entry["paired_with"] for move in _partners(partner, first)]
-    found = found[:n_singles] + sorted(found[n_singles:], key=lambda one: one[0])
+    found = found[:n_singles] + sorted(found[n_singles:], key=lambda one: one.number)
     displacements = np.zeros((len(found), n_atoms, 3))
     forces = np.full_like(displacements, np.nan)
-    for k, (_, moves, given) in enumerate(found):
-        for atom, vector in moves:
+    left_out = np.array([not one.included for one in found])
+    for k, one in enumerate(found):
+        for atom, vector in one.moves:
             displacements[k, atom] += vector
-        if given is not None:
-            forces[k] = given
+        if one.forces is not None and one.included:
+            forces[k] = one.forces
     calculated = not np.isnan(forces).all()
     return replace(
         calculation,
         displacements=displacements,
         forces=forces if calculated else None,
         n_fitted=n_singles,
+        left_out=left_out if left_out.any() else None,
     )
 
 
-type _Set = tuple[int, list[_Move], Any]
-"""Number, displaced atoms, forces or None."""
+class _Set(NamedTuple):
+    """A displaced supercell: `included` is False where a pair is beyond phono3py's cutoff."""
+
+    number: int
+    moves: list[_Move]
+    forces: Any
+    included: bool
 
 
 def _one(entry: Mapping[str, Any], before: list[_Move]) -> _Set:
     moves = [*before, (entry["atom"] - 1, entry["displacement"])]
-    return entry.get("displacement_id", 0), moves, entry.get("forces")
+    return _Set(entry.get("displacement_id", 0), moves, entry.get("forces"), entry.get("included", True))
 
 
 def _partners(entry: Mapping[str, Any], first: _Move) -> list[_Set]:
@@ -182,4 +195,6 @@ def _partners(entry: Mapping[str, Any], first: _Move) -> list[_Set]:
     atom, vectors = entry["atom"] - 1, entry["displacements"]
     numbers = entry.get("displacement_ids", range(len(vectors)))
     every: list[Any] = entry.get("forces", [None] * len(vectors))
-    return [(n, [first, (atom, v)], f) for n, v, f in zip(numbers, vectors, every, strict=True)]
+    included = entry.get("included", True)
+    sets = zip(numbers, vectors, every, strict=True)
+    return [_Set(number, [first, (atom, vector)], forces, included) for number, vector, forces in sets]

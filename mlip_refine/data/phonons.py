@@ -9,10 +9,9 @@ non-analytical correction, on the side of the reference or of the model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from ase import Atoms
 from torch import Tensor
 
@@ -161,20 +160,6 @@ class PhononReference:
     @cached_property
     def _irreducible(self) -> tuple[Column, ...]:
         return tuple(self.symmetry.irreducible(self.translations))
-
-    def to(self, device: torch.device | str) -> "PhononReference":
-        """Return the reference with its force constants, permutations and displacements on a device."""
-        displacements = tuple(
-            replace(d, displacement=d.displacement.to(device), forces=d.forces.to(device))
-            for d in self.displacements
-        )
-        force_constants = None if self.force_constants is None else self.force_constants.to(device)
-        return replace(
-            self,
-            translations=self.translations.to(device),
-            force_constants=force_constants,
-            displacements=displacements,
-        )
 
     def _compact(self) -> Tensor:
         if self.force_constants is None:

@@ -124,8 +124,9 @@ class PhononFrequencies(PhononLoss):
         if torch.is_grad_enabled():
             adjoints = torch.autograd.grad(value, products)
             gradients = hessian_gradients(potential, structures, directions, adjoints)
+        spread = mean_over([float(error.detach()) for error, _ in compared], "")
         measured = {"mean absolute error": mean_over([mae for _, mae in compared], "THz")}
-        return BatchResult(value.detach(), gradients, measured)
+        return BatchResult(value.detach(), spread.se, gradients, measured)
 
     def _compared(self, number: int, columns: Tensor) -> tuple[Tensor, float]:
         """Error of a material from columns of the model's Hessian, and its mean absolute error, THz."""

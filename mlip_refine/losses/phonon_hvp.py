@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlip_refine.config import Count, Length, problem
+from mlip_refine.data.phonon_fit import Fit
 from mlip_refine.data.phonons import PhononReference
 from mlip_refine.errors import InputError
 from mlip_refine.losses.phonon_probes import (
@@ -43,7 +44,8 @@ class PhononHVPOptions(PhononOptions):
         "hvp",
         description="hvp: exact second derivatives. central: central differences of forces. "
         "displacements: forces of the displaced cells of the reference, minus those at rest; needs no force "
-        "constants. forces: the same without subtracting forces at rest, as ordinary fine-tuning has it.",
+        "constants. forces: the model's whole forces there, as in ordinary fine-tuning, beside the same "
+        "labels: where the reference is at rest, the model shall be, too.",
     )
     probe: ProbeKind | None = Field(
         None,
@@ -147,6 +149,11 @@ class PhononHVP(PhononLoss):
         elif not reference.displacements:
             raise InputError(f"{reference.name} has no forces of displaced cells", fix="Use backend: hvp.")
 
+    @property
+    def fit(self) -> Fit:
+        """Displacements can do without force constants."""
+        return "possible" if self.options.of_displacements else True
+
     def skin(self, reference: PhononReference) -> float:
         """How much nearer two atoms of a material may come when they are displaced, Å."""
         if self.options.of_displacements:
@@ -175,7 +182,9 @@ class PhononHVP(PhononLoss):
             gradients = summed(gradients, part.gradients)
         of_materials = torch.stack([mine.sum(0) for mine in sums.split([len(group) for group in groups])])
         errors = 100 * (of_materials[:, 1] / of_materials[:, 2].clamp(min=1e-20)).sqrt()
-        return BatchResult(sums[:, 0].sum(), gradients, {"relative error": mean_over(errors.tolist(), "%")})
+        value = mean_over((len(materials) * of_materials[:, 0]).tolist(), "")
+        measured = {"relative error": mean_over(errors.tolist(), "%")}
+        return BatchResult(sums[:, 0].sum(), value.se, gradients, measured)
 
     def _work(self, *, differentiable: bool) -> Work:
         if self.options.backend == "hvp":

@@ -20,6 +20,8 @@ from mlip_refine.config import Count, Paths, Section, problem
 from mlip_refine.config.section import CountOrZero
 from mlip_refine.data.phonon_budget import Batch, Epochs, dealt
 from mlip_refine.data.phonon_checks import functional_warnings
+from mlip_refine.data.phonon_fit import Fit
+from mlip_refine.data.phonon_reading import PhononSettings
 from mlip_refine.data.phonon_sets import read_phonon_set
 from mlip_refine.data.phonon_splits import check_parts
 from mlip_refine.data.phonons import PhononReference
@@ -111,18 +113,20 @@ class BatchResult:
 
     Attributes:
         value: `[]`.
+        error: Standard error of the value from the spread over the materials, not a number for one.
         gradients: In the trainable parameters, in their order; empty where gradients are off.
         diagnostics: Measured quantities behind it.
     """
 
     value: Tensor
+    error: float
     gradients: Gradients
     diagnostics: Mapping[str, Measured]
 
     def times(self, weight: float) -> "BatchResult":
         """The loss and its gradients scaled; what was measured stays."""
         scaled = [None if gradient is None else weight * gradient for gradient in self.gradients]
-        return BatchResult(weight * self.value, scaled, self.diagnostics)
+        return BatchResult(weight * self.value, weight * self.error, scaled, self.diagnostics)
 
 
 class PhononLoss(PotentialLoss):
@@ -154,13 +158,17 @@ class PhononLoss(PotentialLoss):
         """
         paths = [resolve(path) for path in self.options.data]
         found = self._read(paths, self.options.split)
-        for warning in functional_warnings(found, self.options.functional):
-            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
         self.use(found)
+        self.warn_of_functionals(base=self.options.functional)
         if self.options.validation is not None:
             kept = self._read(paths, self.options.validation)
             self._warn_of_leaks(found, kept)
             self.validate_on(kept)
+
+    def warn_of_functionals(self, **others: str | None) -> None:
+        """Tell which functionals are mixed with those of the materials; see `functional_warnings`."""
+        for warning in functional_warnings(self.references, **others):
+            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
 
     def _warn_of_leaks(self, trained: Sequence[PhononReference], kept: Sequence[PhononReference]) -> None:
         """Tell what the validation part shares with what is trained on, and the 103 compounds in it."""
@@ -176,6 +184,7 @@ class PhononLoss(PotentialLoss):
                 path,
                 split=split,
                 lowest_frequency=options.lowest_frequency,
+                settings=PhononSettings(fit=self.fit),
                 skip_refused=options.skip_refused,
             ):
                 if reference.name in found:
@@ -252,7 +261,7 @@ class PhononLoss(PotentialLoss):
         self.prepare_potential(potential)
         with torch.no_grad():
             result = self.batch(self._model(potential), range(len(self.references)))
-        return {"loss": Measured(float(result.value), 0.0, ""), **result.diagnostics}
+        return {"loss": Measured(float(result.value), result.error, ""), **result.diagnostics}
 
     def delivered(self, potential: Potential) -> dict[str, Measured]:
         """The validation part with the potential that the run ends with."""
@@ -262,6 +271,11 @@ class PhononLoss(PotentialLoss):
         """The loss of the batch of this update, without derivatives."""
         with torch.no_grad():
             return self.evaluate(potential)
+
+    @property
+    def fit(self) -> Fit:
+        """Whether materials need force constants: fitted where no file has them."""
+        return True
 
     @abstractmethod
     def batch(self, potential: Potential, materials: Sequence[int]) -> BatchResult:
@@ -363,6 +377,6 @@ def with_gradients(value: Tensor, parameters: Iterable[Tensor], gradients: Gradi
 
 
 def mean_over(values: Sequence[float], unit: str) -> Measured:
-    """Mean over the materials of a batch, its standard error from their spread."""
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    """Mean over the materials of a batch, its standard error from their spread: unknown of one."""
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return Measured(float(np.mean(values)), float(spread), unit)

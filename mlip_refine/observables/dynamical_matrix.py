@@ -76,10 +76,6 @@ class BlochSums:
         phases = (sums.reshape(len(points), *first.shape) / weights).transpose(0, 2, 1)
         return cls(torch.from_numpy(phases.copy()), translations.primitive_index)
 
-    def to(self, device: torch.device) -> "BlochSums":
-        """The same on a device."""
-        return BlochSums(self.phases.to(device), self.kinds.to(device))
-
     def matrices(self, force_constants: Tensor) -> Tensor:
         """Dynamical matrices, hermitian.
 
@@ -155,7 +151,7 @@ def commensurate_points(supercell: NDArray[Any], primitive: NDArray[Any]) -> NDA
 
 
 def mesh_points(crystal: Atoms, mesh: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A Γ-centred mesh, reduced by the symmetry of a crystal.
+    """A Γ-centred mesh, reduced by the symmetry of a crystal with its magnetic moments.
 
     Args:
         crystal: Primitive cell.
@@ -165,6 +161,12 @@ def mesh_points(crystal: Atoms, mesh: Sequence[int]) -> tuple[NDArray[np.float64
         Wave vectors `[n_q, 3]` in the reciprocal lattice, and their weights `[n_q]`, which add up to 1.
     """
     cell: Any = (crystal.cell.array, crystal.get_scaled_positions(), crystal.numbers)
-    mapping, grid = spglib.get_ir_reciprocal_mesh(list(mesh), cell, is_shift=[0, 0, 0], symprec=_PLACE)
+    moments = crystal.get_initial_magnetic_moments()
+    if moments.any():
+        operations: Any = spglib.get_magnetic_symmetry((*cell, moments), symprec=_PLACE)
+        rotations = np.unique(operations["rotations"], axis=0)
+        mapping, grid = spglib.get_stabilized_reciprocal_mesh(list(mesh), rotations, is_shift=[0, 0, 0])
+    else:
+        mapping, grid = spglib.get_ir_reciprocal_mesh(list(mesh), cell, is_shift=[0, 0, 0], symprec=_PLACE)
     places, counts = np.unique(mapping, return_counts=True)
     return grid[places] / np.array(mesh), counts / counts.sum()

@@ -197,11 +197,13 @@ def _phonopy(supercell: Atoms, primitive_matrix: NDArray[np.float64], symprec: f
 
 
 def _phonopy_atoms(atoms: Atoms) -> PhonopyAtoms:
+    moments = atoms.get_initial_magnetic_moments()
     return PhonopyAtoms(
         symbols=atoms.get_chemical_symbols(),
         cell=atoms.cell.array,
         scaled_positions=atoms.get_scaled_positions(wrap=False),
         masses=atoms.get_masses(),
+        magnetic_moments=moments if moments.any() else None,
     )
 
 

@@ -206,9 +206,7 @@ def band_errors(model: Bands, reference: Bands) -> BandErrors:
 
 def _standard_path(primitive: Atoms) -> Any:
     """ASE's path, with the smallest tolerance at which the lattice is as symmetric as the crystal."""
-    cell: Any = (primitive.cell.array, primitive.get_scaled_positions(), primitive.numbers)
-    group = spglib.get_symmetry_dataset(cell, symprec=1e-4)
-    number = 1 if group is None else group.number
+    number = _space_group(primitive)
     for tolerance in _LATTICE_TOLERANCES:
         family = primitive.cell.get_bravais_lattice(eps=tolerance).crystal_family
         if _FAMILIES[family] >= max(first for first in _FAMILIES.values() if first <= number):
@@ -218,6 +216,17 @@ def _standard_path(primitive: Atoms) -> Any:
         found=f"space group {number} in a {family} lattice",
         fix="Give its lattice vectors with more digits, or let it come to rest.",
     )
+
+
+def _space_group(primitive: Atoms) -> int:
+    """Number of the space group, of a magnetic crystal that of the family of its magnetic one."""
+    cell: Any = (primitive.cell.array, primitive.get_scaled_positions(), primitive.numbers)
+    moments = primitive.get_initial_magnetic_moments()
+    if moments.any():
+        magnetic = spglib.get_magnetic_symmetry_dataset((*cell, moments), symprec=1e-4)
+        return 1 if magnetic is None else int(spglib.get_magnetic_spacegroup_type(magnetic.uni_number).number)
+    group = spglib.get_symmetry_dataset(cell, symprec=1e-4)
+    return 1 if group is None else int(group.number)
 
 
 def _distances(points: Sequence[Floats], reciprocal: Floats) -> tuple[Floats, ...]:

@@ -16,7 +16,7 @@ from typing import Self
 
 import torch
 
-from mlip_refine.errors import MlipRefineError
+from mlip_refine.errors import OutOfMemoryError
 from mlip_refine.potential.device_memory import CudaMemory, Memory, is_out_of_memory
 from mlip_refine.potential.graphs import Graphs, Offsets, Structure
 from mlip_refine.progress import console
@@ -182,7 +182,7 @@ class Chunker:
             The result of every chunk, in order.
 
         Raises:
-            MlipRefineError: If a single system does not fit.
+            OutOfMemoryError: If a single system does not fit.
         """
         start, failed = 0, None
         while start < systems.count:
@@ -205,7 +205,7 @@ class Chunker:
             The result, or `None` if they are not, or memory ran out: `run` does it in parts.
 
         Raises:
-            MlipRefineError: If a single system does not fit.
+            OutOfMemoryError: If a single system does not fit.
         """
         whole = slice(0, systems.count)
         if systems.take(0, self._next(work)) != whole:
@@ -241,7 +241,7 @@ class Chunker:
         if self.memory is not None:
             self.memory.release()
         if part.stop - part.start == 1:
-            raise MlipRefineError(
+            raise OutOfMemoryError(
                 f"out of memory in the {work} of a single system of {extent} on {self.device}: it takes a "
                 "smaller system, lower precision, or a device with more memory"
             )

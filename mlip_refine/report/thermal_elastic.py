@@ -15,9 +15,6 @@ from mlip_refine.quantities import Measured
 
 FORMAT = "mlip_refine thermal elastic 1"
 
-WIDTH = 130
-"""Of tables that do not go to a terminal, characters."""
-
 type Values = Mapping[str, Measured]
 
 
@@ -134,8 +131,7 @@ def print_thermal_elastic(console: Console, points: tuple[ThermalElasticPoint, .
     """Print a table for every phase and method: C, below it B with its moduli, and what was measured."""
     for phase, kind, method in dict.fromkeys((p.phase, p.kind, p.method) for p in points):
         mine = [p for p in points if (p.phase, p.kind, p.method) == (phase, kind, method)]
-        table = _table(f"{phase}: {kind} constants, GPa, by {method}", mine)
-        console.print(table, width=None if console.is_terminal else max(console.width, WIDTH))
+        console.print(_table(f"{phase}: {kind} constants, GPa, by {method}", mine))
     for p in points:
         if p.refused:
             console.print(f"{p.name}, {p.method}: {p.refused}", markup=False, soft_wrap=True)
@@ -143,9 +139,9 @@ def print_thermal_elastic(console: Console, points: tuple[ThermalElasticPoint, .
 
 def _table(title: str, points: Sequence[ThermalElasticPoint]) -> Table:
     columns = list(dict.fromkeys(c for p in points for c in (*p.constants, *p.moduli)))
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for heading in ("T, K", "", *columns, "P"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for p in points:
         temperature = f"{p.temperature_K:g}"
         if p.refused or p.pressure is None:

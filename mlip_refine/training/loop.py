@@ -75,7 +75,7 @@ class StepReport:
     def as_json(self) -> dict[str, Any]:
         """Plain data for the log."""
         measured = {
-            loss: {name: {"value": m.value, "se": m.se, "unit": m.unit} for name, m in values.items()}
+            loss: {name: {"value": m.value, "se": m.known_se, "unit": m.unit} for name, m in values.items()}
             for loss, values in self.diagnostics.items()
         }
         return {

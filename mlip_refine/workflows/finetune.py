@@ -17,6 +17,7 @@ from mlip_refine.losses import (
     EnsembleSource,
     FreeEnergyDifference,
     Loss,
+    PhononLoss,
     PotentialLoss,
     build_losses,
 )
@@ -215,6 +216,8 @@ def _points(config: Config, losses: Sequence[Loss], potential: Potential) -> dic
     """State points of all sources; losses that ask for it know their crystals from here on."""
     for loss in losses:
         loss.prepare_files(config.resolve)
+        if isinstance(loss, PhononLoss) and config.replay is not None:
+            loss.warn_of_functionals(replay=config.replay.functional)
     described = sorted({s for loss in losses for s in loss.described})
     known = state_points(config, described, potential, config.sampling.replicas)
     for loss in losses:

@@ -30,16 +30,16 @@ def measured_json(
             for name, m in measured.items():
                 target = targets.get(loss, {}).get(name)
                 entry = found.setdefault(loss, {}).setdefault(name, _first(m, target))
-                entry |= {"last": m.value, "last_se": m.se}
+                entry |= {"last": m.value, "last_se": m.known_se}
     for loss, values in delivered.items():
         for name, m in values.items():
             entry = found.setdefault(loss, {}).setdefault(name, {"unit": m.unit})
-            entry |= {"delivered": m.value, "delivered_se": m.se}
+            entry |= {"delivered": m.value, "delivered_se": m.known_se}
     return found
 
 
 def _first(measured: Measured, target: Target | None) -> dict[str, Any]:
-    entry = {"first": measured.value, "first_se": measured.se, "unit": measured.unit}
+    entry = {"first": measured.value, "first_se": measured.known_se, "unit": measured.unit}
     if target is not None:
         entry |= {"target": target.value, "target_uncertainty": target.uncertainty}
     return entry

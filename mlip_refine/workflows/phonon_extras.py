@@ -89,8 +89,9 @@ def export_second(phonon: Phonopy, path: Path) -> None:
         phonon.save(partial, settings={"force_constants": True})
 
 
-def export_third(crystal: HarmonicCrystal, third: Tensor, path: Path) -> None:
-    """Write third-order force constants as phono3py reads them, eV/Å³, compact."""
+def export_for_phono3py(crystal: HarmonicCrystal, path: Path, **constants: Tensor) -> None:
+    """Write force constants as phono3py reads them, compact, eV/Å² or eV/Å³, by their names in its files."""
     with written(path) as partial, h5py.File(partial, "w") as file:
-        file.create_dataset("fc3", data=third.numpy(), compression="gzip")
+        for name, values in constants.items():
+            file.create_dataset(name, data=values.numpy(), compression="gzip")
         file.create_dataset("p2s_map", data=crystal.translations.primitive_atoms.numpy())

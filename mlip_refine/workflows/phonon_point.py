@@ -1,6 +1,6 @@
 """Phonons of one crystal, beside its reference, and what else the config asks of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from mlip_refine.config import Phonons
 from mlip_refine.config.phonons import Conductivity
 from mlip_refine.data.phonon_prototype import reduced_formula
-from mlip_refine.errors import MlipRefineError
+from mlip_refine.errors import MlipRefineError, OutOfMemoryError
 from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 from mlip_refine.observables.hessian import require_hessian
 from mlip_refine.observables.phonon_properties import phonon_properties
@@ -23,8 +23,8 @@ from mlip_refine.workflows.phonon_extras import (
     band_structures,
     conduction,
     expansion,
+    export_for_phono3py,
     export_second,
-    export_third,
     gruneisen_parameters,
 )
 from mlip_refine.workflows.phonon_store import Store
@@ -62,7 +62,9 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
     compared = _compared(phonon, reference, section)
     if section.export:
         export_second(phonon, store.path(task, ".phonopy.yaml"))
-    found, refused = _attempted(_further(potential, task, store, rested, constants, phonon, reference))
+    found, refused, lasting = _attempted(
+        _further(potential, task, store, rested, constants, phonon, reference)
+    )
     structures, modes = found.pop("bands", None), found.pop("gruneisen", None)
     errors = {} if structures is None else structures.get("errors", {})
     point = PhononPoint(
@@ -77,7 +79,7 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
         **found,
     )
     modes_json = None if modes is None else modes.modes_as_json()
-    store.write(task, point, structures=structures, gruneisen_modes=modes_json)
+    store.write(task, point, lasting=lasting, structures=structures, gruneisen_modes=modes_json)
     return point
 
 
@@ -130,23 +132,25 @@ def _further(
         if section.quasi_harmonic is not None:
             wanted["quasi_harmonic"] = partial(expansion, potential, rested, section, section.quasi_harmonic)
     if section.conductivity is not None:
-        path = store.path(task, ".fc3.hdf5") if section.export else None
+        files = [store.path(task, f".{order}.hdf5") for order in ("fc2", "fc3")] if section.export else []
         wanted["conductivity"] = partial(
-            _conduction, potential, rested, constants, section.conductivity, path
+            _conduction, potential, rested, constants, section.conductivity, files
         )
     return wanted
 
 
-def _attempted(wanted: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What was found, and why not what the crystal does not carry."""
+def _attempted(wanted: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """What was found, why not what the crystal does not carry, and whether that lies in the crystal."""
     found: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    lasting = True
     for name, compute in wanted.items():
         try:
             found[name] = compute()
         except FAILURES as error:
             refused[name] = reason(error)
-    return found, refused
+            lasting = lasting and not isinstance(error, OutOfMemoryError)
+    return found, refused, lasting
 
 
 def _refused(task: Task, section: Phonons) -> dict[str, str]:
@@ -161,12 +165,17 @@ def _refused(task: Task, section: Phonons) -> dict[str, str]:
 
 
 def _conduction(
-    potential: Potential, rested: HarmonicCrystal, second: Tensor, settings: Conductivity, path: Path | None
+    potential: Potential,
+    rested: HarmonicCrystal,
+    second: Tensor,
+    settings: Conductivity,
+    files: Sequence[Path],
 ) -> dict[str, Any]:
-    """Conduction of heat; with a path its force constants of third order are written there."""
+    """Conduction of heat; force constants of second and third order are written to two files, if given."""
     third = third_order_constants(rested, potential, settings.cutoff)
-    if path is not None:
-        export_third(rested, third, path)
+    if files:
+        export_for_phono3py(rested, files[0], force_constants=second)
+        export_for_phono3py(rested, files[1], fc3=third)
     return conduction(rested, second, third, settings)
 
 

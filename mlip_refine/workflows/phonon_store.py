@@ -42,13 +42,22 @@ class Store:
         """What is known about a crystal already; None when it is another one, or cannot be read."""
         try:
             data = json.loads(self.path(task, ".json").read_text(encoding="utf-8"))
-            return PhononPoint(**data["point"]) if data["key"] == self._key(task) else None
+            known = data["key"] == self._key(task) and data.get("lasting", True)
+            return PhononPoint(**data["point"]) if known else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, task: Task, point: PhononPoint, **further: Any) -> None:
-        """Keep what was found, and what is too large for the file of all crystals."""
-        write_json(self.path(task, ".json"), {"key": self._key(task), "point": asdict(point), **further})
+    def write(self, task: Task, point: PhononPoint, *, lasting: bool = True, **further: Any) -> None:
+        """Keep what was found, and what is too large for the file of all crystals.
+
+        Args:
+            task: The crystal.
+            point: What was found.
+            lasting: Whether to find it again is of no use: what failed for lack of memory is tried again.
+            further: For the file of the crystal alone.
+        """
+        kept = {"key": self._key(task), "lasting": lasting, "point": asdict(point), **further}
+        write_json(self.path(task, ".json"), kept)
 
     def _key(self, task: Task) -> str:
         """Hash of everything that a point depends on."""
@@ -56,7 +65,8 @@ class Store:
         state = sha256(f"{FORMAT} {self.model_hash} {settings} {task.name} {task.rest}".encode())
         reference, primitive = task.reference, task.crystal.primitive_matrix
         atoms = task.crystal.supercell
-        arrays = [atoms.cell.array, atoms.positions, atoms.numbers, atoms.get_masses(), primitive]
+        moments = atoms.get_initial_magnetic_moments()
+        arrays = [atoms.cell.array, atoms.positions, atoms.numbers, atoms.get_masses(), moments, primitive]
         if reference is not None and reference.force_constants is not None:
             arrays.append(reference.force_constants.numpy())
         for array in arrays:

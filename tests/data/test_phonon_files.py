@@ -15,9 +15,11 @@ from ase.units import Bohr, Rydberg
 from phonopy.file_IO import write_FORCE_CONSTANTS, write_force_constants_to_hdf5
 from phonopy.interface.phonopy_yaml import load_yaml
 
+from mlip_refine.data import phonon_reading
 from mlip_refine.data.phonon_checks import PhononTolerances
 from mlip_refine.data.phonon_files import PhononFiles
 from mlip_refine.data.phonon_reading import PhononSettings, read_phonon_orders, read_phonons
+from mlip_refine.data.phonon_yaml import calculations_of_yaml, with_forces
 from mlip_refine.data.phonons import PhononReference
 from mlip_refine.errors import InputError
 
@@ -149,6 +151,9 @@ def test_too_few_displacements_are_refused(tmp_path):
     assert len(alone.displacements) == 1
     with pytest.raises(InputError, match="do not determine force constants"):
         read_phonons(path)
+    possible = read_phonons(path, settings=PhononSettings(fit="possible"))
+    assert possible.force_constants is None
+    assert torch.equal(possible.displacements[0].forces, alone.displacements[0].forces)
     rng = np.random.default_rng(0)
     atoms = [{"displacement": u, "force": f} for u, f in rng.normal(0, 0.01, (80, 2, 3)).tolist()]
     path.write_text(json.dumps({**data, "displacements": [atoms]}))
@@ -172,6 +177,66 @@ def test_forces_fc3_beside_the_displacements_of_phono3py():
     energies = [float((d.forces * d.displacement).sum()) for d in reference.displacements]
     assert max(energies) < 0
     assert reference.metadata.checks["misfit"] < 0.1
+
+
+def test_pairs_beyond_the_cutoff_of_phono3py_have_no_forces():
+    """phono3py leaves such pairs out, and writes zeros for them into FORCES_FC3."""
+    data = load_yaml(PAIRS)
+    (whole,) = calculations_of_yaml(data)
+    pairs = data["displacement_pairs"][0]["paired_with"]
+    first = pairs[-1]
+    first["included"] = False
+    (some,) = calculations_of_yaml(data)
+    n_left_out = int(some.left_out.sum())
+    assert n_left_out == len(first.get("displacements", [0]))
+    assert np.isnan(some.forces[some.left_out]).all()
+    assert np.array_equal(some.forces[~some.left_out], whole.forces[~some.left_out])
+    zeros = np.where(some.left_out[:, None, None], 0.0, whole.forces)
+    filled = with_forces(some, zeros.reshape(-1, 3))
+    assert np.array_equal(filled.forces, some.forces, equal_nan=True)
+    assert whole.left_out is None
+
+
+def test_forces_fc3_of_random_displacements(tmp_path):
+    """Six columns, as phono3py writes them: the displacement before the force."""
+    data = load_yaml(RANDOM)
+    table = [[*one["displacement"], *one["force"]] for group in data["displacements"] for one in group]
+    kept = (
+        "physical_unit",
+        "supercell_matrix",
+        "primitive_matrix",
+        "unit_cell",
+        "supercell",
+        "primitive_cell",
+    )
+    written = {"phono3py": {"version": "3.0"}, **{key: data[key] for key in kept if key in data}}
+    (tmp_path / "phono3py_disp.yaml").write_text(json.dumps(written))
+    np.savetxt(tmp_path / "FORCES_FC3", table, fmt="%.16f", header="File: 1")
+    found = read_phonons(tmp_path)
+    assert len(found.displacements) == 10
+    assert _agree(found, _random(), atol=1e-8)
+
+
+def test_sites_of_one_element_that_have_names_of_their_own(tmp_path):
+    """phonopy writes Mn1 and Mn2 where sites must not be taken for equivalent."""
+    data = copy.deepcopy(_polar())
+    for cell in ("unit_cell", "supercell", "primitive_cell"):
+        for point in data[cell]["points"]:
+            point["symbol"] += "1" if point["symbol"] == "Ti" else ""
+    path = tmp_path / "TiPN3.yaml"
+    path.write_text(json.dumps(data))
+    found = read_phonons(path)
+    assert set(found.supercell.get_chemical_symbols()) == {"Ti", "P", "N"}
+    assert _agree(found, read_phonons(POLAR), atol=1e-8)
+
+
+def test_what_libraries_raise_after_reading_names_the_file(tmp_path, monkeypatch):
+    def odd(*_: object, **__: object) -> None:
+        raise KeyError("Mn1")
+
+    monkeypatch.setattr(phonon_reading, "phonon_crystal", odd)
+    with pytest.raises(InputError, match=r"TiPN3.*cannot be read as a phonon calculation \('Mn1'\)"):
+        read_phonons(POLAR)
 
 
 def test_two_supercells_of_phono3py_are_two_references_of_one_material(tmp_path):

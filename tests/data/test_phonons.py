@@ -212,8 +212,8 @@ def test_references_without_force_constants_say_so():
         reference.columns(0, 0)
 
 
-def test_moved_to_another_device_and_multiplied_in_another_precision():
-    reference = _reference("rock salt").to("cpu")
+def test_multiplied_in_another_precision():
+    reference = _reference("rock salt")
     v = torch.randn(reference.n_atoms, 3, generator=torch.Generator().manual_seed(2))
     assert reference.product(v).dtype == torch.float32
     assert torch.allclose(reference.product(v).double(), reference.product(v.double()), atol=1e-5)

@@ -154,6 +154,27 @@ def test_relative_losses_do_not_know_the_unit_of_stiffness(salt, stiffer, hcp, t
     assert float(scaled.detach()) == pytest.approx(float(plain.detach()) / np.mean(squares), rel=1e-10)
 
 
+def test_the_error_of_a_mean_is_the_spread_of_materials_and_unknown_of_one(salt, stiffer):
+    one = loss_of(salt, probe="full").measure_all(stiffer)
+    assert str(one["loss"]).endswith("(?)")
+    softer = replace(salt, name="softer", force_constants=0.9 * salt.force_constants)
+    values = [loss_of(r, probe="full").measure_all(stiffer)["loss"].value for r in (salt, softer)]
+    both = loss_of(salt, probe="full")
+    both.use([salt, softer])
+    found = both.measure_all(stiffer)["loss"]
+    assert found.value == pytest.approx(np.mean(values), rel=1e-12)
+    assert found.se == pytest.approx(np.std(values, ddof=1) / 2**0.5, rel=1e-10)
+
+
+def test_functionals_of_base_and_replay_that_differ_are_told(salt, capsys):
+    sol = replace(salt, metadata=replace(salt.metadata, functional="PBEsol"))
+    loss = loss_of(sol)
+    loss.warn_of_functionals(base="PBE", replay="PBEsol")
+    assert "but the base model was trained on PBE" in capsys.readouterr().err
+    loss.warn_of_functionals(replay="PBE")
+    assert "but the replay data are PBE" in capsys.readouterr().err
+
+
 def test_validation_is_of_whole_hessians_at_its_updates(salt, stiffer, hcp):
     loss = loss_of(salt, probe="rademacher", split="train", validation="val", validate_every=3)
     loss.validate_on([salt])

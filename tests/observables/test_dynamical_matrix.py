@@ -17,6 +17,7 @@ from mlip_refine.observables.dynamical_matrix import (
     primitive_crystal,
     squared_frequencies,
 )
+from mlip_refine.observables.harmonic_crystal import HarmonicCrystal
 
 F64 = torch.float64
 SALT = bulk("NaCl", "rocksalt", a=5.64)
@@ -133,3 +134,18 @@ def test_primitive_cells_of_cubic_ones(phonons_of, analytic):
     # No atom is its own neighbour: the trace is that of an Einstein crystal at every wave vector.
     total = 2 * 2.5 * (1 / crystal.get_masses()).sum()
     torch.testing.assert_close(squares.sum(1), torch.full((4,), 3 * total, dtype=F64))
+
+
+def test_moments_lower_the_symmetry_of_the_mesh():
+    """Cu3Au with one spin against the two others, beside phonopy, whose symmetry knows moments."""
+    places, moments = [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]], [0, 2, 2, -2]
+    crystal = Atoms("AuCu3", scaled_positions=places, cell=[3.75] * 3, pbc=True)
+    assert len(mesh_points(crystal, [6, 6, 6])[0]) == 20
+    crystal.set_initial_magnetic_moments(moments)
+    points, weights = mesh_points(crystal, [6, 6, 6])
+    phonon = HarmonicCrystal.of_cell(crystal, 2 * np.eye(3, dtype=int)).phonopy()
+    phonon.force_constants = np.zeros((4, 32, 3, 3))
+    phonon.run_mesh([6, 6, 6], is_gamma_center=True)
+    assert len(points) == len(phonon.mesh.qpoints) == 40
+    assert weights.sum() == pytest.approx(1)
+    assert np.allclose(np.sort(weights * 216), np.sort(phonon.mesh.weights))

@@ -81,6 +81,15 @@ def test_a_cell_that_is_less_symmetric_than_its_atoms_is_refused(monkeypatch):
         band_path(crystal)
 
 
+def test_moments_lower_the_symmetry_of_the_path():
+    """An fcc lattice of up and down layers is a tetragonal crystal."""
+    layers = Atoms("Fe2", scaled_positions=[[0, 0, 0], [0.5] * 3], cell=[2.5, 2.5, 2.5 * 2**0.5], pbc=True)
+    with pytest.raises(InputError, match="less symmetry"):
+        band_path(layers)
+    layers.set_initial_magnetic_moments([2, -2])
+    assert {label for ends in band_path(layers).ends for label in ends} >= {"A", "M", "R", "X", "Z"}
+
+
 def test_bands_of_a_chain(of_springs):
     """Springs between nearest neighbours of rock salt are chains along the axes (Born and von Kármán)."""
     crystal, phonon = of_springs(SALT, {2.9: 2.5})

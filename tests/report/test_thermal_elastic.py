@@ -91,3 +91,9 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "thermal_elastic.json").write_text('{"points": [{"name": "x"}]}')
     with pytest.raises(InputError, match="no result of elastic constants"):
         read_thermal_elastic(tmp_path)
+
+
+def test_no_digit_is_lost_in_a_narrow_terminal():
+    console = Console(file=io.StringIO(), width=60)
+    print_thermal_elastic(console, (HCP,))
+    assert "…" not in console.file.getvalue()

@@ -9,7 +9,7 @@ import pytest
 
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.data.phonon_sets import read_phonon_set
-from mlip_refine.errors import InputError
+from mlip_refine.errors import InputError, OutOfMemoryError
 from mlip_refine.observables.relaxation import Rest
 from mlip_refine.workflows import phonon_tasks as workflow
 from mlip_refine.workflows.phonon_point import _attempted, _refused
@@ -102,5 +102,11 @@ def test_what_a_crystal_cannot_have_is_told_beside_what_fails(mixed):
     def less_symmetric() -> None:
         raise InputError("the cell has less symmetry than the atoms in it")
 
-    found, refused = _attempted({"bands": less_symmetric, "conductivity": lambda: 1})
-    assert (found, list(refused)) == ({"conductivity": 1}, ["bands"])
+    found, refused, lasting = _attempted({"bands": less_symmetric, "conductivity": lambda: 1})
+    assert (found, list(refused), lasting) == ({"conductivity": 1}, ["bands"], True)
+
+    def too_large():
+        raise OutOfMemoryError("out of memory in the hessian of a single system")
+
+    found, refused, lasting = _attempted({"bands": less_symmetric, "conductivity": too_large})
+    assert (found, list(refused), lasting) == ({}, ["bands", "conductivity"], False)

@@ -147,6 +147,19 @@ def test_expansion_conduction_and_files_for_others(tmp_path: Path) -> None:
         n = hcp.n_atoms
         assert file["fc3"].shape == (2, n, n, 3, 3, 3)
         assert len(file["p2s_map"]) == 2
+    files = {name: result.folder / "crystals" / f"hcp-relaxed.{name}.hdf5" for name in ("fc2", "fc3")}
+    phono3py = pytest.importorskip("phono3py")
+    theirs = phono3py.load(
+        result.folder / "crystals" / "hcp-relaxed.phonopy.yaml",
+        fc2_filename=files["fc2"],
+        fc3_filename=files["fc3"],
+        log_level=0,
+    )
+    theirs.mesh_numbers = [3, 3, 3]
+    theirs.init_phph_interaction()
+    theirs.run_thermal_conductivity(temperatures=[hcp.conductivity["temperatures_K"][0]], is_isotope=False)
+    kappa = theirs.thermal_conductivity.kappa[0, 0, :3].mean()
+    assert kappa == pytest.approx(hcp.conductivity["mean_W_m_K"][0], rel=1e-4)
     console = Console(file=StringIO(), width=200)
     print_phonons(console, result)
     for words in ("Grüneisen", "expansion", "W/(m K)", "note, bcc (relaxed): no quasi-harmonic"):
