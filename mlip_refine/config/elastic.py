@@ -44,7 +44,13 @@ class Elastic(Section):
     kind: Literal["adiabatic", "isothermal"] = Field(
         "adiabatic", description="Of the constants by fluctuation; strained cells show isothermal ones."
     )
-    strain: float = Field(0.01, gt=0, lt=0.1, description="deformation: component of the strain tensor.")
+    strain: float = Field(
+        0.01,
+        gt=0,
+        lt=0.1,
+        description="deformation: component of the strain tensor. What central differences miss grows "
+        "with its square and is not in the errors, which grow as it becomes smaller.",
+    )
     born_every: Count = Field(
         4,
         description="Frames from one with a Born term to the next. It costs nine evaluations, but "

@@ -107,10 +107,34 @@ class Table:
 
         Raises:
             InputError: No such column, outside of what was measured, a table that is no function of its
-                first column, or an uncertainty that is unknown and not given.
+                first column, or an uncertainty that is unknown or zero and not given.
         """
         column = self[name]
-        x, y, errors = self._measured(column)
+        value, known = self.measured(name, at)
+        if uncertainty is not None:
+            known = uncertainty
+        if not (math.isfinite(known) and known > 0):
+            raise InputError(
+                f"the uncertainty of {name} is {'unknown' if math.isnan(known) else f'{known:g}'}",
+                where=str(self.path),
+                fix="Give one with the target.",
+            )
+        temperature, pressure = (
+            at if self.index.name == name else None for name in ("temperature", "pressure")
+        )
+        source = f"{self.source} ({self.conditions})"
+        return Target(value, known, column.unit, temperature, pressure, source)
+
+    def measured(self, name: str, at: float) -> tuple[float, float]:
+        """Value and standard uncertainty of a column at a value of the first, as for `target`.
+
+        The uncertainty is not a number where it is unknown.
+
+        Raises:
+            InputError: No such column, outside of what was measured, or a table that is no function of its
+                first column.
+        """
+        x, y, errors = self._measured(self[name])
         if not x[0] <= at <= x[-1]:
             raise InputError(
                 f"{name} was not measured there",
@@ -118,16 +142,7 @@ class Table:
                 found=f"{self.index.name} {at:g} {self.index.unit}",
                 expected=f"{x[0]:g} to {x[-1]:g}",
             )
-        known = float(np.interp(at, x, errors)) if uncertainty is None else uncertainty
-        if not math.isfinite(known):
-            raise InputError(
-                f"the uncertainty of {name} is unknown", where=str(self.path), fix="Give one with the target."
-            )
-        temperature, pressure = (
-            at if self.index.name == name else None for name in ("temperature", "pressure")
-        )
-        source = f"{self.source} ({self.conditions})"
-        return Target(float(np.interp(at, x, y)), known, column.unit, temperature, pressure, source)
+        return float(np.interp(at, x, y)), float(np.interp(at, x, errors))
 
     def _measured(self, column: Column) -> tuple[NDArray[np.float64], ...]:
         """Ascending first column, values and uncertainties of a column where it was measured."""

@@ -1,6 +1,8 @@
 """Elastic constants of a crystal at temperatures, by one of three methods."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from ase import Atoms
@@ -11,11 +13,10 @@ from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, 
 from mlip_refine.losses.elastic_matching import CellValues, ElasticMatch
 from mlip_refine.losses.elastic_targets import ElasticConstantsOptions
 from mlip_refine.observables.base import Observable, average, measure
-from mlip_refine.observables.deformation import Deformation, deformation_constants
-from mlip_refine.observables.pressure import Pressure
+from mlip_refine.observables.deformation import Deformation, deformation_constants, errors_of_stresses
 from mlip_refine.observables.static_elasticity import static_elasticity
 from mlip_refine.observables.stress import Stress
-from mlip_refine.observables.tensors import stress_from_voigt, stress_to_voigt, to_stress_strain
+from mlip_refine.observables.tensors import stress_to_voigt
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.statistics import polynomial_fit
@@ -87,43 +88,34 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
-        """Both signs of every strain at every temperature."""
-        return tuple(s for cell in self.cells for s in self._strained(cell))
+        """At every temperature the cell itself, and both signs of every strain."""
+        return tuple(s for cell in self.cells for s in self._sampled(cell))
 
-    def _strained(self, cell: EnsembleSource) -> tuple[EnsembleSource, ...]:
-        return tuple(
-            EnsembleSource(cell.phase, cell.temperature, cell.pressure, cell.lattice, strain)
-            for strain in self._deformations[cell].strains
-        )
+    def _sampled(self, cell: EnsembleSource) -> tuple[EnsembleSource, ...]:
+        return cell, *(replace(cell, strain=strain) for strain in self._deformations[cell].strains)
 
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
         """The loss, with the constants as diagnostics."""
         return self.result(
             [
-                self.score(cell, self._values(cell, [frames[s] for s in self._strained(cell)]))
+                self.score(cell, self._values(cell, [frames[s] for s in self._sampled(cell)]))
                 for cell in self.cells
             ]
         )
 
     def _values(self, cell: EnsembleSource, frames: Sequence[Frames]) -> CellValues:
-        """Of all strained cells of a cell. Their mean stress is that of the cell between."""
-        symmetry, deformation = self.symmetries[cell], self._deformations[cell]
+        """Of a cell and its strained ones."""
+        function = partial(self._of_stresses, cell)
         stress = torch.stack([average(Stress(), f.sample, -f.work) for f in frames])
-        spread = torch.tensor([_errors(Stress(), f) for f in frames], dtype=torch.float64)
-        values, error = deformation_constants(deformation, stress, spread)
-        between = stress.mean(0)
-        tensor = torch.einsum("m,mij->ij", values, deformation.basis.to(values))
-        coefficients = symmetry.constants_of(to_stress_strain(tensor, stress_from_voigt(between)))
-        components = self.stresses[cell]
-        pressure = -between[:3].mean(0, keepdim=True)
-        errors = error.tolist(), _mean_errors(components, frames), _mean_errors(Pressure(), frames)
-        return CellValues(coefficients, components.of(between), pressure, errors)
+        errors = errors_of_stresses(function, stress, [partial(_errors, frames=f) for f in frames])
+        values, m = function(stress), len(self._deformations[cell].basis)
+        return CellValues(values[:m], values[m:-1], values[-1:], (errors[:m], errors[m:-1], errors[-1:]))
 
-
-def _mean_errors(observable: Observable, frames: Sequence[Frames]) -> list[float]:
-    """Standard errors of the mean of an observable over independent ensembles."""
-    errors = torch.tensor([_errors(observable, f) for f in frames], dtype=torch.float64)
-    return [float(e) / len(frames) for e in errors.norm(dim=0)]
+    def _of_stresses(self, cell: EnsembleSource, stress: Tensor) -> Tensor:
+        """Coefficients, components of the stress, and the pressure, one after the other."""
+        coefficients = deformation_constants(self._deformations[cell], stress, stress_strain=True)
+        own = stress[0]
+        return torch.cat([coefficients, self.stresses[cell].of(own), -own[:3].mean(0, keepdim=True)])
 
 
 class StaticElasticConstants(ElasticMatch, PotentialLoss):

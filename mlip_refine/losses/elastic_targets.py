@@ -1,13 +1,29 @@
 """What `elastic_constants` is asked for: its options, and the targets of every temperature."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlip_refine.config import Count, Length, PositivePressure, Pressure, Section, Temperature, problem
+from mlip_refine.config import (
+    Count,
+    Dimension,
+    Length,
+    PositivePressure,
+    Pressure,
+    Section,
+    Temperature,
+    problem,
+)
+from mlip_refine.config.units import LENGTH, PRESSURE
 from mlip_refine.data import Table
+from mlip_refine.errors import InputError
+from mlip_refine.losses.targets import factor_of
+
+_CONSTANT = re.compile("C[1-6][1-6]")
 
 
 class ElasticTarget(Section):
@@ -66,7 +82,13 @@ class ElasticConstantsOptions(Section):
         "gradient thirty, but fluctuates little: of one frame in 4 most errors are within 10 % of those of "
         "all, of one in 10 some are a third larger.",
     )
-    strain: float = Field(0.01, gt=0, lt=0.1, description="deformation: component of the strain tensor.")
+    strain: float = Field(
+        0.01,
+        gt=0,
+        lt=0.1,
+        description="deformation: component of the strain tensor. What central differences miss grows "
+        "with its square and is not in the errors, which grow as it becomes smaller.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -98,7 +120,60 @@ class Wanted:
 
     @classmethod
     def from_table(cls, table: Table, temperature: float, uncertainty: float | None = None) -> Self:
-        """Those of a table, interpolated, with its uncertainties or another one for all constants, GPa."""
-        found = {name: table.target(name, temperature) for name in table.columns if name != table.index.name}
-        constants = {n: (t.value, uncertainty or t.uncertainty) for n, t in found.items() if t.unit == "GPa"}
-        return cls(temperature, tuple(found[n].value for n in "ac" if n in found), constants)
+        """Those of a table, interpolated, with its uncertainties or another one for all constants, GPa.
+
+        Raises:
+            InputError: The table has no constants, is not by temperature, has other units, or uncertainties
+                are unknown and not given.
+        """
+        found = constants_of(table, temperature)
+        if not found:
+            raise InputError(
+                "the table has no elastic constants",
+                where=str(table.path),
+                found=", ".join(table.columns),
+                expected="columns such as C11",
+            )
+        constants = {}
+        for name, (value, known) in found.items():
+            error = known if uncertainty is None else uncertainty
+            if not error > 0:
+                raise InputError(
+                    f"the uncertainty of {name} is {'unknown' if math.isnan(error) else 'zero'}",
+                    where=str(table.path),
+                    fix="Give the loss an uncertainty.",
+                )
+            constants[name] = (value, error)
+        return cls(temperature, lattice_of(table, temperature), constants)
+
+
+def constants_of(table: Table, temperature: float) -> dict[str, tuple[float, float]]:
+    """Elastic constants of a table at a temperature, with their uncertainties, GPa; nan where unknown.
+
+    Raises:
+        InputError: The table is not by temperature, does not have it, or has constants in other units.
+    """
+    names = [name for name in table.columns if _CONSTANT.fullmatch(name)]
+    return {name: _measured(table, name, temperature, PRESSURE) for name in names}
+
+
+def lattice_of(table: Table, temperature: float) -> tuple[float, ...]:
+    """Lattice constants (a) or (a, c) of a table at a temperature, Å; none where it has none.
+
+    Raises:
+        InputError: The table is not by temperature, does not have it, or has lengths in other units.
+    """
+    return tuple(_measured(table, n, temperature, LENGTH)[0] for n in "ac" if n in table.columns)
+
+
+def _measured(table: Table, name: str, temperature: float, dimension: Dimension) -> tuple[float, float]:
+    if table.index.name != "temperature" or table.index.unit != "K":
+        raise InputError(
+            "the table is not looked up by temperature",
+            where=str(table.path),
+            found=f"first column {table.index.name}, {table.index.unit}",
+            expected="temperature, K",
+        )
+    factor = factor_of(table, name, dimension)
+    value, uncertainty = table.measured(name, temperature)
+    return factor * value, factor * uncertainty

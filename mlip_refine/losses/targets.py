@@ -150,9 +150,20 @@ def _looked_up(
     table: Table, column: str, at: float, dimension: Dimension, uncertainty: float | None
 ) -> tuple[float, float]:
     """Value and uncertainty of a column in the unit of a dimension."""
+    factor = factor_of(table, column, dimension)
+    found = table.target(column, at, None if uncertainty is None else uncertainty / factor)
+    return found.value * factor, found.uncertainty * factor
+
+
+def factor_of(table: Table, column: str, dimension: Dimension) -> float:
+    """What a column is multiplied by to have the unit of a dimension.
+
+    Raises:
+        InputError: It is of another kind.
+    """
     unit = table[column].unit
     try:
-        factor = dimension.parse(f"1 {unit}")
+        return dimension.parse(f"1 {unit}")
     except PydanticCustomError as error:
         raise InputError(
             f"the column {column} is no {dimension.kind}",
@@ -160,8 +171,6 @@ def _looked_up(
             found=f"unit {unit}",
             expected=", ".join(dimension.units),
         ) from error
-    found = table.target(column, at, None if uncertainty is None else uncertainty / factor)
-    return found.value * factor, found.uncertainty * factor
 
 
 def require_known(problem: str, label: str, known: Sequence[str]) -> None:

@@ -117,26 +117,28 @@ class FluctuationElasticity(Observable):
 
 
 class FluctuationModuli(FluctuationElasticity):
-    """K, G (GPa) and ν of a polycrystal by Voigt's average of the coefficients B (Hill 1952)."""
+    """K, G, E (GPa) and ν of a polycrystal by Voigt's average of the coefficients B (Hill 1952)."""
 
     unit = ""
 
     def __init__(self, symmetry: Symmetry, *, adiabatic: bool = False) -> None:
         """Choose what to tell, as for `FluctuationElasticity`."""
         super().__init__(symmetry, adiabatic=adiabatic, stress_strain=True)
-        self.labels = ("K", "G", "nu")
+        self.labels = ("K", "G", "E", "nu")
 
     def derive(self, means: Tensor, sample: Sample) -> Tensor:
-        """K, G, ν `[3]`."""
+        """K, G, E, ν `[4]`."""
         moduli = voigt_average(self.coefficients(means, sample))
-        return torch.stack([moduli.bulk / GPA, moduli.shear / GPA, moduli.poisson])
+        elastic = [moduli.bulk / GPA, moduli.shear / GPA, moduli.young / GPA]
+        return torch.stack([*elastic, moduli.poisson])
 
 
 class RestStrain(FluctuationElasticity):
     """Strain that would bring a fixed cell to a pressure, to first order: -S^T (σ + P).
 
     Its diagonal components in the standard axes of the crystal tell the lattice constants at that pressure
-    without a run at constant pressure, where the crystal is near it.
+    without a run at constant pressure, where the crystal is near it. The second order is not in the errors:
+    of titanium 3 GPa away it is 0.03 % of a and 0.1 % of c.
     """
 
     unit = ""

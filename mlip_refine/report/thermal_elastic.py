@@ -1,6 +1,7 @@
 """Elastic constants at temperatures: the file `thermal_elastic.json`, and its table."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class ThermalElasticPoint:
         isothermal: The same at constant temperature, GPa.
         stress_strain: Independent components of the symmetric part of the stress-strain coefficients B at the
             stress of the cell, GPa: what measurements show; they are C where there is no stress.
-        moduli: K, G (GPa) and nu by Voigt's average of B, with E (GPa) by deformation.
+        moduli: K, G, E (GPa) and nu by Voigt's average of B.
         pressure: Of the cell, GPa; `None` where it is refused.
         rest_strain: Strain xx, yy, zz in the standard axes that would bring the cell to no pressure, to
             first order; fluctuation only.
@@ -91,8 +92,8 @@ class ThermalElasticPoint:
         """Read plain data."""
         read = {name: value for name, value in data.items() if name != "rest_lattice"}
         for name in ("targets", *_FOUND):
-            read[name] = {k: Measured(**m) for k, m in (data[name] or {}).items()}
-        read["pressure"] = data["pressure"] and Measured(**data["pressure"])
+            read[name] = {k: _read(m) for k, m in (data[name] or {}).items()}
+        read["pressure"] = data["pressure"] and _read(data["pressure"])
         read |= {name: tuple(data[name]) for name in ("lattice_A", "verdicts")}
         return cls(**read | {"refused": data["refused"] or ""})
 
@@ -101,7 +102,11 @@ _FOUND = ("constants", "isothermal", "stress_strain", "moduli", "rest_strain")
 
 
 def _plain(measured: Measured | None) -> dict[str, Any] | None:
-    return asdict(measured) if measured else None
+    return asdict(measured) | {"se": measured.known_se} if measured else None
+
+
+def _read(data: Mapping[str, Any]) -> Measured:
+    return Measured(data["value"], math.nan if data["se"] is None else data["se"], data["unit"])
 
 
 def thermal_json(name: str, model_hash: str, points: tuple[ThermalElasticPoint, ...]) -> dict[str, Any]:

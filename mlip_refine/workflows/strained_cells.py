@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlip_refine.observables.base import Observable, Sample, average, measure
+from mlip_refine.observables.base import Observable, average, measure
 from mlip_refine.observables.crystal import INDEPENDENT
-from mlip_refine.observables.deformation import Deformation, deformation_constants
+from mlip_refine.observables.deformation import Deformation, deformation_constants, errors_of_stresses
 from mlip_refine.observables.frames import sample_of
 from mlip_refine.observables.moduli import voigt_average
 from mlip_refine.observables.stress import Stress
@@ -20,31 +20,12 @@ MODULI = {"K": "GPa", "G": "GPa", "E": "GPa", "nu": ""}
 """Units of what a polycrystal has."""
 
 
-class _Combinations(Observable):
-    """Linear combinations of the mean components of the stress of one cell."""
-
-    probes = Stress.probes
-    unit = Stress.unit
-
-    def __init__(self, slopes: Tensor) -> None:
-        """Take the slopes in the six components `[m, 6]`."""
-        self.slopes, self.labels = slopes, tuple(str(i) for i in range(len(slopes)))
-
-    def columns(self, sample: Sample) -> Tensor:
-        """Six components of every frame `[n, 6]`."""
-        return Stress().columns(sample)
-
-    def derive(self, means: Tensor, sample: Sample) -> Tensor:  # noqa: ARG002 - as of any observable
-        """The combinations `[m]`."""
-        return self.slopes @ means
-
-
 def of_strained_cells(deformation: Deformation, runs: Sequence[GoodFrames]) -> dict[str, Any]:
-    """Isothermal constants C and coefficients B, Voigt's moduli of B, and the mean pressure.
+    """Isothermal constants C and coefficients B, Voigt's moduli of B, and the pressure.
 
     Args:
         deformation: Strains.
-        runs: The cells in the order of the strains.
+        runs: The cell itself, then the strained ones in the order of the strains.
 
     Returns:
         `constants`, `stress_strain` and `moduli` (K, G, E, nu) by name, and `pressure`.
@@ -60,13 +41,12 @@ def of_strained_cells(deformation: Deformation, runs: Sequence[GoodFrames]) -> d
 
 
 def _values(deformation: Deformation, stress: Tensor) -> Tensor:
-    """All of them from the mean stress of every cell `[2 n_directions, 6]`, GPa."""
-    nothing = torch.zeros_like(stress)
-    c, _ = deformation_constants(deformation, stress, nothing)
-    b, _ = deformation_constants(deformation, stress, nothing, stress_strain=True)
+    """All of them from the mean stress of every cell `[1 + 2 n_directions, 6]`, GPa."""
+    c = deformation_constants(deformation, stress)
+    b = deformation_constants(deformation, stress, stress_strain=True)
     mean = voigt_average(torch.einsum("m,mij->ij", b, deformation.basis.to(b)))
     moduli = torch.stack([mean.bulk, mean.shear, mean.young, mean.poisson])
-    return torch.cat([c, b, moduli, -stress[:, :3].mean().reshape(1)])
+    return torch.cat([c, b, moduli, -stress[0, :3].mean().reshape(1)])
 
 
 def of_stresses(
@@ -74,19 +54,14 @@ def of_stresses(
 ) -> list[tuple[float, float]]:
     """Values and standard errors of a function of the mean stresses of independent cells.
 
-    Each cell adds to an error what the series of its own combination of components tells: xx, yy and zz of
-    one cell are anything but independent.
-
     Args:
         function: Of `[n_runs, 6]`, GPa, differentiable; gives `[m]`.
         runs: The cells.
     """
-    samples = [sample_of(frames) for frames in runs]
-    stress = torch.stack([average(Stress(), sample) for sample in samples])
-    slopes = torch.autograd.functional.jacobian(function, stress)
-    errors = [
-        [m.se for m in measure(_Combinations(slopes[:, i]), sample, frames.inefficiency)]
-        for i, (sample, frames) in enumerate(zip(samples, runs, strict=True))
-    ]
-    total = torch.tensor(errors, dtype=torch.float64).norm(dim=0)
-    return list(zip(function(stress).tolist(), total.tolist(), strict=True))
+    stress = torch.stack([average(Stress(), sample_of(frames)) for frames in runs])
+    errors = errors_of_stresses(function, stress, [partial(_errors, frames) for frames in runs])
+    return list(zip(function(stress).tolist(), errors, strict=True))
+
+
+def _errors(frames: GoodFrames, observable: Observable) -> list[float]:
+    return [m.se for m in measure(observable, sample_of(frames), frames.inefficiency)]

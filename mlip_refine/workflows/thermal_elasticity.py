@@ -12,6 +12,7 @@ from mlip_refine.data import Table, find_table
 from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.base import UNSTRAINED
+from mlip_refine.losses.elastic_targets import constants_of, lattice_of
 from mlip_refine.observables.base import Observable, measure
 from mlip_refine.observables.crystal import INDEPENDENT, Symmetry, crystal_symmetry
 from mlip_refine.observables.deformation import Deformation
@@ -95,25 +96,18 @@ def _length(config: Config) -> Length:
 
 def _sources(section: Elastic, phases: Sequence[str], table: Table | None) -> list[EnsembleSource]:
     return [
-        EnsembleSource(phase, t, 0.0, _lattice(table, t))
+        EnsembleSource(phase, t, 0.0, () if table is None else lattice_of(table, t))
         for phase in phases
         for t in section.temperature or ()
     ]
-
-
-def _lattice(table: Table | None, temperature: float) -> tuple[float, ...]:
-    if table is None:
-        return ()
-    return tuple(table.target(axis, temperature).value for axis in "ac" if axis in table.columns)
 
 
 def _targets(table: Table | None, state: _State) -> dict[str, Measured]:
     """Measured constants."""
     if table is None:
         return {}
-    names = [n for n in INDEPENDENT[state.symmetry.laue] if n in table.columns]
-    found = {n: table.target(n, state.source.temperature) for n in names}
-    return {n: Measured(t.value, t.uncertainty, t.unit) for n, t in found.items()}
+    found = constants_of(table, state.source.temperature)
+    return {n: Measured(*found[n], "GPa") for n in INDEPENDENT[state.symmetry.laue] if n in found}
 
 
 def _state(config: Config, potential: Potential, source: EnsembleSource) -> _State:
@@ -126,8 +120,8 @@ def _state(config: Config, potential: Potential, source: EnsembleSource) -> _Sta
 
 
 def _sampled(section: Elastic, state: _State) -> list[EnsembleSource]:
-    own = [replace(state.source, strain=UNSTRAINED)] if "fluctuation" in section.method else []
-    return own + (list(state.strained) if "deformation" in section.method else [])
+    own = replace(state.source, strain=UNSTRAINED)
+    return [own, *(state.strained if "deformation" in section.method else ())]
 
 
 def _points(
@@ -140,7 +134,8 @@ def _points(
 ) -> list[ThermalElasticPoint]:
     found = []
     for method in config.elastic.method:
-        mine = [s for s in _sampled(config.elastic, state) if any(s.strain) == (method == "deformation")]
+        own, *strained = _sampled(config.elastic, state)
+        mine = [own, *strained] if method == "deformation" else [own]
         trajectories = [runs[points[s].name] for s in mine]
         by = _by_fluctuation if method == "fluctuation" else _by_deformation
         try:

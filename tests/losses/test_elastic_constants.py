@@ -12,11 +12,13 @@ from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
 from mlip_refine.config import Elastic, Sampling, config_from_dict
+from mlip_refine.data import read_table
 from mlip_refine.errors import InputError
 from mlip_refine.losses import Frames, build_losses
+from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic_matching import CellValues, ElasticMatch
 from mlip_refine.losses.elastic_stress import SymmetricStress
-from mlip_refine.losses.elastic_targets import ElasticConstantsOptions
+from mlip_refine.losses.elastic_targets import ElasticConstantsOptions, Wanted
 from mlip_refine.observables import Pressure, Stress, measure
 from mlip_refine.observables.crystal import INDEPENDENT, crystal_symmetry
 from mlip_refine.observables.tensors import stress_from_voigt, stress_to_voigt, to_stress_strain
@@ -74,7 +76,7 @@ def test_deformation_tells_what_strained_cells_show(stressed):
     shears = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64)
     frames = {}
     for source in found.sources:
-        strain = torch.tensor(source.strain, dtype=torch.float64)
+        strain = torch.tensor(source.strain or UNSTRAINED, dtype=torch.float64)
         frames[source] = stressed((STRESS + coefficients @ (shears * strain)).expand(3, 6))
     values = [m.value for m in found.evaluate(frames).diagnostics.values()]
     wanted = symmetry.independent((coefficients + coefficients.T) / 2)
@@ -152,6 +154,47 @@ def test_a_table_has_its_own_uncertainties_or_one_for_all():
     assert {s for _, s in found[1].values()} == {1.5}
     with pytest.raises(InputError, match="no uncertainty beside targets"):
         _loss(uncertainty=1.0)
+
+
+TABLE = """# title: x
+# conditions: x
+# source: x
+# licence: x
+# column: temperature | K | exact
+# column: a | nm | exact
+# column: C11 | kbar | unknown
+# column: density | g/cm³ | unknown
+temperature,a,C11,density
+100,0.295,1700,4.5
+300,0.296,1600,
+"""
+
+
+def test_a_table_of_other_units_is_converted(tmp_path):
+    """Lattice constants need no uncertainty, and columns of something else are let be."""
+    path = tmp_path / "mine.csv"
+    path.write_text(TABLE)
+    wanted = Wanted.from_table(read_table(path), 300.0, 2.0)
+    assert wanted.constants == {"C11": (pytest.approx(160.0), 2.0)}
+    assert wanted.lattice == pytest.approx((2.96,))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "uncertainty", "message"),
+    [
+        ("", "", None, "mine.csv: the uncertainty of C11 is unknown"),
+        ("C11 | kbar", "C11 | meV", 2.0, "mine.csv: the column C11 is no pressure; found unit meV"),
+        ("a | nm", "a | g", 2.0, "mine.csv: the column a is no length"),
+        ("C11", "B11", 2.0, "mine.csv: the table has no elastic constants; found temperature, a, B11"),
+        ("temperature", "pressure", 2.0, "mine.csv: the table is not looked up by temperature"),
+        ("300,0.296,1600", "300,0.296,", 2.0, "C11 was not measured there"),
+    ],
+)
+def test_tables_that_do_not_tell_the_constants_are_refused(tmp_path, old, new, uncertainty, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(TABLE.replace(old, new) if old else TABLE)
+    with pytest.raises(InputError, match=message):
+        Wanted.from_table(read_table(path), 300.0, uncertainty)
 
 
 def test_the_born_term_is_as_rare_as_in_the_command():

@@ -89,7 +89,7 @@ def test_strained_cells_show_the_constants_in_any_box(kind, wanted, turn):
     deformation = Deformation.of(symmetry, 0.01)
     shears = torch.tensor([1.0, 1, 1, 2, 2, 2]).double()
     stress = torch.tensor(deformation.strains).double() * shears @ tensor
-    values, _ = deformation_constants(deformation, stress, torch.full_like(stress, 0.1))
+    values = deformation_constants(deformation, torch.cat([torch.zeros(1, 6).double(), stress]))
     assert values.tolist() == pytest.approx(list(wanted.values()))
 
 

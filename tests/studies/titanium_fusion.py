@@ -44,11 +44,15 @@ class Potential:
         return [p.temperature_K for p in self.points]
 
     def fitted(self, group: str, name: str) -> tuple[np.ndarray, np.ndarray, float]:
-        """Values and errors of a quadratic in T through all temperatures, and χ² per degree of freedom."""
+        """Values and errors of a quadratic in T through all temperatures, and χ² per degree of freedom.
+
+        Where the quadratic misses by more than the errors, these grow to match.
+        """
         found = [getattr(p, group)[name] for p in self.points]
         powers = range(min(3, len(found)))
         fit = polynomial_fit(self.temperatures, [m.value for m in found], [m.se for m in found], list(powers))
-        return fit.values.numpy(), fit.errors.numpy(), fit.chi_squared / max(1, fit.freedom)
+        chi = fit.chi_squared / max(1, fit.freedom)
+        return fit.values.numpy(), fit.errors.numpy() * max(1.0, chi) ** 0.5, chi
 
 
 def measured(temperature: float) -> dict[str, float]:
