@@ -4,7 +4,7 @@
     python tests/studies/phonons.py tables OUTPUT BASE NAME=PHONONS...
     python tests/studies/phonons.py curves OUTPUT NAME=RUN[,RUN...]...
     python tests/studies/phonons.py part INDEX COUNT OUTPUT
-    python tests/studies/phonons.py learning OUTPUT BASE COUNT=PHONONS...
+    python tests/studies/phonons.py learning OUTPUT BASE SERIES:COUNT=PHONONS,RUN...
 
 `frames` writes train.extxyz and valid.extxyz into FOLDER from the labelled frames in DISTILLED, without the
 materials that INDEX keeps for the test or has in the benchmark of thermal conductivity, and without frames
@@ -12,7 +12,8 @@ far from rest. `tables` compares runs of `mlip-refine phonons` on the same mater
 results.json in OUTPUT. `curves` draws the validation error of runs of `mlip-refine finetune` against updates,
 which cost the same whatever the probe is, and tells when the mean of each kind reaches the last value of the
 first. `part` writes an index with only COUNT of the stable materials to train on, beside all others; smaller
-parts are within larger ones. `learning` draws how much smaller errors are with models of COUNT materials.
+parts are within larger ones. `learning` draws what was gained by runs of `mlip-refine finetune` on COUNT
+materials, and how well they have the Hessians of the validation part.
 """
 # ruff: noqa: T201
 
@@ -41,6 +42,9 @@ LARGEST_FORCE = 12.0
 
 LOWEST_FREQUENCY = -0.1
 """THz: a material with a lower one is unstable."""
+
+VALIDATION = "validation, relative error"
+"""What `phonon_hvp` calls it."""
 
 LARGEST_STRESS = 0.25
 """Largest component of a frame, eV/Å³."""
@@ -172,10 +176,10 @@ def first_below(updates: Sequence[int], errors: Sequence[float], wanted: float) 
 def validation(folder: Path) -> tuple[list[int], list[float]]:
     """Updates and validation errors, %, of a run."""
     found = [
-        (update.step, measured["validation, relative error"].value)
+        (update.step, measured[VALIDATION].value)
         for update in read_log(folder)
         for measured in update.diagnostics.values()
-        if "validation, relative error" in measured
+        if VALIDATION in measured
     ]
     return [step for step, _ in found], [error for _, error in found]
 
@@ -202,26 +206,74 @@ def trainable(row: dict[str, str]) -> bool:
     return kept and float(row["wmin_THz"]) > LOWEST_FREQUENCY
 
 
-def learning(output: Path, base: PhononResult, others: dict[str, PhononResult]) -> None:
-    """Draw and write the reduction of errors against the number of materials that were trained on."""
+def learning(output: Path, base: PhononResult, series: dict[str, dict[int, tuple[Path, Path]]]) -> None:
+    """Draw and write, against the number of materials that were trained on, what was gained.
+
+    Args:
+        output: Folder of figure and numbers.
+        base: The test before.
+        series: By name and number of materials: the test after, and the run that led there.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    found = {int(count): reduction(base, result, "reference")[0] for count, result in others.items()}
-    counts, values = list(found), list(found.values())
-    middle = np.array([100 * v.value for v in values])
-    low, high = (np.array([100 * getattr(v, end) for v in values]) for end in ("low", "high"))
-    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
-    axes.errorbar(counts, middle, [middle - low, high - middle], marker="o", capsize=3, linewidth=1.2)
-    axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [str(count) for count in counts], minor=False)
-    axes.minorticks_off()
-    axes.set_xlabel("materials that were trained on")
-    axes.set_ylabel("errors smaller by, %")
+    document = {
+        name: {n: learned(base, read_phonons_json(after), run) for n, (after, run) in sorted(points.items())}
+        for name, points in series.items()
+    }
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
+    for name, points in document.items():
+        counts, found = list(points), list(points.values())
+        gained = np.array([[100 * f["reduction"][key] for key in ("value", "low", "high")] for f in found]).T
+        spread = [gained[0] - gained[1], gained[2] - gained[0]]
+        left.errorbar(counts, gained[0], spread, marker="o", capsize=3, linewidth=1.2, label=name)
+        values, errors = np.array([[f["hessian"]["value"], f["hessian"]["se"]] for f in found]).T
+        right.errorbar(counts, values, errors, marker="o", capsize=3, linewidth=1.2, label=name)
+    left.axhline(0, color="0.6", linewidth=0.8)
+    left.set_ylabel("errors of the test smaller by, %")
+    right.axhline(first_validation(series), color="0.6", linewidth=0.8)
+    right.set_ylabel("error of validation Hessians, %")
+    counts = sorted({n for points in document.values() for n in points})
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel("materials that were trained on")
+    right.legend(frameon=False)
     figure.savefig(output / "learning.png", dpi=200)
-    document = {str(n): {"value": v.value, "low": v.low, "high": v.high} for n, v in found.items()}
     (output / "learning.json").write_text(json.dumps(document, indent=1) + "\n")
-    for n in found:
-        print(f"{n}: {interval(document[str(n)])}")
+    for name, points in document.items():
+        for n, found in points.items():
+            hessian = "{value:.1f}({se:.1f})".format(**found["hessian"])
+            print(f"{name}, {n}: {interval(found['reduction'])}, Hessians {hessian} %")
+
+
+def learned(base: PhononResult, after: PhononResult, run: Path) -> dict[str, Any]:
+    """What a run gained on the test, the validation error that it ended with, and what replay says."""
+    reduced, _ = reduction(base, after, "reference")
+    summary = json.loads((run / "summary.json").read_text())
+    (measured,) = (m for m in summary["measured"].values() if VALIDATION in m)
+    before, behind = summary["replay"]["before"], summary["replay"]["after"]
+    keys = ("energy_mae_mev_per_atom", "forces_mae_mev_per_A")
+    return {
+        "reduction": {"value": reduced.value, "low": reduced.low, "high": reduced.high},
+        "hessian": {"value": measured[VALIDATION]["delivered"], "se": measured[VALIDATION]["delivered_se"]},
+        "replay": {key: behind[key] / before[key] - 1 for key in keys},
+    }
+
+
+def first_validation(series: dict[str, dict[int, tuple[Path, Path]]]) -> float:
+    """The validation error of the base, %."""
+    _, run = next(iter(next(iter(series.values())).values()))
+    return validation(run)[1][0]
+
+
+def series_of(words: Sequence[str]) -> dict[str, dict[int, tuple[Path, Path]]]:
+    """SERIES:COUNT=AFTER,RUN..."""
+    found: dict[str, dict[int, tuple[Path, Path]]] = {}
+    for key, paths in named(words).items():
+        name, count = key.rsplit(":", 1)
+        after, run = paths.split(",")
+        found.setdefault(name, {})[int(count)] = (Path(after), Path(run))
+    return found
 
 
 def named(words: Sequence[str]) -> dict[str, str]:
@@ -244,7 +296,7 @@ def main(command: str, *words: str) -> None:
     elif command == "part":
         part(Path(words[0]), int(words[1]), Path(words[2]))
     elif command == "learning":
-        learning(Path(words[0]), *results(words[1:]))
+        learning(Path(words[0]), read_phonons_json(Path(words[1])), series_of(words[2:]))
     elif command == "curves":
         runs = {name: [Path(p) for p in paths.split(",")] for name, paths in named(words[1:]).items()}
         curves(Path(words[0]), runs)
