@@ -8,6 +8,16 @@ from mlip_refine.config.md import Names, Pressures, Temperatures, several
 from mlip_refine.config.section import Count, Section
 from mlip_refine.config.units import problem
 
+Strain = Annotated[
+    float,
+    Field(
+        gt=0,
+        lt=0.1,
+        description="deformation: component of the strain tensor. What central differences miss grows with "
+        "its square and is not in the errors, which grow as it becomes smaller.",
+    ),
+]
+
 
 class Elastic(Section):
     """Elastic constants: at zero temperature, every crystal at every pressure, and at temperatures."""
@@ -44,13 +54,7 @@ class Elastic(Section):
     kind: Literal["adiabatic", "isothermal"] = Field(
         "adiabatic", description="Of the constants by fluctuation; strained cells show isothermal ones."
     )
-    strain: float = Field(
-        0.01,
-        gt=0,
-        lt=0.1,
-        description="deformation: component of the strain tensor. What central differences miss grows "
-        "with its square and is not in the errors, which grow as it becomes smaller.",
-    )
+    strain: Strain = 0.01
     born_every: Count = Field(
         4,
         description="Frames from one with a Born term to the next. It costs nine evaluations, but "

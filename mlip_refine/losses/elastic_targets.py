@@ -18,6 +18,7 @@ from mlip_refine.config import (
     Temperature,
     problem,
 )
+from mlip_refine.config.elastic import Strain
 from mlip_refine.config.units import LENGTH, PRESSURE
 from mlip_refine.data import Table
 from mlip_refine.errors import InputError
@@ -82,13 +83,7 @@ class ElasticConstantsOptions(Section):
         "gradient thirty, but fluctuates little: of one frame in 4 most errors are within 10 % of those of "
         "all, of one in 10 some are a third larger.",
     )
-    strain: float = Field(
-        0.01,
-        gt=0,
-        lt=0.1,
-        description="deformation: component of the strain tensor. What central differences miss grows "
-        "with its square and is not in the errors, which grow as it becomes smaller.",
-    )
+    strain: Strain = 0.01
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -78,7 +78,7 @@ def deformation_constants(deformation: Deformation, stress: Tensor, *, stress_st
     basis = deformation.basis.to(stress)
     design = basis[:, :, directions].permute(2, 1, 0).reshape(-1, len(basis))
     solve = torch.linalg.pinv(design)
-    constants = solve @ (columns + terms).reshape(-1)
+    constants: Tensor = solve @ (columns + terms).reshape(-1)
     if stress_strain:
         constants = constants + deformation.symmetry.constants_of(to_stress_strain(nothing, own))
     return constants

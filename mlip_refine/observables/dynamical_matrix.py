@@ -165,8 +165,9 @@ def mesh_points(crystal: Atoms, mesh: Sequence[int]) -> tuple[NDArray[np.float64
     if moments.any():
         operations: Any = spglib.get_magnetic_symmetry((*cell, moments), symprec=_PLACE)
         rotations = np.unique(operations["rotations"], axis=0)
-        mapping, grid = spglib.get_stabilized_reciprocal_mesh(list(mesh), rotations, is_shift=[0, 0, 0])
+        found: Any = spglib.get_stabilized_reciprocal_mesh(list(mesh), rotations, is_shift=[0, 0, 0])
     else:
-        mapping, grid = spglib.get_ir_reciprocal_mesh(list(mesh), cell, is_shift=[0, 0, 0], symprec=_PLACE)
+        found = spglib.get_ir_reciprocal_mesh(list(mesh), cell, is_shift=[0, 0, 0], symprec=_PLACE)
+    mapping, grid = found
     places, counts = np.unique(mapping, return_counts=True)
     return grid[places] / np.array(mesh), counts / counts.sum()

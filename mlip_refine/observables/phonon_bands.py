@@ -224,7 +224,8 @@ def _space_group(primitive: Atoms) -> int:
     moments = primitive.get_initial_magnetic_moments()
     if moments.any():
         magnetic = spglib.get_magnetic_symmetry_dataset((*cell, moments), symprec=1e-4)
-        return 1 if magnetic is None else int(spglib.get_magnetic_spacegroup_type(magnetic.uni_number).number)
+        kind = None if magnetic is None else spglib.get_magnetic_spacegroup_type(magnetic.uni_number)
+        return 1 if kind is None else int(kind.number)
     group = spglib.get_symmetry_dataset(cell, symprec=1e-4)
     return 1 if group is None else int(group.number)
 
