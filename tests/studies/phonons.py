@@ -272,7 +272,7 @@ def series_of(words: Sequence[str]) -> dict[str, dict[int, tuple[Path, Path]]]:
     for key, paths in named(words).items():
         name, count = key.rsplit(":", 1)
         after, run = paths.split(",")
-        found.setdefault(name, {})[int(count)] = (Path(after), Path(run))
+        found.setdefault(name.replace("_", " "), {})[int(count)] = (Path(after), Path(run))
     return found
 
 
