@@ -23,6 +23,7 @@ from mlip_refine.config.phonons import QuasiHarmonic
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.observables.harmonic_crystal import HarmonicCrystal, forces
 from mlip_refine.observables.relaxation import Rest
+from mlip_refine.observables.thermal_conductivity import INTERACTION
 from mlip_refine.potential import Potential
 from mlip_refine.report import PhononResult, print_phonons, read_phonons_json
 from mlip_refine.report.phonon_records import PhononPoint
@@ -153,10 +154,11 @@ def test_expansion_conduction_and_files_for_others(tmp_path: Path) -> None:
         result.folder / "crystals" / "hcp-relaxed.phonopy.yaml",
         fc2_filename=files["fc2"],
         fc3_filename=files["fc3"],
+        produce_fc=False,
         log_level=0,
     )
     theirs.mesh_numbers = [3, 3, 3]
-    theirs.init_phph_interaction()
+    theirs.init_phph_interaction(**INTERACTION)
     theirs.run_thermal_conductivity(temperatures=[hcp.conductivity["temperatures_K"][0]], is_isotope=False)
     kappa = theirs.thermal_conductivity.kappa[0, 0, :3].mean()
     assert kappa == pytest.approx(hcp.conductivity["mean_W_m_K"][0], rel=1e-4)
