@@ -82,6 +82,11 @@ class Measured:
             )
 
 
+def error_of(known_se: float | None) -> float:
+    """The standard error from what files have of it, `Measured.known_se`."""
+    return math.nan if known_se is None else float(known_se)
+
+
 def _with_error(value: float, se: float) -> str:
     """Write a value with two significant digits of its error in parentheses."""
     if math.isfinite(value) and math.isnan(se):

@@ -29,7 +29,7 @@ from mlip_refine.data import phonon_folder as place
 from mlip_refine.data.phonon_yaml import Calculation, calculations_of_yaml, with_forces
 from mlip_refine.errors import InputError, MlipRefineError
 
-PARSER_ERRORS = (
+_PARSER_ERRORS = (
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RuntimeError, OSError),
     *(EOFError, NotImplementedError, lzma.LZMAError, zlib.error, tarfile.TarError, yaml.YAMLError),
 )
@@ -89,7 +89,7 @@ def parsing(path: Path) -> Iterator[None]:
         yield
     except MlipRefineError:
         raise
-    except PARSER_ERRORS as error:
+    except _PARSER_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot be read as a phonon calculation ({reason})", where=str(path)) from error
 

@@ -163,7 +163,7 @@ def _atoms(cell: PhonopyAtoms) -> Atoms:
     # By number: phonopy tells sites of one element apart as Mn1 and Mn2.
     atoms = Atoms(cell.numbers, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
     atoms.set_masses(cell.masses)
-    # They lower the symmetry, and with it that of the force constants.
+    # Moments lower the symmetry, and with it that of the force constants.
     if cell.magnetic_moments is not None:
         atoms.set_initial_magnetic_moments(cell.magnetic_moments)
     return atoms

@@ -1,6 +1,5 @@
 """What `elastic_constants` is asked for: its options, and the targets of every temperature."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from mlip_refine.config.elastic import Strain
 from mlip_refine.config.units import LENGTH, PRESSURE
 from mlip_refine.data import Table
 from mlip_refine.errors import InputError
-from mlip_refine.losses.targets import factor_of
+from mlip_refine.losses.targets import factor_of, looked_up
 
 _CONSTANT = re.compile("C[1-6][1-6]")
 
@@ -121,24 +120,15 @@ class Wanted:
             InputError: The table has no constants, is not by temperature, has other units, or uncertainties
                 are unknown and not given.
         """
-        found = constants_of(table, temperature)
-        if not found:
+        names = _names(table)
+        if not names:
             raise InputError(
                 "the table has no elastic constants",
                 where=str(table.path),
                 found=", ".join(table.columns),
                 expected="columns such as C11",
             )
-        constants = {}
-        for name, (value, known) in found.items():
-            error = known if uncertainty is None else uncertainty
-            if not error > 0:
-                raise InputError(
-                    f"the uncertainty of {name} is {'unknown' if math.isnan(error) else 'zero'}",
-                    where=str(table.path),
-                    fix="Give the loss an uncertainty.",
-                )
-            constants[name] = (value, error)
+        constants = {n: looked_up(table, n, temperature, PRESSURE, uncertainty) for n in names}
         return cls(temperature, lattice_of(table, temperature), constants)
 
 
@@ -148,8 +138,7 @@ def constants_of(table: Table, temperature: float) -> dict[str, tuple[float, flo
     Raises:
         InputError: The table is not by temperature, does not have it, or has constants in other units.
     """
-    names = [name for name in table.columns if _CONSTANT.fullmatch(name)]
-    return {name: _measured(table, name, temperature, PRESSURE) for name in names}
+    return {name: _measured(table, name, temperature, PRESSURE) for name in _names(table)}
 
 
 def lattice_of(table: Table, temperature: float) -> tuple[float, ...]:
@@ -161,7 +150,20 @@ def lattice_of(table: Table, temperature: float) -> tuple[float, ...]:
     return tuple(_measured(table, n, temperature, LENGTH)[0] for n in "ac" if n in table.columns)
 
 
+def _names(table: Table) -> list[str]:
+    """Elastic constants that a table has, by temperature."""
+    _require_temperature(table)
+    return [name for name in table.columns if _CONSTANT.fullmatch(name)]
+
+
 def _measured(table: Table, name: str, temperature: float, dimension: Dimension) -> tuple[float, float]:
+    _require_temperature(table)
+    factor = factor_of(table, name, dimension)
+    value, uncertainty = table.measured(name, temperature)
+    return factor * value, factor * uncertainty
+
+
+def _require_temperature(table: Table) -> None:
     if table.index.name != "temperature" or table.index.unit != "K":
         raise InputError(
             "the table is not looked up by temperature",
@@ -169,6 +171,3 @@ def _measured(table: Table, name: str, temperature: float, dimension: Dimension)
             found=f"first column {table.index.name}, {table.index.unit}",
             expected="temperature, K",
         )
-    factor = factor_of(table, name, dimension)
-    value, uncertainty = table.measured(name, temperature)
-    return factor * value, factor * uncertainty

@@ -141,15 +141,17 @@ def table_targets(
         {} if uncertainty is None else by_label(loss, "uncertainty", tuple(chosen), uncertainty, common=True)
     )
     at = state[table.index.name]
-    return {
-        label: _looked_up(table, name, at, dimension, errors.get(label)) for label, name in chosen.items()
-    }
+    return {label: looked_up(table, name, at, dimension, errors.get(label)) for label, name in chosen.items()}
 
 
-def _looked_up(
+def looked_up(
     table: Table, column: str, at: float, dimension: Dimension, uncertainty: float | None
 ) -> tuple[float, float]:
-    """Value and uncertainty of a column in the unit of a dimension."""
+    """Value and uncertainty of a column in the unit of a dimension.
+
+    Raises:
+        InputError: A column of another kind, a state outside of the table, or no uncertainty.
+    """
     factor = factor_of(table, column, dimension)
     found = table.target(column, at, None if uncertainty is None else uncertainty / factor)
     return found.value * factor, found.uncertainty * factor

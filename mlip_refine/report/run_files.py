@@ -1,14 +1,13 @@
 """The result files of a run folder, read and checked: `log.jsonl` and `summary.json`."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from mlip_refine.errors import InputError
-from mlip_refine.quantities import Measured
+from mlip_refine.quantities import Measured, error_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Update:
         """Read what `StepReport.as_json` wrote; `KeyError`, `TypeError` or `ValueError` if it did not."""
         diagnostics = {
             loss: {
-                name: Measured(float(m["value"]), _error(m["se"]), str(m["unit"]))
+                name: Measured(float(m["value"]), error_of(m["se"]), str(m["unit"]))
                 for name, m in measured.items()
             }
             for loss, measured in dict(data["diagnostics"]).items()
@@ -223,16 +222,11 @@ def _update(line: str, where: str) -> Update:
 
 
 def _as_measured(data: Mapping[str, Any]) -> Measured:
-    return Measured(float(data["value"]), _error(data["se"]), str(data["unit"]))
+    return Measured(float(data["value"]), error_of(data["se"]), str(data["unit"]))
 
 
 def _measured(data: Mapping[str, Any], key: str, unit: str) -> Measured:
-    return Measured(float(data[key]), _error(data[f"{key}_se"]), unit)
-
-
-def _error(value: float | None) -> float:
-    """A standard error; not a number where it is not known."""
-    return math.nan if value is None else float(value)
+    return Measured(float(data[key]), error_of(data[f"{key}_se"]), unit)
 
 
 def _measured_or_none(data: Mapping[str, Any], key: str, unit: str) -> Measured | None:

@@ -1,7 +1,6 @@
 """Elastic constants at temperatures: the file `thermal_elastic.json`, and its table."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.errors import InputError
-from mlip_refine.quantities import Measured
+from mlip_refine.quantities import Measured, error_of
 
 FORMAT = "mlip_refine thermal elastic 1"
 
@@ -106,7 +105,7 @@ def _plain(measured: Measured | None) -> dict[str, Any] | None:
 
 
 def _read(data: Mapping[str, Any]) -> Measured:
-    return Measured(data["value"], math.nan if data["se"] is None else data["se"], data["unit"])
+    return Measured(data["value"], error_of(data["se"]), data["unit"])
 
 
 def thermal_json(name: str, model_hash: str, points: tuple[ThermalElasticPoint, ...]) -> dict[str, Any]:
