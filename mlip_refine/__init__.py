@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from mlip_refine.potential import Potential as Potential
     from mlip_refine.potential.ase import ase_calculator as ase_calculator
     from mlip_refine.workflows.bench import bench as bench
-    from mlip_refine.workflows.elastic import elastic as elastic
-    from mlip_refine.workflows.finetune import FinetuneResult as FinetuneResult
-    from mlip_refine.workflows.finetune import finetune as finetune
-    from mlip_refine.workflows.finetune import free_energies as free_energies
-    from mlip_refine.workflows.md import md as md
-    from mlip_refine.workflows.phonons import phonons as phonons
-    from mlip_refine.workflows.setup import load_potential as load_potential
+    from mlip_refine.workflows.elastic.run import elastic as elastic
+    from mlip_refine.workflows.finetune.run import FinetuneResult as FinetuneResult
+    from mlip_refine.workflows.finetune.run import finetune as finetune
+    from mlip_refine.workflows.finetune.run import free_energies as free_energies
+    from mlip_refine.workflows.from_config import load_potential as load_potential
+    from mlip_refine.workflows.md.run import md as md
+    from mlip_refine.workflows.phonons.run import phonons as phonons
 
     __version__: str
 
 _HOMES = {
     "Config": "mlip_refine.config",
-    "FinetuneResult": "mlip_refine.workflows.finetune",
+    "FinetuneResult": "mlip_refine.workflows.finetune.run",
     "Potential": "mlip_refine.potential",
     "ase_calculator": "mlip_refine.potential.ase",
     "bench": "mlip_refine.workflows.bench",
     "config_from_dict": "mlip_refine.config",
-    "elastic": "mlip_refine.workflows.elastic",
-    "finetune": "mlip_refine.workflows.finetune",
-    "free_energies": "mlip_refine.workflows.finetune",
+    "elastic": "mlip_refine.workflows.elastic.run",
+    "finetune": "mlip_refine.workflows.finetune.run",
+    "free_energies": "mlip_refine.workflows.finetune.run",
     "load_config": "mlip_refine.config",
-    "load_potential": "mlip_refine.workflows.setup",
-    "md": "mlip_refine.workflows.md",
-    "phonons": "mlip_refine.workflows.phonons",
+    "load_potential": "mlip_refine.workflows.from_config",
+    "md": "mlip_refine.workflows.md.run",
+    "phonons": "mlip_refine.workflows.phonons.run",
 }
 
 __all__ = [

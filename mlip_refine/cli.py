@@ -56,8 +56,9 @@ def finetune(
     """Correct a potential and measure what changed."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
     # Imported here, so that the other commands and a refused config do not wait for mace.
-    from mlip_refine.report import StepPrinter, print_summary  # noqa: PLC0415
-    from mlip_refine.workflows.finetune import finetune as run  # noqa: PLC0415
+    from mlip_refine.workflows.finetune.run import finetune as run  # noqa: PLC0415
+    from mlip_refine.workflows.finetune.steps import StepPrinter  # noqa: PLC0415
+    from mlip_refine.workflows.finetune.tables import print_summary  # noqa: PLC0415
     from mlip_refine.workflows.run_folder import LAYOUT  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
@@ -77,7 +78,7 @@ def free_energy(
 ) -> None:
     """Compute the free-energy differences of the phases, without changing the potential."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.workflows.finetune import free_energies  # noqa: PLC0415
+    from mlip_refine.workflows.finetune.run import free_energies  # noqa: PLC0415
 
     for name, result in free_energies(settings, resume=resume).items():
         out.print(
@@ -97,9 +98,11 @@ def md(
 ) -> None:
     """Run molecular dynamics of the phases, and average with errors."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.report import print_dynamics, print_md, read_dynamics  # noqa: PLC0415
-    from mlip_refine.workflows.md import LAYOUT  # noqa: PLC0415
-    from mlip_refine.workflows.md import md as run  # noqa: PLC0415
+    from mlip_refine.workflows.md.dynamics_records import read_dynamics  # noqa: PLC0415
+    from mlip_refine.workflows.md.dynamics_tables import print_dynamics  # noqa: PLC0415
+    from mlip_refine.workflows.md.run import LAYOUT  # noqa: PLC0415
+    from mlip_refine.workflows.md.run import md as run  # noqa: PLC0415
+    from mlip_refine.workflows.md.tables import print_md  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
         out.print(LAYOUT.format(folder=folder), soft_wrap=True)
@@ -120,9 +123,10 @@ def elastic(
 ) -> None:
     """Find the elastic constants, moduli and stability of the phases, at rest and at temperatures."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.report import print_elastic, print_thermal_elastic  # noqa: PLC0415
-    from mlip_refine.workflows.elastic import LAYOUT  # noqa: PLC0415
-    from mlip_refine.workflows.elastic import elastic as run  # noqa: PLC0415
+    from mlip_refine.workflows.elastic.run import LAYOUT  # noqa: PLC0415
+    from mlip_refine.workflows.elastic.run import elastic as run  # noqa: PLC0415
+    from mlip_refine.workflows.elastic.tables import print_elastic  # noqa: PLC0415
+    from mlip_refine.workflows.elastic.thermal_records import print_thermal_elastic  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
         out.print(LAYOUT.format(folder=folder), soft_wrap=True)
@@ -142,9 +146,9 @@ def phonons(
 ) -> None:
     """Find the phonons of the phases, or of materials beside reference calculations."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.report import print_phonons  # noqa: PLC0415
-    from mlip_refine.workflows.phonons import LAYOUT  # noqa: PLC0415
-    from mlip_refine.workflows.phonons import phonons as run  # noqa: PLC0415
+    from mlip_refine.workflows.phonons.run import LAYOUT  # noqa: PLC0415
+    from mlip_refine.workflows.phonons.run import phonons as run  # noqa: PLC0415
+    from mlip_refine.workflows.phonons.tables import print_phonons  # noqa: PLC0415
 
     def show_layout(folder: Path) -> None:
         out.print(LAYOUT.format(folder=folder), soft_wrap=True)
@@ -172,8 +176,8 @@ def bench(  # noqa: PLR0913 - the options of a command
     """Time the engine and the streamed gradient on this machine, beside the bare model and ASE."""
     settings = None if config is None else _config(config, None, trust_pickle=trust_pickle)
     from mlip_refine.files import write_json  # noqa: PLC0415
-    from mlip_refine.report import print_bench  # noqa: PLC0415
     from mlip_refine.workflows.bench import bench as run  # noqa: PLC0415
+    from mlip_refine.workflows.bench.tables import print_bench  # noqa: PLC0415
 
     result = run(
         settings,

@@ -122,7 +122,7 @@ class LennardJones(Analytic):
 
     def born(self, graphs: Any) -> Tensor:
         """(1/V) ∂²U/∂ε∂ε in the linear symmetric strain `[n_graphs, 6, 6]`."""
-        from mlip_refine.observables.tensors import to_voigt
+        from mlip_refine.crystals.tensors import to_voigt
 
         vectors, one = graphs.vectors, torch.eye(3, dtype=self.dtype)
         r = vectors.norm(dim=-1)
@@ -277,8 +277,8 @@ def phonons_of() -> Callable[..., Any]:
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 
-    from mlip_refine.data.phonon_symmetry import Translations, crystal_symmetry
-    from mlip_refine.data.phonons import PhononMetadata, PhononReference
+    from mlip_refine.data.phonons.reference import PhononMetadata, PhononReference
+    from mlip_refine.data.phonons.spacegroups import Translations, crystal_symmetry
 
     def make(
         unit: Atoms,
@@ -317,3 +317,18 @@ def phonons_of() -> Callable[..., Any]:
         )
 
     return make
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20250117)
+
+
+@pytest.fixture
+def gaussian(generator: torch.Generator) -> Callable[..., Tensor]:
+    """Draw standard normal float64 numbers."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return draw

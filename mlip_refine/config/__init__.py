@@ -1,23 +1,20 @@
 """What a YAML file may say: strict sections with units, and messages that name file and line."""
 
-from mlip_refine.config.document import Config
-from mlip_refine.config.dump import dump_config
-from mlip_refine.config.elastic import Elastic
-from mlip_refine.config.evaluation import Evaluation
-from mlip_refine.config.free_energy import FreeEnergy
 from mlip_refine.config.load import config_from_dict, load_config, validate_node
-from mlip_refine.config.located import LocatedNode
-from mlip_refine.config.md import MD
-from mlip_refine.config.output import Output
-from mlip_refine.config.overrides import parse_overrides
-from mlip_refine.config.phases import Phase
-from mlip_refine.config.phonons import Phonons
-from mlip_refine.config.potential import Potential
-from mlip_refine.config.replay import Replay
-from mlip_refine.config.sampling import Guards, Sampling
+from mlip_refine.config.root import Config
 from mlip_refine.config.schema import config_schema
 from mlip_refine.config.section import Count, Paths, Section, Words
-from mlip_refine.config.training import Training
+from mlip_refine.config.sections.elastic import Elastic
+from mlip_refine.config.sections.evaluation import Evaluation
+from mlip_refine.config.sections.free_energy import FreeEnergy
+from mlip_refine.config.sections.md import MD
+from mlip_refine.config.sections.output import Output
+from mlip_refine.config.sections.phases import Phase
+from mlip_refine.config.sections.phonons import Phonons
+from mlip_refine.config.sections.potential import Potential
+from mlip_refine.config.sections.replay import Replay
+from mlip_refine.config.sections.sampling import Guards, Sampling
+from mlip_refine.config.sections.training import Training
 from mlip_refine.config.units import (
     Dimension,
     EnergyPerAtom,
@@ -31,6 +28,9 @@ from mlip_refine.config.units import (
     TimeOrZero,
     problem,
 )
+from mlip_refine.config.yaml.dump import dump_config
+from mlip_refine.config.yaml.overrides import parse_overrides
+from mlip_refine.config.yaml.source_map import LocatedNode
 
 __all__ = [
     "MD",

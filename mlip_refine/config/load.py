@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mlip_refine.config.diagnose import combine, explain, keys_by_section
-from mlip_refine.config.document import Config
-from mlip_refine.config.located import COMMON_LOSS_KEYS, LocatedNode, Places
-from mlip_refine.config.overrides import apply_overrides, parse_overrides
-from mlip_refine.config.source import Tree, read_tree
+from mlip_refine.config.root import Config
+from mlip_refine.config.yaml.diagnostics import combine, explain, keys_by_section
+from mlip_refine.config.yaml.overrides import apply_overrides, parse_overrides
+from mlip_refine.config.yaml.reader import Tree, read_tree
+from mlip_refine.config.yaml.source_map import COMMON_LOSS_KEYS, LocatedNode, Places
 from mlip_refine.errors import InputError
 
 

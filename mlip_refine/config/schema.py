@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlip_refine.config.document import Config
-from mlip_refine.config.located import loss_head_schema
+from mlip_refine.config.root import Config
+from mlip_refine.config.yaml.source_map import loss_head_schema
 
 
 def config_schema(loss_schemas: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:

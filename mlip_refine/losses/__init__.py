@@ -9,13 +9,13 @@ from mlip_refine.losses.base import (
     LossResult,
     PotentialLoss,
 )
-from mlip_refine.losses.enthalpy_difference import EnthalpyDifference, PhaseDifference, VolumeDifference
-from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
-from mlip_refine.losses.observable_options import ObservableOptions, ScalarOptions
-from mlip_refine.losses.observables import ObservableLoss
-from mlip_refine.losses.phonon_frequencies import PhononFrequencies
-from mlip_refine.losses.phonon_hvp import PhononHVP
-from mlip_refine.losses.phonons import PhononLoss
+from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifference
+from mlip_refine.losses.ensemble.observable import ObservableLoss
+from mlip_refine.losses.ensemble.observable_options import ObservableOptions, ScalarOptions
+from mlip_refine.losses.ensemble.phase_difference import EnthalpyDifference, PhaseDifference, VolumeDifference
+from mlip_refine.losses.phonons.base import PhononLoss
+from mlip_refine.losses.phonons.frequencies import PhononFrequencies
+from mlip_refine.losses.phonons.hvp import PhononHVP
 from mlip_refine.losses.registry import build_losses, registry
 from mlip_refine.losses.replay import Replay
 

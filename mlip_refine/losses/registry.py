@@ -12,12 +12,12 @@ from typing import Any
 from mlip_refine.config import LocatedNode, validate_node
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses.base import Loss
-from mlip_refine.losses.elastic_constants import ElasticConstants
-from mlip_refine.losses.enthalpy_difference import EnthalpyDifference, VolumeDifference
-from mlip_refine.losses.free_energy_difference import FreeEnergyDifference
-from mlip_refine.losses.observables import OBSERVABLE_LOSSES
-from mlip_refine.losses.phonon_frequencies import PhononFrequencies
-from mlip_refine.losses.phonon_hvp import PhononHVP
+from mlip_refine.losses.elastic.static import ElasticConstants
+from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifference
+from mlip_refine.losses.ensemble.observable import OBSERVABLE_LOSSES
+from mlip_refine.losses.ensemble.phase_difference import EnthalpyDifference, VolumeDifference
+from mlip_refine.losses.phonons.frequencies import PhononFrequencies
+from mlip_refine.losses.phonons.hvp import PhononHVP
 from mlip_refine.losses.replay import Replay
 
 ENTRY_POINT_GROUP = "mlip_refine.losses"

@@ -11,10 +11,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mlip_refine.crystals.symmetry import SINGULAR, Symmetry
+from mlip_refine.crystals.tensors import from_stress_strain, stress_from_voigt, to_stress_strain
 from mlip_refine.observables.base import Observable, Sample
-from mlip_refine.observables.crystal import SINGULAR, Symmetry
 from mlip_refine.observables.stress import Stress
-from mlip_refine.observables.tensors import from_stress_strain, stress_from_voigt, to_stress_strain
 
 
 @dataclass(frozen=True)

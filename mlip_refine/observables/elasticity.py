@@ -5,10 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mlip_refine.observables.base import Observable, Sample
-from mlip_refine.observables.crystal import INDEPENDENT, Symmetry
-from mlip_refine.observables.moduli import voigt_average
-from mlip_refine.observables.tensors import (
+from mlip_refine.crystals.moduli import voigt_average
+from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry
+from mlip_refine.crystals.tensors import (
     adiabatic,
     from_linear_strain,
     isothermal_from_fluctuations,
@@ -18,6 +17,7 @@ from mlip_refine.observables.tensors import (
     to_mandel,
     to_stress_strain,
 )
+from mlip_refine.observables.base import Observable, Sample
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.statistics import kish_size
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from mlip_refine.crystals.symmetry import TOLERANCE, symmetry_dataset
 from mlip_refine.errors import InputError
-from mlip_refine.observables.crystal import TOLERANCE, symmetry_dataset
 from mlip_refine.observables.lattice import Lattice
 
 _FIRST_WITH_TWO_EQUAL, _FIRST_CUBIC = 75, 195

@@ -8,11 +8,11 @@ import io
 with contextlib.redirect_stdout(io.StringIO()):
     import mace.modules  # noqa: F401
 
-from mlip_refine.potential.accelerate import Acceleration
+from mlip_refine.potential.acceleration.choose import Acceleration
 from mlip_refine.potential.batching import Work
+from mlip_refine.potential.curvature import Curvature, Second, deformed
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
 from mlip_refine.potential.model import Potential, resolve_device
-from mlip_refine.potential.second import Curvature, Second, deformed
 
 __all__ = [
     "Acceleration",

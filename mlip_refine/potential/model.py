@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.potential.accelerate import Acceleration, Accelerator, Experience, accelerator
-from mlip_refine.potential.archive import module_hash, save_model, save_safetensors
+from mlip_refine.potential.acceleration.choose import Acceleration, Accelerator, Experience, accelerator
+from mlip_refine.potential.acceleration.kernels import install_kernels, remove_kernels
 from mlip_refine.potential.batching import Chunker, Systems, Work
+from mlip_refine.potential.checkpoints.archive import module_hash, save_model, save_safetensors
+from mlip_refine.potential.checkpoints.model_files import resolve_model
+from mlip_refine.potential.checkpoints.unpickle import load_module
+from mlip_refine.potential.curvature import Curvature, Second
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
-from mlip_refine.potential.kernels import install_kernels, remove_kernels
 from mlip_refine.potential.neighbours import MULTIPLE
-from mlip_refine.potential.resolve import resolve_model
-from mlip_refine.potential.second import Curvature, Second
-from mlip_refine.potential.unpickle import load_module
 
 PROBES = ("energy", "forces", "stress", "born")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -302,7 +302,7 @@ class Potential:
 
         Args:
             default_dtype: `float32` or `float64`; `None` keeps that of the original.
-            accelerate: How forces are found (see `mlip_refine.potential.accelerate`).
+            accelerate: How forces are found (see `mlip_refine.potential.acceleration.choose`).
         """
         name = default_dtype or str(self.dtype).removeprefix("torch.")
         module = copy.deepcopy(self.module)

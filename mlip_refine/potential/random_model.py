@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mlip_refine.potential.architecture import Architecture, build_module
+from mlip_refine.potential.checkpoints.architecture import Architecture, build_module
 
 # Random forces stay far below those of a real crystal, so that dynamics do not blow up.
 _SCALE = 0.01

@@ -1,10 +1,10 @@
 """Sampling: state points in, trajectories out, through batched molecular dynamics."""
 
-from mlip_refine.sampling.controls import MDSettings
-from mlip_refine.sampling.defaults import suitable_timestep
-from mlip_refine.sampling.engine import MolecularDynamics
-from mlip_refine.sampling.guards import GuardSettings
-from mlip_refine.sampling.harmonic import HarmonicReference, einstein, fit_einstein, fit_harmonic
+from mlip_refine.sampling.md.defaults import suitable_timestep
+from mlip_refine.sampling.md.engine import MolecularDynamics
+from mlip_refine.sampling.md.settings import MDSettings
+from mlip_refine.sampling.monitoring.guards import GuardSettings
+from mlip_refine.sampling.references import HarmonicReference, einstein, fit_einstein, fit_harmonic
 from mlip_refine.sampling.sampler import Length, last_frames, sample
 from mlip_refine.sampling.state_points import GoodFrames, Hamiltonian, StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore

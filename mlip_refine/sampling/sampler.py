@@ -12,8 +12,8 @@ from torch import Tensor
 from mlip_refine.errors import MlipRefineError, SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.progress import console, progress
-from mlip_refine.sampling.controls import MDSettings
-from mlip_refine.sampling.engine import MolecularDynamics
+from mlip_refine.sampling.md.engine import MolecularDynamics
+from mlip_refine.sampling.md.settings import MDSettings
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore
 

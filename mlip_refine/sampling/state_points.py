@@ -9,7 +9,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mlip_refine.quantities import GPA, KB
-from mlip_refine.sampling.harmonic import HarmonicReference
+from mlip_refine.sampling.references import HarmonicReference
 from mlip_refine.statistics import statistical_inefficiency
 
 Ensemble = Literal["nvt", "npt", "nve", "nph"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.files import written
+from mlip_refine.sampling.monitoring.monitor import Failure
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
-from mlip_refine.sampling.watch import Failure
 
 FORMAT = "mlip_refine frames 4"
 

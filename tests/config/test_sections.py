@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlip_refine.config import Config, Phase, Potential, Replay, Sampling
-from mlip_refine.config.diagnose import keys_by_section
+from mlip_refine.config.yaml.diagnostics import keys_by_section
 
 
 def minimal(**sections):

@@ -14,11 +14,6 @@ type MakeSample = Callable[..., Sample]
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(20250117)
-
-
-@pytest.fixture
 def make_sample() -> MakeSample:
     """Build a sample from what a test gives, the rest without meaning: one atom in a cell of 10 Å."""
 
@@ -39,16 +34,6 @@ def make_sample() -> MakeSample:
         return Sample(probes=probes, positions=positions, **options | given)
 
     return build
-
-
-@pytest.fixture
-def gaussian(generator: torch.Generator) -> Callable[..., Tensor]:
-    """Draw standard normal float64 numbers."""
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    return draw
 
 
 @pytest.fixture

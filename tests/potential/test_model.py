@@ -14,8 +14,8 @@ from mace.calculators import MACECalculator
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential, batching, resolve_device
 from mlip_refine.potential.ase import ase_calculator
+from mlip_refine.potential.checkpoints.model_files import resolve_model
 from mlip_refine.potential.graphs import Graphs
-from mlip_refine.potential.resolve import resolve_model
 
 PROBES = ("energy", "forces", "stress")
 Build = Callable[..., torch.nn.Module]

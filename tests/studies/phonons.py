@@ -28,14 +28,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from ase.io import read, write
 
-from mlip_refine.report.phonon_records import (
+from mlip_refine.workflows.finetune.records import read_log
+from mlip_refine.workflows.phonons.records import (
     QUANTITIES,
     PhononResult,
     mean_absolute_error,
     read_phonons_json,
 )
-from mlip_refine.report.phonon_reduction import reduction
-from mlip_refine.report.run_files import read_log
+from mlip_refine.workflows.phonons.reduction import reduction
 
 LARGEST_FORCE = 12.0
 """Of a frame, eV/Å."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mlip_refine.config import load_config
-from mlip_refine.report.run_files import read_log
-from mlip_refine.training.loop import StepReport
-from mlip_refine.workflows.finetune import _anchor, _trainer, prepare
+from mlip_refine.training.trainer import StepReport
+from mlip_refine.workflows.finetune.records import read_log
+from mlip_refine.workflows.finetune.run import _anchor, _trainer, prepare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "studies" / "resampling.yaml"
 WITHIN, IN_A_ROW = 0.5, 3

@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from mlip_refine.crystals.moduli import voigt_average
 from mlip_refine.data import experimental_table
-from mlip_refine.observables.moduli import voigt_average
-from mlip_refine.report.thermal_elastic import ThermalElasticPoint, read_thermal_elastic
 from mlip_refine.statistics import polynomial_fit
+from mlip_refine.workflows.elastic.thermal_records import ThermalElasticPoint, read_thermal_elastic
 
 TABLE = "titanium-hcp-elastic"
 TRAINED = (23.0, 323.0, 623.0, 923.0)

@@ -17,7 +17,7 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import StatePoint, Trajectory
-from mlip_refine.training.ensembles import Draw, Ensemble
+from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
 from mlip_refine.training.replay_batches import LabelledFrame
 
 

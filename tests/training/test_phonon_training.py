@@ -14,9 +14,9 @@ from mlip_refine.config import Training, config_from_dict
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.losses import build_losses
 from mlip_refine.sampling import Length, MDSettings
-from mlip_refine.training.loop import Trainer
+from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
 from mlip_refine.training.replay_batches import LabelledFrame
-from mlip_refine.training.resampling import EnsembleSampler, Policy
+from mlip_refine.training.trainer import Trainer
 
 LENGTHS = (5.6, 5.64, 5.68)
 SHELLS = {2.95: (2.2, 2.82)}

@@ -6,8 +6,8 @@ import torch
 from mlip_refine.losses.replay import Replay, ReplayOptions
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import GPA
+from mlip_refine.training.gradients.replay import backpropagate_batch
 from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors, labels
-from mlip_refine.training.replay_gradient import backpropagate_batch
 
 
 @pytest.mark.parametrize("chunk_atoms", [1, 900])

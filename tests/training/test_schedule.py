@@ -20,21 +20,21 @@ from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, FreeEnergyDifference, PotentialLoss
 from mlip_refine.losses.base import Frames, LossResult
-from mlip_refine.losses.free_energy_difference import FreeEnergyDifferenceOptions
+from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifferenceOptions
 from mlip_refine.losses.replay import Replay, ReplayOptions
 from mlip_refine.potential import GraphBuilder, Potential
 from mlip_refine.potential.batching import Chunker
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import Length, MDSettings
-from mlip_refine.training.ensembles import Draw
-from mlip_refine.training.following import FollowedEnsembles
-from mlip_refine.training.loop import Trainer
-from mlip_refine.training.optimisation import AdamW
+from mlip_refine.training.ensembles.ensemble import Draw
+from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy, stage_seed
+from mlip_refine.training.ensembles.tracker import FollowedEnsembles
+from mlip_refine.training.gradients.replay import backpropagate_batch
+from mlip_refine.training.gradients.streaming import backpropagate, ensemble_losses
+from mlip_refine.training.optimisers.adamw import AdamW
 from mlip_refine.training.replay_batches import LabelledFrame
-from mlip_refine.training.replay_gradient import backpropagate_batch
-from mlip_refine.training.resampling import EnsembleSampler, Policy, stage_seed
 from mlip_refine.training.schedule import Group, Schedule, make_schedule
-from mlip_refine.training.streaming import backpropagate, ensemble_losses
+from mlip_refine.training.trainer import Trainer
 
 HOT = EnsembleSource("wells", 500.0, 0.0)
 WARM = EnsembleSource("wells", 400.0, 0.0)

@@ -13,8 +13,8 @@ from ase import Atoms
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.losses import FreeEnergyDifference, build_losses
 from mlip_refine.potential import Potential
-from mlip_refine.workflows.free_energy import FreeEnergyResult, PhaseFreeEnergy
-from mlip_refine.workflows.setup import crystal, load_potential
+from mlip_refine.workflows.free_energy.run import FreeEnergyResult, PhaseFreeEnergy
+from mlip_refine.workflows.from_config import crystal, load_potential
 
 TRANSITIONS = {"low": (1150.0, 0.0, -1.5)}
 

@@ -9,9 +9,9 @@ from ase import Atoms, units
 from ase.md.langevin import Langevin
 
 from mlip_refine.potential.ase import ase_calculator
-from mlip_refine.report.bench_records import Outcome
 from mlip_refine.sampling import MolecularDynamics
 from mlip_refine.workflows.bench.engine import SEED, UNIT, current_frames
+from mlip_refine.workflows.bench.records import Outcome
 from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.timing import Side, compare, repetitions
 from mlip_refine.workflows.bench.workloads import Workload

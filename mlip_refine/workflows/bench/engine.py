@@ -5,8 +5,8 @@ from dataclasses import replace
 from ase import Atoms
 
 from mlip_refine.potential import Acceleration, Graphs, Potential
-from mlip_refine.report.bench_records import Outcome
 from mlip_refine.sampling import MolecularDynamics
+from mlip_refine.workflows.bench.records import Outcome
 from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.timing import Side, compare, repeat, repetitions
 from mlip_refine.workflows.bench.workloads import Workload

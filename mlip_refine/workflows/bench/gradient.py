@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Graphs, Potential
-from mlip_refine.report.bench_records import Outcome
 from mlip_refine.sampling import StatePoint, Trajectory
-from mlip_refine.training.ensembles import Ensemble
-from mlip_refine.training.streaming import backpropagate, probe_energies
+from mlip_refine.training.ensembles.ensemble import Ensemble
+from mlip_refine.training.gradients.streaming import backpropagate, probe_energies
+from mlip_refine.workflows.bench.records import Outcome
 from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.timing import Side, compare
 from mlip_refine.workflows.bench.workloads import Workload

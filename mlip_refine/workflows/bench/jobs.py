@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.report.bench_records import Comparison, Outcome, Topic
+from mlip_refine.workflows.bench.records import Comparison, Outcome, Topic
 
 
 @dataclass(frozen=True)

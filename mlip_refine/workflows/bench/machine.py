@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mlip_refine.report.bench_records import Machine
+from mlip_refine.workflows.bench.records import Machine
 
 _CPU_INFO = Path("/proc/cpuinfo")
 

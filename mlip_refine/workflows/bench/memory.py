@@ -22,9 +22,9 @@ from ase import Atoms
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.files import write_json
 from mlip_refine.potential import Potential, Structure
-from mlip_refine.report.bench_records import Outcome, Reading
 from mlip_refine.sampling import StatePoint
 from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_gradient
+from mlip_refine.workflows.bench.records import Outcome, Reading
 from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.workloads import Workload
 

@@ -10,17 +10,17 @@ from mlip_refine.config import Config
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.progress import progress
-from mlip_refine.report.bench_records import BenchResult, Comparison, Topic
 from mlip_refine.workflows.bench.against_ase import engine_against_ase
 from mlip_refine.workflows.bench.engine import engine_against_model
 from mlip_refine.workflows.bench.gradient import streamed_against_floor
 from mlip_refine.workflows.bench.jobs import Job
 from mlip_refine.workflows.bench.machine import this_machine
 from mlip_refine.workflows.bench.memory import memory_of_frames
+from mlip_refine.workflows.bench.records import BenchResult, Comparison, Topic
 from mlip_refine.workflows.bench.scaling import medium_subject, scaling_jobs
 from mlip_refine.workflows.bench.subject import FULL, QUICK, Effort, Subject, dtype_name
 from mlip_refine.workflows.bench.workloads import Workload, configured, parse_size, repeated, titanium
-from mlip_refine.workflows.setup import load_potential
+from mlip_refine.workflows.from_config import load_potential
 
 DEFAULT_MODEL = "titanium-compact"
 ACCELERATIONS: tuple[Acceleration, ...] = ("none", "compile", "cueq", "auto")

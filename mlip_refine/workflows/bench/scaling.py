@@ -9,9 +9,9 @@ import torch
 
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.potential.random_model import medium_mace
-from mlip_refine.report.bench_records import Topic
 from mlip_refine.workflows.bench.engine import engine_against_model
 from mlip_refine.workflows.bench.jobs import Job
+from mlip_refine.workflows.bench.records import Topic
 from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.workloads import titanium
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlip_refine.report.bench_records import Outcome, Reading
 from mlip_refine.statistics import block_bootstrap
+from mlip_refine.workflows.bench.records import Outcome, Reading
 from mlip_refine.workflows.bench.subject import Effort
 
 RESAMPLES = 400

@@ -13,7 +13,7 @@ from mlip_refine.losses import EnsembleLoss, build_losses
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import MDSettings, StatePoint
 from mlip_refine.sampling.state_points import Ensemble
-from mlip_refine.workflows.setup import md_settings, state_points
+from mlip_refine.workflows.from_config import md_settings, state_points
 
 TEMPERATURE = 1155.0
 """Of titanium crystals, K: the hcp-bcc transition."""

@@ -1,0 +1,124 @@
+"""The whole config: all sections of one YAML file."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from mlip_refine.config.section import Section, safe_word
+from mlip_refine.config.sections.elastic import Elastic
+from mlip_refine.config.sections.evaluation import Evaluation
+from mlip_refine.config.sections.free_energy import FreeEnergy
+from mlip_refine.config.sections.md import MD
+from mlip_refine.config.sections.output import Output
+from mlip_refine.config.sections.phases import Phase
+from mlip_refine.config.sections.phonons import Phonons
+from mlip_refine.config.sections.potential import Potential
+from mlip_refine.config.sections.replay import Replay
+from mlip_refine.config.sections.sampling import Sampling
+from mlip_refine.config.sections.training import Training
+from mlip_refine.config.units import problem
+from mlip_refine.config.yaml.source_map import LocatedNode, Places
+
+
+def _device(value: object) -> object:
+    if isinstance(value, str):
+        kind, colon, number = value.partition(":")
+        if not (value in ("auto", "cpu", "cuda") or (kind == "cuda" and colon and number.isdecimal())):
+            raise problem("auto, cpu, cuda, or cuda:N with the number of the device")
+    return value
+
+
+def _base(value: object) -> object:
+    if isinstance(value, str | Path) and str(value):
+        return Path(value).expanduser().absolute()
+    raise problem("a folder")
+
+
+def _losses(value: object) -> object:
+    """Number the losses that were built in code; those of a file know their lines already."""
+    if not isinstance(value, list | tuple):
+        return () if value is None else value
+    return tuple(
+        LocatedNode(node, label=f"losses[{index}]") if type(node) is dict else node
+        for index, node in enumerate(value)
+    )
+
+
+def _phases(value: object) -> object:
+    return {} if value is None else value
+
+
+SafeName = Annotated[str, BeforeValidator(safe_word)]
+
+
+class Config(Section):
+    """Everything that one run needs to know."""
+
+    name: SafeName = Field(description="Name of the run and of the files that it writes.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    device: Annotated[str, BeforeValidator(_device)] = Field(
+        "auto", description="Where to compute: auto (GPU if there is one), cpu, cuda, or cuda:N."
+    )
+    base: Annotated[Path, BeforeValidator(_base, json_schema_input_type=str)] = Field(
+        default_factory=Path.cwd,
+        description="Folder that relative input paths start from; default: that of the file.",
+    )
+    potential: Potential = Field(description="The pretrained model.")
+    phases: Annotated[dict[SafeName, Phase], BeforeValidator(_phases)] = Field(
+        default_factory=dict, description="The crystals, by name."
+    )
+    losses: Annotated[tuple[LocatedNode, ...], BeforeValidator(_losses)] = Field(
+        (), description="What the run minimises; `mlip-refine losses` lists the types and their options."
+    )
+    sampling: Sampling = Field(default_factory=Sampling, description="Molecular dynamics.")
+    md: MD | None = Field(None, description="What `mlip-refine md` runs.")
+    elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` finds.")
+    phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` finds.")
+    free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
+    replay: Replay | None = Field(None, description="Labelled frames that hold what the model knows.")
+    training: Training = Field(default_factory=Training, description="The optimiser.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="The verdict after training.")
+    output: Output = Field(default_factory=Output, description="The run folder.")
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes: ``output.folder/name``, from the current folder if relative."""
+        return Path(self.output.folder).expanduser().absolute() / self.name
+
+    def resolve(self, path: str | Path) -> Path:
+        """Return an input path as absolute, relative ones from the folder of the config file."""
+        return (self.base / Path(path).expanduser()).absolute()
+
+    def where(self, *address: str | int) -> str | None:
+        """Return ``file:line`` of a value, such as ``where("potential", "head")``; None in code."""
+        return self._places.of_value(address)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.seed))
+
+    @model_validator(mode="after")
+    def _distinct_losses(self) -> Self:
+        names: dict[str, int] = {}
+        for index, loss in enumerate(self.losses):
+            if loss.name in names:
+                raise problem(
+                    f"a name for every loss: losses {names[loss.name]} and {index} are both {loss.name!r}",
+                    "Give each a key 'name'.",
+                    key="losses",
+                )
+            names[loss.name] = index
+        return self
+
+    def _placed(self, places: Places) -> Self:
+        """Remember where the values were written."""
+        self._places = places
+        return self
+
+    def __repr_args__(self) -> Any:
+        """Show the fields, without the places."""
+        return [(name, getattr(self, name)) for name in type(self).model_fields]

@@ -1,0 +1,1 @@
+"""Reading and writing YAML: source positions, overrides, diagnostics and dumps."""

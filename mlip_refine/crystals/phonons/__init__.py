@@ -1,0 +1,1 @@
+"""Lattice dynamics of a crystal: Hessians, bands, thermodynamics, anharmonicity and heat conduction."""

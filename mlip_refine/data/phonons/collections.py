@@ -1,0 +1,281 @@
+"""Sets of phonon calculations: a folder of them, or an index that names them and says what they are for."""
+
+import csv
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from mlip_refine.data.phonons.cache import cache_key, default_cache, store, stored
+from mlip_refine.data.phonons.checks import check_unique
+from mlip_refine.data.phonons.layout import is_calculation
+from mlip_refine.data.phonons.reader import PhononSettings, calculation_name, read_phonon_orders
+from mlip_refine.data.phonons.reference import PhononMetadata, PhononReference
+from mlip_refine.data.phonons.splits import KAPPA, PARTS, SplitRule, in_kappa103, split_phonons
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.progress import console, progress
+
+INDEX = "index.csv"
+# Columns of an index, in lower case.
+_NAMES = ("name", "material", "mpid", "material_id")
+_SPLITS = ("split", "pft_split")
+_FREQUENCIES = ("lowest_frequency", "wmin_thz")
+_SPELLINGS = {"valid": "val", "validation": "val"}
+_THIRD = "-fc3"
+"""How names of third-order references end."""
+
+type LeaveOut = Callable[[str, InputError], None]
+"""Called with the name of a calculation that is left out, and why."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    name: str
+    split: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _tell(name: str, error: InputError) -> None:
+    console.print(f"left out {name}: {error}", markup=False, soft_wrap=True)
+
+
+def read_phonon_set(
+    path: Path | str,
+    *,
+    split: str | None = None,
+    rule: SplitRule | None = None,
+    lowest_frequency: float | None = None,
+    settings: PhononSettings | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    names: Collection[str] | None = None,
+    skip_refused: bool | LeaveOut = False,
+    cache: Path | bool = True,
+) -> list[PhononReference]:
+    """Read many calculations, or one.
+
+    An index is a CSV file with a column `file`; it may have `name` (or `mpid`), `split` (or `pft_split`),
+    `lowest_frequency` (or `wmin_THz`), and text fields of `PhononMetadata` such as `functional`. Case and
+    spaces of its header do not matter. A folder is
+    read by its `index.csv`, or else with all archives, YAML files and folders of calculations in it.
+
+    Args:
+        path: An index, a folder of calculations, or one calculation.
+        split: `train`, `val`, `test`: that part by the index, or by `rule` where it has none, in either case
+            without the 103 compounds of the benchmark of thermal conductivity; `kappa103`: these; None: all.
+        rule: How to divide a set without a split of its own.
+        lowest_frequency: Leave out materials whose lowest frequency in the index, THz (negative for
+            imaginary), is below this.
+        settings: How to read.
+        metadata: What neither files nor index say, by the fields of `PhononMetadata`.
+        names: Of the references that are wanted; of an index no others are read. None takes all.
+        skip_refused: Leave out calculations that cannot be read or fail a check, and say which; or what is
+            called with their names and why.
+        cache: Folder that keeps what was read for the next time; True takes the user's, False none.
+
+    Returns:
+        The references, in the order of the index, or of their names; none where it has none of `names`.
+
+    Raises:
+        InputError: Calculations are refused, with all their names; two have one name; the index is not one;
+            or nothing is left.
+    """
+    path = Path(path)
+    given = metadata or {}
+    chosen = settings or PhononSettings()
+    _check_part(split)
+    entries = _entries(path, lowest_frequency)
+    divided = any(entry.split is not None for entry in entries)
+    if divided and split in PARTS:
+        entries = [entry for entry in entries if entry.split == split]
+    kept_in = default_cache() if cache is True else cache or None
+    # A rule divides the whole set: which part a material is in depends on the others.
+    if names is not None and (divided or split not in PARTS):
+        entries = _named(entries, names)
+    found, refused = _read(entries, chosen, given, kept_in)
+    _report(refused, len(entries), str(path), _tell if skip_refused is True else skip_refused or None)
+    kept = _part(found, split, None if divided else rule or SplitRule())
+    if names is not None:
+        return [reference for reference in kept if reference.name in names]
+    if not kept:
+        benchmark = sum(map(in_kappa103, found))
+        raise InputError(
+            "no phonon calculations are left",
+            where=str(path),
+            found=f"split {split}, {len(found)} read, {benchmark} of them of the benchmark {KAPPA}",
+            fix="Say what is what in a column split of the index; no split takes all." if found else None,
+        )
+    return kept
+
+
+def calculation_names(path: Path | str) -> list[str]:
+    """Names of the calculations of a set, none of which is read.
+
+    Raises:
+        InputError: There are none, or the index is not one.
+    """
+    return [entry.name for entry in _entries(Path(path), None)]
+
+
+def second_order(references: Sequence[PhononReference]) -> list[PhononReference]:
+    """One reference per calculation: without those of phono3py's third-order displacements.
+
+    These are of the same material, in a supercell of their own.
+    """
+    first = {(reference.name, reference.metadata.material) for reference in references}
+
+    def is_third(reference: PhononReference) -> bool:
+        name = reference.name
+        return name.endswith(_THIRD) and (name.removesuffix(_THIRD), reference.metadata.material) in first
+
+    return [reference for reference in references if not is_third(reference)]
+
+
+def _named(entries: Sequence[_Entry], names: Collection[str]) -> list[_Entry]:
+    wanted = {*names, *(name.removesuffix(_THIRD) for name in names)}
+    return [entry for entry in entries if entry.name in wanted]
+
+
+def _check_part(split: str | None, where: str | None = None) -> None:
+    known = (*PARTS, KAPPA)
+    if split is not None and split not in known:
+        word = nearest(split, known)
+        fix = f"Did you mean {word!r}?" if word else None
+        raise InputError("no such part", where=where, found=split, expected=", ".join(known), fix=fix)
+
+
+def _part(
+    references: list[PhononReference], split: str | None, rule: SplitRule | None
+) -> list[PhononReference]:
+    """Members of a part; without a rule all belong to it, but for the 103."""
+    if split is None:
+        return references
+    if split == KAPPA:
+        return [reference for reference in references if in_kappa103(reference)]
+    if rule is None:
+        return [reference for reference in references if not in_kappa103(reference)]
+    parts = split_phonons(references, rule)
+    return [reference for reference, part in zip(references, parts, strict=True) if part == split]
+
+
+def _read(
+    entries: Sequence[_Entry], settings: PhononSettings, given: Mapping[str, Any], cache: Path | None
+) -> tuple[list[PhononReference], list[tuple[str, InputError]]]:
+    """Read calculations; those that are refused come with the reason."""
+    references: list[PhononReference] = []
+    places: list[str] = []
+    refused: list[tuple[str, InputError]] = []
+    with progress("reading phonon calculations", len(entries)) as tick:
+        for done, entry in enumerate(entries, 1):
+            try:
+                found = _read_one(entry, settings, {**given, **entry.metadata}, cache)
+            except InputError as error:
+                refused.append((entry.name, error))
+                found = ()
+            references += found
+            places += [str(entry.path)] * len(found)
+            tick(done)
+    check_unique(references, places)
+    return references, refused
+
+
+def _report(
+    refused: Sequence[tuple[str, InputError]], n: int, where: str, leave_out: LeaveOut | None
+) -> None:
+    """Raise what was refused, or say what is left out."""
+    if leave_out is not None:
+        for name, error in refused:
+            leave_out(name, error)
+    elif len(refused) == 1:
+        raise refused[0][1]
+    elif refused:
+        reasons = "; ".join(f"{name}: {error.problem}" for name, error in refused)
+        raise InputError(
+            f"{len(refused)} of {n} phonon calculations are refused",
+            where=where,
+            found=reasons,
+            fix="Take them out of the set, or leave out what is refused with skip_refused.",
+        )
+
+
+def _read_one(
+    entry: _Entry, settings: PhononSettings, metadata: Mapping[str, Any], cache: Path | None
+) -> tuple[PhononReference, ...]:
+    if cache is None or not entry.path.exists():
+        return read_phonon_orders(entry.path, name=entry.name, settings=settings, metadata=metadata)
+    key = cache_key(entry.path, entry.name, settings, metadata)
+    found = stored(cache, key)
+    if found is None:
+        found = read_phonon_orders(entry.path, name=entry.name, settings=settings, metadata=metadata)
+        store(cache, key, found)
+    return found
+
+
+def _entries(path: Path, lowest_frequency: float | None) -> list[_Entry]:
+    index = path / INDEX if path.is_dir() else path
+    if index.suffix == ".csv" and index.is_file():
+        return _of_index(index, lowest_frequency)
+    if lowest_frequency is not None:
+        raise InputError(
+            "lowest_frequency needs an index", where=str(path), expected=f"a folder with {INDEX}"
+        )
+    if not path.is_dir() or is_calculation(path):
+        return [_Entry(path, calculation_name(path))]
+    found = [child for child in sorted(path.iterdir()) if is_calculation(child)]
+    if not found:
+        expected = f"{INDEX}, archives, YAML files or folders of phonopy"
+        raise InputError("no phonon calculations", where=str(path), expected=expected)
+    return [_Entry(child, calculation_name(child)) for child in found]
+
+
+def _of_index(index: Path, lowest_frequency: float | None) -> list[_Entry]:
+    columns, rows = _table(index)
+    if "file" not in columns:
+        raise InputError("the index has no column 'file'", where=str(index), found=", ".join(columns))
+    frequency = _first(columns, _FREQUENCIES)
+    if lowest_frequency is not None and frequency is None:
+        raise InputError("the index has no lowest frequencies", where=str(index), expected=_FREQUENCIES[0])
+    kept = []
+    for line, row in rows:
+        where = f"{index}:{line}"
+        if lowest_frequency is None or _number(row[str(frequency)], where) >= lowest_frequency:
+            kept.append(_of_row(index, row, columns, where))
+    return kept
+
+
+def _table(index: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns in lower case, and rows with their lines; what a row lacks is empty."""
+    try:
+        # Spreadsheets mark the encoding at the start of the file.
+        with index.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            columns = [name.strip().lower() for name in next(reader, [])]
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the index is no CSV in UTF-8 ({error})", where=str(index)) from error
+    return columns, [(n, dict(zip_longest(columns, row[: len(columns)], fillvalue=""))) for n, row in lines]
+
+
+def _of_row(index: Path, row: Mapping[str, str], columns: Sequence[str], where: str) -> _Entry:
+    if not row["file"]:
+        raise InputError("a row without a file", where=where)
+    path = index.parent / row["file"]
+    name = row.get(str(_first(columns, _NAMES))) or calculation_name(path)
+    said = row.get(str(_first(columns, _SPLITS)), "").lower()
+    split = _SPELLINGS.get(said, said) or None
+    _check_part(split, where)
+    known = {f.name for f in fields(PhononMetadata)} - {"checks", "nac", "cutoff", "space_group", "formula"}
+    metadata = {key: row[key] for key in columns if key in known and row[key]}
+    return _Entry(path, name, split, metadata)
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in columns), None)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError("not a frequency", where=where, found=repr(text), expected="THz") from error

@@ -1,0 +1,194 @@
+"""Supercells and force constants from what files say: phonopy does it, in eV and Å."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from phonopy import Phonopy
+from phonopy.harmonic.force_constants import compact_fc_to_full_fc, full_fc_to_compact_fc
+from phonopy.interface.symfc import SymfcFCSolver
+from phonopy.physical_units import get_calculator_physical_units
+from phonopy.structure.atoms import PhonopyAtoms
+from phonopy.structure.cells import get_primitive_matrix, guess_primitive_matrix
+from torch import Tensor
+
+from mlip_refine.data.phonons.phonopy_yaml import Calculation
+from mlip_refine.data.phonons.residual_forces import AT_REST
+from mlip_refine.errors import InputError
+
+_PLACE = 1e-2
+"""How far atoms of a listed supercell may be from those of the built one, Å."""
+
+_UNLIKE = 0.1
+"""Largest difference of full force constants from their expanded rows, over the largest entry."""
+
+_PHONOPY_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, np.linalg.LinAlgError)
+
+
+def in_electronvolts(calculation: Calculation) -> Calculation:
+    """Convert a calculation to eV and Å from the units of the code that made it."""
+    units = get_calculator_physical_units(calculation.calculator)
+    length, force = units.distance_to_A, units.force_to_eVperA
+    listed = calculation.supercell
+    return replace(
+        calculation,
+        unit_cell=_stretched(calculation.unit_cell, length),
+        supercell=None if listed is None else _stretched(listed, length),
+        displacements=_scaled(calculation.displacements, length),
+        forces=_scaled(calculation.forces, force),
+        energies=_scaled(calculation.energies, units.energy_to_eV),
+        force_constants=_scaled(calculation.force_constants, force / length),
+        calculator=None,
+    )
+
+
+def _scaled(values: NDArray[np.float64] | None, factor: float) -> NDArray[np.float64] | None:
+    return None if values is None else np.asarray(values, dtype=np.float64) * factor
+
+
+def _stretched(cell: PhonopyAtoms, factor: float) -> PhonopyAtoms:
+    stretched = cell.copy()
+    stretched.cell = cell.cell * factor
+    return stretched
+
+
+def build(calculation: Calculation, symprec: float) -> Phonopy:
+    """Build supercell and primitive cell, and find their symmetry.
+
+    Raises:
+        InputError: The matrices are missing or fit no lattice, or the supercell is not the one that the file
+            lists.
+    """
+    matrix, axes = calculation.supercell_matrix, calculation.primitive_matrix
+    where = calculation.where
+    if matrix is None:
+        fix = "Put DIM into phonopy.conf beside the files."
+        raise InputError("the supercell is not known", where=where, fix=fix)
+    if np.shape(matrix) != (3, 3) or not np.array_equal(matrix, np.rint(matrix)):
+        found, expected = np.asarray(matrix).tolist(), "3 x 3 integers"
+        raise InputError("no supercell matrix", where=where, found=found, expected=expected)
+    try:
+        primitive = _primitive_matrix(calculation, symprec)
+        phonon = Phonopy(calculation.unit_cell, matrix, primitive_matrix=primitive, symprec=symprec)
+    except _PHONOPY_ERRORS as error:
+        found = f"supercell {np.asarray(matrix).tolist()}, primitive {np.asarray(axes).tolist()}"
+        problem = f"the matrices do not fit the unit cell ({error})"
+        raise InputError(problem, where=where, found=found) from error
+    _check_listed(calculation, phonon.supercell)
+    return phonon
+
+
+def _primitive_matrix(calculation: Calculation, symprec: float) -> NDArray[np.float64]:
+    """Matrix as given; of a centring; or by symmetry."""
+    axes: Any = calculation.primitive_matrix
+    if axes is None or (isinstance(axes, str) and axes.lower() == "auto"):
+        return guess_primitive_matrix(calculation.unit_cell, symprec=symprec)
+    matrix = get_primitive_matrix(axes, symprec=symprec)
+    return np.eye(3) if matrix is None else np.asarray(matrix, dtype=np.float64)
+
+
+def _check_listed(calculation: Calculation, supercell: PhonopyAtoms) -> None:
+    """Forces are in the order of the supercell that the file lists: it must be the one that is built."""
+    listed = calculation.supercell
+    if listed is None:
+        return
+    same = len(listed) == len(supercell) and np.array_equal(listed.numbers, supercell.numbers)
+    if same:
+        apart = listed.scaled_positions - supercell.scaled_positions
+        apart -= np.rint(apart)
+        cells = np.abs(listed.cell - supercell.cell).max()
+        same = bool(np.abs(apart @ supercell.cell).max() < _PLACE and cells < _PLACE)
+    if not same:
+        raise InputError(
+            "the listed supercell is not unit cell times supercell matrix, atom by atom",
+            where=calculation.where,
+            fix="Write the file anew with the present phonopy: the order of atoms decides what forces mean.",
+        )
+
+
+type Fit = bool | Literal["possible"]
+"""Whether force constants are fitted to forces when no file has them; or where the forces determine them."""
+
+
+def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: Fit) -> Tensor | None:
+    """Take or fit force constants, not symmetrised.
+
+    Args:
+        phonon: Cells.
+        calculation: At rest.
+        fit: Whether to fit when there are none.
+
+    Returns:
+        `[n_prim, N, 3, 3]`, eV/Å², float64; None when there are none and none are fitted.
+
+    Raises:
+        InputError: Force constants have the wrong shape, or the forces do not determine any.
+    """
+    if calculation.force_constants is not None:
+        return torch.from_numpy(_compact(phonon, calculation.force_constants, calculation.where))
+    if not fit or calculation.forces is None or not len(calculation.forces):
+        return None
+    try:
+        _fit(phonon, calculation)
+    except _PHONOPY_ERRORS as error:
+        if fit == "possible":
+            return None
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the forces do not determine force constants ({reason})",
+            where=calculation.where,
+            fix="Give more displacements. phonon_hvp with backend: displacements needs no force constants.",
+        ) from error
+    return torch.from_numpy(np.array(phonon.force_constants))
+
+
+def _compact(phonon: Phonopy, given: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    n_atoms, n_prim = len(phonon.supercell), len(phonon.primitive)
+    if given.shape == (n_prim, n_atoms, 3, 3) and n_prim != n_atoms:
+        return given
+    if given.shape != (n_atoms, n_atoms, 3, 3):
+        raise InputError(
+            "force constants do not fit the cells",
+            where=where,
+            found=f"shape {list(given.shape)}",
+            expected=f"[{n_prim}, {n_atoms}, 3, 3], or [{n_atoms}, {n_atoms}, 3, 3]",
+            fix="Check DIM, and give the PRIMITIVE_AXES that they were written with.",
+        )
+    rows = full_fc_to_compact_fc(phonon.primitive, given)
+    apart = np.abs(compact_fc_to_full_fc(phonon.primitive, rows) - given).max() / np.abs(given).max()
+    if not apart <= _UNLIKE:
+        raise InputError(
+            "the force constants change under translations of the crystal",
+            where=where,
+            found=f"{apart:.3g} of the largest",
+            expected=f"at most {_UNLIKE:g}",
+            fix="Check supercell matrix and order of atoms.",
+        )
+    return rows
+
+
+def _fit(phonon: Phonopy, calculation: Calculation) -> None:
+    """Fit to forces: by phonopy's finite differences where one atom moves at a time, or else with symfc."""
+    displacements, forces = calculation.displacements, calculation.forces
+    if displacements is None or forces is None:
+        raise ValueError("there are no forces")
+    chosen, felt = displacements[: calculation.n_fitted], forces[: calculation.n_fitted]
+    moved = np.abs(chosen).max(axis=2) > AT_REST
+    if (moved.sum(axis=1) == 1).all():
+        sets: list[Any] = [
+            {"number": int(atom.argmax()), "displacement": u[atom.argmax()], "forces": f}
+            for atom, u, f in zip(moved, chosen, felt, strict=True)
+        ]
+        phonon.dataset = {"natom": chosen.shape[1], "first_atoms": sets}
+        phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+        return
+    solver = SymfcFCSolver(phonon.supercell, symmetry=phonon.symmetry)
+    needed = solver.estimate_numbers_of_supercells(orders=[2])[2]
+    if len(chosen) < needed:
+        raise ValueError(f"{len(chosen)} displaced supercells where {needed} are needed")
+    phonon.dataset = {"displacements": chosen, "forces": felt}
+    phonon.produce_force_constants(
+        calculate_full_force_constants=False, fc_calculator="symfc", show_drift=False
+    )

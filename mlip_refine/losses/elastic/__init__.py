@@ -1,0 +1,1 @@
+"""Losses on elastic constants: static, from fluctuations and from strained cells."""

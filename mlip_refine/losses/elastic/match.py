@@ -1,0 +1,243 @@
+"""What all methods of `elastic_constants` share: crystals, and the loss from the values of every cell."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, crystal_symmetry
+from mlip_refine.data import find_table
+from mlip_refine.errors import InputError, MlipRefineError, nearest
+from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult
+from mlip_refine.losses.elastic.stress import SymmetricStress
+from mlip_refine.losses.elastic.targets import ElasticConstantsOptions, Wanted
+from mlip_refine.observables.elasticity import FluctuationElasticity
+from mlip_refine.observables.pressure import Pressure
+from mlip_refine.quantities import Measured, Target
+
+
+@dataclass(frozen=True)
+class CellValues:
+    """What a model has in one cell, GPa.
+
+    Attributes:
+        constants: Independent stress-strain coefficients `[m]`.
+        stress: Total stress, the components of `SymmetricStress` `[k]`.
+        pressure: `[1]`.
+        errors: Standard errors of the three.
+    """
+
+    constants: Tensor
+    stress: Tensor
+    pressure: Tensor
+    errors: tuple[Sequence[float], Sequence[float], Sequence[float]]
+
+    @classmethod
+    def exact(cls, constants: Tensor, stress: Tensor, pressure: Tensor) -> Self:
+        """Values without errors."""
+        none = [0.0] * len(constants), [0.0] * len(stress), [0.0]
+        return cls(constants, stress, pressure, none)
+
+    def plus(self, other: Self, sign: float = 1.0) -> Self:
+        """The sum with independent values, or the difference."""
+        mine, others = self.errors, other.errors
+        errors = [list(map(math.hypot, a, b)) for a, b in zip(mine, others, strict=True)]
+        return replace(
+            self,
+            constants=self.constants + sign * other.constants,
+            stress=self.stress + sign * other.stress,
+            pressure=self.pressure + sign * other.pressure,
+            errors=(errors[0], errors[1], errors[2]),
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Deviations of one cell from its targets, in their uncertainties.
+
+    Attributes:
+        deviations: `[n]`, differentiable.
+        errors: Their standard errors.
+        labels: What they are of.
+        diagnostics: The quantities themselves.
+    """
+
+    deviations: Tensor
+    errors: Sequence[float]
+    labels: Sequence[str]
+    diagnostics: Mapping[str, Measured]
+
+    def detached(self) -> Self:
+        """The same without derivatives."""
+        return replace(self, deviations=self.deviations.detach())
+
+
+class ElasticMatch(Loss):
+    """Sources, crystals, targets, and the loss from values, whatever the method."""
+
+    squares = True
+
+    def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
+        """Keep the options."""
+        super().__init__(name, weight)
+        self.options = options
+        self.wanted = tuple(Wanted.of(t) for t in options.targets)
+        self._crystals: dict[EnsembleSource, Atoms] = {}
+        self.symmetries: dict[EnsembleSource, Symmetry] = {}
+        self.stresses: dict[EnsembleSource, SymmetricStress] = {}
+        self._warned = False
+
+    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
+        """Read the table, if there is one."""
+        if self.options.table is not None:
+            table = find_table(self.options.table, resolve)
+            uncertainty = self.options.uncertainty
+            self.wanted = tuple(Wanted.from_table(table, t, uncertainty) for t in self.options.temperatures)
+
+    @property
+    def cells(self) -> tuple[EnsembleSource, ...]:
+        """The states of the targets, in cells that are held whatever the ensemble of others."""
+        phase, pressure = self.options.phase, self.options.pressure or 0.0
+        return tuple(
+            EnsembleSource(phase, w.temperature, pressure, w.lattice, () if w.lattice else UNSTRAINED)
+            for w in self.wanted
+        )
+
+    @property
+    def described(self) -> tuple[EnsembleSource, ...]:
+        """The states of the targets."""
+        return self.cells
+
+    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
+        """Know the ideal crystals.
+
+        Raises:
+            InputError: For a constant that the crystal does not have.
+        """
+        for cell, target in zip(self.cells, self.wanted, strict=True):
+            atoms = crystals[cell]
+            self._crystals[cell] = atoms
+            symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+            self.symmetries[cell] = symmetry
+            self.stresses[cell] = SymmetricStress(symmetry)
+            _require_known(self.name, target.constants, INDEPENDENT[symmetry.laue])
+
+    def crystal(self, cell: EnsembleSource) -> Atoms:
+        """Ideal crystal in a cell."""
+        if cell not in self._crystals:
+            raise MlipRefineError(f"loss {self.name!r} does not know its crystals yet")
+        return self._crystals[cell]
+
+    def observables(self, cell: EnsembleSource) -> tuple[FluctuationElasticity, SymmetricStress, Pressure]:
+        """What frames of a cell tell: the coefficients of the wanted kind, stress and pressure."""
+        adiabatic = self.options.kind == "adiabatic"
+        elasticity = FluctuationElasticity(self.symmetries[cell], adiabatic=adiabatic, stress_strain=True)
+        return elasticity, self.stresses[cell], Pressure()
+
+    @property
+    def distinct(self) -> bool:
+        """Whether every cell has a temperature of its own."""
+        return len({w.temperature for w in self.wanted}) == len(self.wanted)
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """Of the constants of every cell, and of its stress and pressure where that is matched."""
+        found = {}
+        for cell, wanted in zip(self.cells, self.wanted, strict=True):
+            state, at = self._state(cell), (cell.temperature, cell.pressure)
+            for name, (value, uncertainty) in wanted.constants.items():
+                found[f"{name} {state}"] = Target(value, uncertainty, "GPa", *at)
+            if self.options.pressure is not None:
+                aim = Target(self.options.pressure, self.options.pressure_uncertainty, "GPa", *at)
+                found[f"P {state}"] = aim
+                stress = self.stresses[cell]
+                wished = stress.under(self.options.pressure).tolist()
+                for label, value in zip(stress.labels, wished, strict=True):
+                    found[f"stress {label} {state}"] = replace(aim, value=value)
+        return found
+
+    def _state(self, cell: EnsembleSource) -> str:
+        """What tells a cell from the others."""
+        return f"{cell.temperature:g} K" if self.distinct else cell.name
+
+    def count(self, cell: EnsembleSource) -> int:
+        """Number of deviations of a cell."""
+        constants = len(self.wanted[self.cells.index(cell)].constants)
+        stress = self.stresses[cell].labels if self.options.pressure is not None else ()
+        return constants + len(stress)
+
+    def score(self, cell: EnsembleSource, values: CellValues) -> Score:
+        """How far the values of a cell are from its targets."""
+        target = self.wanted[self.cells.index(cell)]
+        labels = INDEPENDENT[self.symmetries[cell].laue]
+        state = self._state(cell)
+        parts, errors, diagnostics = [], [], dict[str, Measured]()
+        for name, (wanted, uncertainty) in target.constants.items():
+            i = labels.index(name)
+            parts.append((values.constants[i] - wanted) / uncertainty)
+            errors.append(values.errors[0][i] / uncertainty)
+            found = Measured(float(values.constants[i].detach()), values.errors[0][i], "GPa")
+            diagnostics[f"{name} {state}"] = found
+        if self.options.pressure is not None:
+            aim = self.stresses[cell].under(self.options.pressure).to(values.stress)
+            parts.extend((values.stress - aim) / self.options.pressure_uncertainty)
+            errors.extend(e / self.options.pressure_uncertainty for e in values.errors[1])
+            diagnostics |= self._stress(cell, values)
+        names = list(diagnostics)
+        if self.options.pressure is not None:
+            # The mean of what is matched already: told, and not a deviation of its own.
+            pressure = Measured(float(values.pressure.detach()), values.errors[2][0], "GPa")
+            diagnostics[f"P {state}"] = pressure
+        return Score(torch.stack(parts), errors, names, diagnostics)
+
+    def _stress(self, cell: EnsembleSource, values: CellValues) -> dict[str, Measured]:
+        """Every component of the stress that is matched."""
+        components = zip(
+            self.stresses[cell].labels, values.stress.detach().tolist(), values.errors[1], strict=True
+        )
+        state = self._state(cell)
+        return {f"stress {label} {state}": Measured(value, e, "GPa") for label, value, e in components}
+
+    def result(self, scores: Sequence[Score]) -> LossResult:
+        """The loss from the deviations of every cell. What is not known to its uncertainty is not met."""
+        deviations = torch.cat([s.deviations for s in scores])
+        errors = torch.tensor([e for s in scores for e in s.errors], dtype=deviations.dtype)
+        total = deviations.square().mean()
+        size = float(total.detach())
+        resolved = bool((errors <= 1.0).all())
+        if not resolved:
+            self._warn(scores)
+        # d = √(mean z²), so that ∂d/∂z_i = z_i/(n d).
+        spread = float((deviations.detach() * errors).norm()) / (len(errors) * max(size, 1e-300) ** 0.5)
+        deviation = Measured(size**0.5, spread, "sigma")
+        diagnostics = {name: m for s in scores for name, m in s.diagnostics.items()}
+        return LossResult(total, {self.name: size}, diagnostics, deviation, PERFECT, resolved, deviations)
+
+    def _warn(self, scores: Sequence[Score]) -> None:
+        """Say once that frames are too few to tell whether targets are met."""
+        if self._warned:
+            return
+        self._warned = True
+        worst, label = max((e, name) for s in scores for e, name in zip(s.errors, s.labels, strict=True))
+        warnings.warn(
+            f"loss {self.name!r}: the standard error of {label} is {worst:.1f} times the uncertainty of its "
+            "target, so that the target does not count as met; more frames or larger uncertainties would do",
+            stacklevel=2,
+        )
+
+
+def _require_known(loss: str, wanted: Iterable[str], known: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            word = nearest(name, known)
+            raise InputError(
+                f"loss {loss!r}: {name!r} is no independent constant of this crystal",
+                expected=f"some of {', '.join(known)}",
+                fix=f"Did you mean {word!r}?" if word else None,
+            )

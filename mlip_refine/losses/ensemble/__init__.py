@@ -1,0 +1,1 @@
+"""Losses on reweighted averages of frames: observables, curves and differences between phases."""

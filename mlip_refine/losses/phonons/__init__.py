@@ -1,0 +1,1 @@
+"""Losses on phonons: Hessian-vector products and frequencies."""

@@ -1,0 +1,1 @@
+"""Checkpoint files: finding, reading without running code, and writing MACE models."""

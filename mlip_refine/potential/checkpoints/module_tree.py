@@ -1,0 +1,269 @@
+"""A module tree as plain data: what a live MACE module and the inert contents of a file have in common.
+
+A file is read without making any of its objects (see `mlip_refine.potential.checkpoints.unpickle`): every
+object is an `Inert` that remembers its class name, its arguments and its state. Both that and a live module
+turn into a `Node`, so that reading an architecture and comparing a rebuilt model with its file is one code.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self, cast
+
+import mace  # noqa: F401 - before e3nn, which fails to load on torch >= 2.6 otherwise
+import numpy as np
+import torch
+from e3nn.o3 import Irrep, Irreps
+from torch import Tensor
+
+from mlip_refine.potential.acceleration.replacement import Replacement
+
+Plain = None | bool | int | float | str | list["Plain"]
+"""Attribute values that can be compared: numbers, text, lists of them."""
+
+GRAPH_CODE = "compiled code"
+"""Kind of the nodes that hold generated code: `torch.fx` graphs and TorchScript."""
+
+_RELATIVE = 1e-6
+_HIDDEN = frozenset({"training", "cueq_config", "oeq_config", "conv_fusion", "embedding_specs"})
+
+
+class Inert:
+    """An object of a pickle that is described instead of made.
+
+    Attributes:
+        name: Full name of the class or function that the pickle asked for.
+        args: Arguments that it would have been called with.
+        state: State that it would have been given.
+    """
+
+    name: ClassVar[str] = ""
+    args: tuple[object, ...]
+    state: object
+
+    def __new__(cls, *args: object, **_: object) -> Self:
+        """Remember the arguments, run nothing."""
+        instance = super().__new__(cls)
+        instance.args = args
+        instance.state = None
+        return instance
+
+    def __setstate__(self, state: object) -> None:
+        """Remember the state, run nothing."""
+        self.state = state
+
+
+@dataclass(frozen=True)
+class Node:
+    """One module of a tree.
+
+    Attributes:
+        kind: Class name without its Python module.
+        attributes: Public plain attributes by name.
+        parameters: Own parameters by name.
+        buffers: Own buffers by name.
+        children: Submodules by name.
+    """
+
+    kind: str
+    attributes: Mapping[str, Plain]
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    children: Mapping[str, "Node"]
+
+    def at(self, path: str) -> "Node | None":
+        """Return the node at a dotted path, or None."""
+        node: Node | None = self
+        for name in path.split("."):
+            node = node.children.get(name) if node else None
+        return node
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, "Node"]]:
+        """Yield dotted path (with a trailing dot, empty for the root) and node, parents first."""
+        yield prefix, self
+        for name, child in self.children.items():
+            yield from child.walk(f"{prefix}{name}.")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parameters and buffers by dotted name."""
+        return {
+            f"{prefix}{name}": tensor
+            for prefix, node in self.walk()
+            for name, tensor in (*node.parameters.items(), *node.buffers.items())
+        }
+
+
+def node_of_module(module: torch.nn.Module) -> Node:
+    """Describe a live module; installed kernels are seen through."""
+    if isinstance(module, Replacement):
+        return node_of_module(module.original)
+    if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
+        return Node(GRAPH_CODE, {}, {}, dict(module.named_buffers()), {})
+    return Node(
+        kind=type(module).__name__,
+        attributes=_public(vars(module)),
+        parameters={k: p for k, p in module._parameters.items() if p is not None},
+        buffers={k: b for k, b in module._buffers.items() if b is not None},
+        children={k: node_of_module(m) for k, m in module._modules.items() if m is not None},
+    )
+
+
+def node_of_inert(inert: object) -> Node:
+    """Describe a module that a file holds.
+
+    Raises:
+        TypeError: The object is not the state of a module.
+    """
+    if isinstance(inert, Inert) and inert.name.endswith("reduce_graph_module"):
+        return Node(GRAPH_CODE, {}, {}, {}, {})
+    if not isinstance(inert, Inert) or not isinstance(inert.state, dict):
+        raise TypeError(f"not a module: {type(inert).__name__}")
+    state = inert.state
+    children = {k: node_of_inert(m) for k, m in _members(state, "_modules").items()}
+    children |= {k: _node_of_code(code) for k, code in _members(state, "__codegen__").items()}
+    return Node(
+        kind=inert.name.rpartition(".")[2],
+        attributes=_public(state),
+        parameters=_tensors(_members(state, "_parameters")),
+        buffers=_tensors(_members(state, "_buffers")),
+        children=children,
+    )
+
+
+def differences(file: Node, live: Node, prefix: str = "") -> Iterator[str]:
+    """Yield, in words, where a rebuilt module does not do what the file describes.
+
+    Attributes that only one side has are the business of MACE versions and are passed over; tensors are
+    compared where they are copied.
+    """
+    if _replaced(file, live):
+        return
+    if file.kind != live.kind:
+        yield f"{prefix or 'model'} is a {file.kind} in the file and a {live.kind} when rebuilt"
+        return
+    described, rebuilt = _comparable(file), _comparable(live)
+    for name in sorted(described.keys() & rebuilt.keys()):
+        theirs, ours = described[name], rebuilt[name]
+        if not _same(name, theirs, ours):
+            yield f"{prefix}{name} is {theirs} in the file and {ours} when rebuilt"
+    for name in sorted(file.children.keys() ^ live.children.keys()):
+        yield f"{prefix}{name} exists only {'in the file' if name in file.children else 'when rebuilt'}"
+    for name in sorted(file.children.keys() & live.children.keys()):
+        yield from differences(file.children[name], live.children[name], f"{prefix}{name}.")
+
+
+def replaced_prefixes(file: Node, live: Node) -> tuple[str, ...]:
+    """Return the dotted prefixes of the modules that newer MACE replaces by an equivalent of its own."""
+    found = dict(live.walk())
+    return tuple(prefix for prefix, node in file.walk() if prefix in found and _replaced(node, found[prefix]))
+
+
+def _replaced(file: Node, live: Node) -> bool:
+    """Tell a gate of e3nn from MACE's own, which took its place with the same numbers (MACE 0.3.15)."""
+    return file.kind == "Gate" and live.kind == "GatedEquivariantBlock"
+
+
+def _comparable(node: Node) -> dict[str, Plain]:
+    """Return a node's attributes, those of a linear layer independently of how its input is split up.
+
+    Old MACE versions joined equal irreps before the layer (`128x0e`), new ones do not (`64x0e+64x0e`): the
+    same weights in the same order, and the same numbers.
+    """
+    attributes = dict(node.attributes)
+    instructions = attributes.get("instructions")
+    if node.kind != "Linear" or not isinstance(instructions, list):
+        return attributes
+    inputs, outputs = Irreps(attributes["irreps_in"]), Irreps(attributes["irreps_out"])
+    attributes["irreps_in"] = str(inputs.simplify())
+    attributes["instructions"] = _joined(
+        [
+            [s.start, s.stop, outputs.slices()[i_out].start, float(weight)]
+            for i_in, i_out, _, weight in cast(list[tuple[int, int, object, float]], instructions)
+            for s in ([inputs.slices()[i_in]] if i_in >= 0 else [slice(-1, -1)])
+        ]
+    )
+    return attributes
+
+
+def _joined(paths: list[list[float]]) -> list[Plain]:
+    """Join consecutive paths `[start, stop, output, weight]` that take neighbouring inputs to one output."""
+    joined: list[list[float]] = []
+    for path in paths:
+        if joined and joined[-1][1] == path[0] and joined[-1][2] == path[2]:
+            same_weight = math.isclose(joined[-1][3], path[3], rel_tol=_RELATIVE)
+            if same_weight:
+                joined[-1][1] = path[1]
+                continue
+        joined.append(path)
+    return cast(list[Plain], joined)
+
+
+def _node_of_code(code: object) -> Node:
+    state = code.state if isinstance(code, Inert) else None
+    return Node(GRAPH_CODE, {}, {}, _tensors(state if isinstance(state, dict) else {}), {})
+
+
+def _members(state: Mapping[object, object], key: str) -> dict[str, object]:
+    members = state.get(key)
+    if not isinstance(members, Mapping):
+        return {}
+    return {str(k): v for k, v in members.items() if v is not None}
+
+
+def _tensors(members: Mapping[str, object]) -> dict[str, Tensor]:
+    return {name: value for name, value in members.items() if isinstance(value, Tensor)}
+
+
+def _public(attributes: Mapping[str, object]) -> dict[str, Plain]:
+    plain = {
+        str(name): _plain(value)
+        for name, value in attributes.items()
+        if not str(name).startswith("_") and str(name) not in _HIDDEN
+    }
+    return {name: cast(Plain, value) for name, value in plain.items() if value is not _plain}
+
+
+def _plain(value: object) -> object:
+    """Turn a value into `Plain`; this function itself stands for a value that has no plain form."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    if isinstance(value, Irreps | Irrep):
+        return str(value)
+    if isinstance(value, list | tuple):
+        items = [_plain(item) for item in value]
+        return _plain if any(item is _plain for item in items) else items
+    return _plain_inert(value) if isinstance(value, Inert) else _function_name(value)
+
+
+def _function_name(value: object) -> object:
+    """Return the name of a function such as `silu`, live or inert."""
+    if isinstance(value, type) and issubclass(value, Inert):
+        return value.name.rpartition(".")[2]
+    name = getattr(value, "__name__", None)
+    return name if callable(value) and isinstance(name, str) else _plain
+
+
+def _plain_inert(value: Inert) -> object:
+    kind = value.name.rpartition(".")[2]
+    if kind == "Instruction":
+        return _plain(value.args)
+    if kind in {"Irreps", "Irrep", "_MulIr"} and isinstance(value.args[0], tuple):
+        parts = value.args[0]
+        if kind == "Irreps":
+            return "+".join(str(_plain(part)) for part in parts)
+        if kind == "_MulIr":
+            return f"{int(parts[0])}x{_plain(parts[1])}"
+        return f"{int(parts[0])}{'e' if parts[1] == 1 else 'o'}"
+    return _plain
+
+
+def _same(name: str, theirs: Plain, ours: Plain) -> bool:
+    if isinstance(theirs, list) and isinstance(ours, list):
+        return len(theirs) == len(ours) and all(_same(name, a, b) for a, b in zip(theirs, ours, strict=True))
+    if isinstance(theirs, int | float) and isinstance(ours, int | float):
+        return math.isclose(theirs, ours, rel_tol=_RELATIVE, abs_tol=1e-12)
+    if "irreps" in name and isinstance(theirs, str) and isinstance(ours, str):
+        return bool(Irreps(theirs) == Irreps(ours))
+    return theirs == ours

@@ -1,0 +1,1 @@
+"""Batched molecular dynamics: the engine, its force field, integrators, thermostats and barostats."""

@@ -1,0 +1,1 @@
+"""Monitoring of running systems: faults, restarts, phase identity and the frames that are recorded."""

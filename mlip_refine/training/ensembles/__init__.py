@@ -1,0 +1,1 @@
+"""The reweightable ensembles of a training run: sampling, mixtures of references, sharing between states."""

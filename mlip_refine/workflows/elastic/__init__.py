@@ -1,0 +1,1 @@
+"""`mlip-refine elastic`: elastic constants at rest and at temperatures."""

@@ -1,0 +1,1 @@
+"""`mlip-refine finetune`: correct a potential, and evaluate it afresh."""

@@ -1,0 +1,1 @@
+"""`mlip-refine free-energy`: free-energy differences between phases."""

@@ -1,0 +1,112 @@
+"""Series and averages of a trajectory: energy, enthalpy, volume, density, pressure and the cell.
+
+Energy and enthalpy are those of the configurations, without the 3/2 kT per atom that is the same for all
+phases. The temperature is that of the momenta. The pressure has its kinetic part N kT/V, with the temperature
+that is held in nvt and npt, and in nve and nph, which hold none, with that of the momenta.
+"""
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from mlip_refine.errors import StatisticsError
+from mlip_refine.observables.density import GRAMS_PER_CM3
+from mlip_refine.observables.lattice import ANGLES, cell_angles, cell_lengths
+from mlip_refine.quantities import GPA, KB, Measured
+from mlip_refine.sampling import GoodFrames, StatePoint, Trajectory
+from mlip_refine.sampling.md.barostat import strain_projection
+from mlip_refine.statistics import require_effective
+from mlip_refine.workflows.md.records import Average
+
+UNITS = {
+    "energy": "eV/atom",
+    "enthalpy": "eV/atom",
+    "volume": "Å³/atom",
+    "density": "g/cm³",
+    "temperature": "K",
+    "pressure": "GPa",
+    "a": "Å",
+    "b": "Å",
+    "c": "Å",
+    "alpha": "°",
+    "beta": "°",
+    "gamma": "°",
+}
+CELL = ("a", "b", "c", *ANGLES)
+
+_STRAIN = 1e-4
+
+
+def series(run: Trajectory | GoodFrames) -> dict[str, Tensor]:
+    """Every quantity of every frame `[...]` in the units of `UNITS`.
+
+    In npt and nph the enthalpy is U + P V with the pressure that is held, else with the one of the frame.
+    """
+    point, n = run.point, run.n_atoms
+    volume = torch.linalg.det(run.cells).abs()
+    kinetic = 2.0 * run.kinetic_energy / (KB * point.degrees_of_freedom)
+    temperature = point.temperature if point.ensemble in ("nvt", "npt") else kinetic
+    pressure = -run.stress.diagonal(dim1=-2, dim2=-1).mean(-1) + n * KB * temperature / volume
+    held_pressure = pressure if point.freedom == "fixed" else point.pressure * GPA
+    found = {
+        "energy": run.model_energy / n,
+        "enthalpy": (run.model_energy + held_pressure * volume) / n,
+        "volume": volume / n,
+        "density": float(point.atoms.get_masses().sum()) * GRAMS_PER_CM3 / volume,
+        "temperature": kinetic,
+        "pressure": pressure / GPA,
+        **_cell(run.cells),
+    }
+    return {name: found[name] for name in UNITS}
+
+
+def averages(frames: GoodFrames, minimum: float) -> dict[str, Average]:
+    """Mean and standard error of every quantity, refused with the reason where frames are too few.
+
+    Args:
+        frames: Those that count.
+        minimum: Least number of independent frames.
+    """
+    known, exact = series(frames), held(frames.point)
+    result = {}
+    for name, unit in UNITS.items():
+        if name in exact:
+            result[name] = Average(unit, Measured(exact[name], 0.0, unit), None)
+        else:
+            result[name] = _average(frames, known[name], f"the average of {name}", unit, minimum)
+    return result
+
+
+def held(point: StatePoint) -> dict[str, float]:
+    """What no free strain of the cell can change, exactly: of a fixed cell all, of hcp in npt the angles."""
+    cell = torch.from_numpy(point.atoms.cell.array.copy())
+    strains = strain_projection(point.freedom).reshape(9, 3, 3) * _STRAIN
+    strained = cell @ (torch.eye(3, dtype=cell.dtype) + strains)
+    here, there = _cell(cell), _cell(strained)
+    exact = {name: float(here[name]) for name in CELL if float((there[name] - here[name]).abs().max()) < 1e-9}
+    if point.freedom == "fixed":
+        volume = float(torch.linalg.det(cell).abs())
+        exact["volume"] = volume / len(point.atoms)
+        exact["density"] = float(point.atoms.get_masses().sum()) * GRAMS_PER_CM3 / volume
+    return exact
+
+
+def _cell(cells: Tensor) -> dict[str, Tensor]:
+    """Lengths and angles (α between b and c, and so on) of cells (rows) `[..., 3, 3]`, Å and degrees."""
+    values = torch.cat([cell_lengths(cells), cell_angles(cells)], dim=-1)
+    return dict(zip(CELL, values.unbind(-1), strict=True))
+
+
+def _average(frames: GoodFrames, values: Tensor, what: str, unit: str, minimum: float) -> Average:
+    if not len(frames):
+        return Average(unit, None, 0.0, "no frame after the equilibration counts")
+    independent = len(frames) / frames.inefficiency(values)
+    try:
+        # One frame has no spread to take an error from.
+        require_effective(independent, max(minimum, 2.0), what, len(frames), "frames")
+    except StatisticsError as error:
+        return Average(unit, None, independent, str(error))
+    return Average(
+        unit, Measured(float(values.mean()), float(values.std()) / sqrt(independent), unit), independent
+    )

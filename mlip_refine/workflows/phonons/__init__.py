@@ -1,0 +1,1 @@
+"""`mlip-refine phonons`: phonons of crystals, beside references where there are some."""

@@ -1,0 +1,213 @@
+"""Figures of phonons as PNG, from result files: band structures, models against references, expansion."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mlip_refine.errors import InputError
+from mlip_refine.quantities import IMAGINARY
+from mlip_refine.workflows.finetune.figures import COLOURS, DASHES, GREY, save_figure
+from mlip_refine.workflows.phonons.records import QUANTITIES
+
+type Json = Mapping[str, Any]
+
+AXES = {q.key: f"{q.title}, {q.unit}" for q in QUANTITIES}
+"""Panels of the parity figure, in order, with their axes."""
+
+_GREEK = {"G": "Γ"}
+_MARKERS = "osD^v"
+_PANELS = {
+    "volume_A3_per_atom": ("volume, Å³ per atom", 1.0),
+    "expansion_per_K": ("thermal expansion, 10⁻⁶/K", 1e6),
+    "heat_capacity_kB_per_atom": ("$C_P$, $k_B$ per atom", 1.0),
+    "bulk_modulus_GPa": ("$B_T$, GPa", 1.0),
+}
+
+
+def draw_bands(
+    path: Path, bands: Mapping[str, Json], densities: Mapping[str, Json] | None = None, title: str = ""
+) -> Path:
+    """Draw band structures over one another, and densities of states beside them.
+
+    Args:
+        path: Of the PNG.
+        bands: By name, `Bands.as_json()`, all of one path. Of several, the first is the reference, broad
+            and grey.
+        densities: By the same names, `DensityOfStates.as_json()`.
+        title: Over the figure.
+
+    Raises:
+        InputError: There are no bands, paths differ, or the figure cannot be written.
+    """
+    ticks = {tuple((place, label) for place, label in one["ticks"]) for one in bands.values()}
+    if len(ticks) != 1:
+        raise InputError(
+            "band structures of one figure have one path", found=f"{len(ticks)} paths", where=str(path)
+        )
+    figure = _figure(7.4, 4.2)
+    ratios = [4, 1] if densities else [1]
+    panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    styles = dict(zip(bands, _styles(reference=len(bands) > 1), strict=False))
+    for name, one in bands.items():
+        _lines(panels[0], one, name, styles[name])
+    _ticks(panels[0], ticks.pop())
+    panels[0].set_ylabel("frequency, THz")
+    for name, data in (densities or {}).items():
+        panels[1].plot(data["states_per_THz"], data["frequencies_THz"], **styles.get(name, {}))
+    if densities:
+        panels[1].set_xlabel("states, 1/THz")
+        panels[1].set_xlim(left=0)
+    lowest = min(float(np.min(line)) for one in bands.values() for line in one["frequencies_THz"])
+    for axes in panels:
+        _mark_imaginary(axes, lowest)
+    panels[0].legend(**_ABOVE, ncols=len(bands))
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    return save_figure(figure, path)
+
+
+def draw_parity(path: Path, materials: Mapping[str, Json], quantities: Mapping[str, str] = AXES) -> Path:
+    """Draw models against references over materials.
+
+    Args:
+        path: Of the PNG.
+        materials: By quantity: `{"reference": [...], "models": {name: [...]}}`, a number or None for every
+            material, models in the order before, after. Quantities that are missing are left out.
+        quantities: Which panels, with their axes.
+
+    Raises:
+        InputError: There is no quantity, lists differ in length, or the figure cannot be written.
+    """
+    shown = [name for name in quantities if name in materials]
+    if not shown:
+        raise InputError("nothing to draw", where=str(path), expected=f"any of {', '.join(quantities)}")
+    columns = min(2, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = _figure(4.0 * columns, 3.9 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, name in zip(panels, shown, strict=False):
+        _parity(axes, materials[name], quantities[name])
+    for axes in list(panels)[len(shown) :]:
+        axes.remove()
+    return save_figure(figure, path)
+
+
+def draw_expansion(
+    path: Path, models: Mapping[str, Json], measured: Mapping[str, Sequence[Sequence[float]]] | None = None
+) -> Path:
+    """Draw quasi-harmonic volume, expansion, heat capacity and bulk modulus over temperature.
+
+    Args:
+        path: Of the PNG.
+        models: By name, `QuasiHarmonic.as_json()`.
+        measured: Points (K, value) by the names of the fields of `QuasiHarmonic`, in their units.
+
+    Raises:
+        InputError: There is no model, or the figure cannot be written.
+    """
+    if not models:
+        raise InputError("nothing to draw", where=str(path), expected="a model with its expansion")
+    figure = _figure(8.0, 6.4)
+    panels = list(figure.subplots(2, 2, sharex=True).flat)
+    for (name, data), style in zip(models.items(), _styles(reference=False), strict=False):
+        for axes, (field, (_, factor)) in zip(panels, _PANELS.items(), strict=True):
+            values = factor * np.array(data[field], dtype=float)
+            axes.plot(data["temperatures_K"], values, label=name, **style)
+    for axes, (field, (label, factor)) in zip(panels, _PANELS.items(), strict=True):
+        points = np.array((measured or {}).get(field, []), dtype=float).reshape(-1, 2)
+        if len(points):
+            axes.plot(
+                points[:, 0], factor * points[:, 1], "o", color="black", fillstyle="none", label="measured"
+            )
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[2:]:
+        axes.set_xlabel("temperature, K")
+    panels[0].legend(**_ABOVE, ncols=3)
+    return save_figure(figure, path)
+
+
+_ABOVE: dict[str, Any] = {
+    "frameon": False,
+    "loc": "lower left",
+    "bbox_to_anchor": (0.0, 1.0),
+    "fontsize": "small",
+}
+"""A legend over the axes, where it never covers data."""
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _styles(*, reference: bool = True) -> list[dict[str, Any]]:
+    """Lines: the reference broad and grey, then colours that are also told apart by their dashes."""
+    first = [{"color": "#999999", "linewidth": 2.6, "linestyle": "-", "zorder": 1}] if reference else []
+    pairs = zip(COLOURS, cycle(DASHES), strict=False)
+    return first + [{"color": c, "linewidth": 1.2, "linestyle": d, "zorder": 2} for c, d in pairs]
+
+
+def _lines(axes: Axes, bands: Json, name: str, style: dict[str, Any]) -> None:
+    for i, (along, line) in enumerate(zip(bands["distances_per_A"], bands["frequencies_THz"], strict=True)):
+        curves = axes.plot(along, line, **style)
+        if i == 0:
+            curves[0].set_label(name)
+
+
+def _ticks(axes: Axes, ticks: Sequence[tuple[float, str]]) -> None:
+    places = [place for place, _ in ticks]
+    axes.set_xticks(places, ["|".join(_GREEK.get(x, x) for x in label.split("|")) for _, label in ticks])
+    for place in places:
+        axes.axvline(place, color=GREY, linewidth=0.5, zorder=0)
+    axes.set_xlim(places[0], places[-1])
+
+
+def _mark_imaginary(axes: Axes, lowest: float) -> None:
+    """A line at zero, and a shade below it where there is anything to see."""
+    axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+    if lowest < IMAGINARY:
+        axes.axhspan(1.1 * lowest, 0.0, color=COLOURS[3], alpha=0.12, linewidth=0, zorder=0)
+        axes.annotate(
+            "imaginary", (0.01, 0.5 * lowest), xycoords=("axes fraction", "data"), fontsize="x-small"
+        )
+    else:
+        axes.set_ylim(bottom=0.0)
+
+
+def _parity(axes: Axes, data: Json, label: str) -> None:
+    reference = np.array(data["reference"], dtype=float)
+    ends = [float(np.nanmin(reference)), float(np.nanmax(reference))]
+    for (name, values), colour, marker in zip(data["models"].items(), COLOURS, cycle(_MARKERS), strict=False):
+        model = np.array(values, dtype=float)
+        if len(model) != len(reference):
+            raise InputError(
+                f"{name} has not a value for every material: {label}",
+                found=len(model),
+                expected=str(len(reference)),
+            )
+        known = np.isfinite(model) & np.isfinite(reference)
+        error = np.abs(model - reference)[known].mean() if known.any() else math.nan
+        axes.plot(
+            reference,
+            model,
+            marker,
+            color=colour,
+            markersize=3.5,
+            alpha=0.6,
+            markeredgewidth=0,
+            label=f"{name}, mean error {error:.3g} ({known.sum()})",
+        )
+    axes.axline((ends[0], ends[0]), slope=1.0, color=GREY, linewidth=0.8, zorder=0)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xlabel(f"{label}: reference")
+    axes.set_ylabel("model")
+    axes.legend(**_ABOVE)

@@ -1,0 +1,136 @@
+"""The crystals of `mlip-refine phonons`: phases of the config, and materials that have a reference."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Never
+
+from mlip_refine.config import Config
+from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
+from mlip_refine.crystals.relaxation import Rest
+from mlip_refine.crystals.symmetry import primitive_cell, supercell_matrix
+from mlip_refine.data.phonons.collections import calculation_names, read_phonon_set, second_order
+from mlip_refine.data.phonons.reference import PhononReference
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.workflows.from_config import crystal, require_phase
+
+
+@dataclass(frozen=True)
+class Task:
+    """One crystal in one kind of cell.
+
+    Attributes:
+        name: Of the phase or material.
+        cell: `reference` or `relaxed`.
+        crystal: In a supercell, before it comes to rest.
+        rest: Under which it comes to rest by the model; None where it stays as it is.
+        reference: What it is compared with; None for a phase.
+    """
+
+    name: str
+    cell: str
+    crystal: HarmonicCrystal
+    rest: Rest | None
+    reference: PhononReference | None = None
+
+    @property
+    def title(self) -> str:
+        """How messages name it."""
+        return f"{self.name} ({self.cell})"
+
+
+def phonon_tasks(config: Config) -> tuple[list[Task], dict[str, str]]:
+    """What there is to do, and why by name of materials that are left out as they cannot be read.
+
+    Raises:
+        InputError: A phase or material is unknown, of two kinds at once, or cannot be read; or there is none.
+    """
+    left_out: dict[str, str] = {}
+    tasks = [*_phases(config), *_materials(config, left_out)]
+    if not tasks:
+        found = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise InputError(
+            "there is nothing to do: no phases, no data", where=config.where("phonons"), found=found or None
+        )
+    names = [(task.name, task.cell) for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            "a phase and a material have one name", where=config.where("phonons"), found=twice[0]
+        )
+    return tasks, left_out
+
+
+def _phases(config: Config) -> Iterator[Task]:
+    """Phases in supercells of their primitive cells."""
+    section = config.phonons
+    names = section.phases
+    if names is None:
+        names = () if section.data else tuple(config.phases)
+    for number, name in enumerate(names):
+        require_phase(config, name, "phonons", config.where("phonons", "phases", number))
+        if config.phases[name].identity == "liquid":
+            raise InputError(
+                f"the phase {name!r} is a liquid: it has no phonons",
+                where=config.where("phases", name, "identity"),
+                fix="Name the crystals in phonons.phases.",
+            )
+        cell = primitive_cell(crystal(config, name))
+        harmonic = HarmonicCrystal.of_cell(cell, supercell_matrix(cell, section.supercell))
+        held = config.phases[name].cell_freedom == "fixed"
+        yield Task(name, "relaxed", harmonic, Rest("atoms" if held else "cell"))
+
+
+def _materials(config: Config, left_out: dict[str, str]) -> Iterator[Task]:
+    """Materials that have a reference, in all kinds of cells."""
+    section = config.phonons
+    known = _references(config, left_out)
+    for name in section.materials or known:
+        if name in left_out:
+            continue
+        reference = known.get(name) or _missing(config, name)
+        for cell in section.cell:
+            rest = Rest("cell") if cell == "relaxed" else None
+            yield Task(name, cell, HarmonicCrystal.of_reference(reference), rest, reference)
+
+
+def _references(config: Config, left_out: dict[str, str]) -> dict[str, PhononReference]:
+    """The references that the config asks for, by name."""
+    section = config.phonons
+
+    def leave_out(name: str, error: InputError) -> None:
+        if section.materials is None or name in section.materials:
+            left_out[name] = str(error)
+
+    known: dict[str, PhononReference] = {}
+    for path in map(config.resolve, section.data or ()):
+        found = read_phonon_set(
+            path,
+            split=section.split,
+            lowest_frequency=section.lowest_frequency,
+            names=section.materials,
+            skip_refused=leave_out if section.skip_refused else False,
+        )
+        for reference in second_order(found) if section.materials is None else found:
+            if reference.name in known:
+                raise InputError("a material comes twice", where=str(path), found=reference.name)
+            known[reference.name] = reference
+    return known
+
+
+def _missing(config: Config, name: str) -> Never:
+    """Refuse a name that no data have, or not in the part that is asked for."""
+    section, where = config.phonons, config.where("phonons", "materials")
+    names = [n for path in section.data or () for n in calculation_names(config.resolve(path))]
+    if name in names:
+        raise InputError(
+            f"the material {name!r} is not in the part of the data that is asked for",
+            where=where,
+            found=f"split {section.split}, lowest_frequency {section.lowest_frequency}",
+        )
+    word = nearest(name, names)
+    raise InputError(
+        f"the data has no material {name!r}",
+        where=where,
+        expected=f"one of {len(names)} names",
+        fix=f"Did you mean {word!r}?" if word else None,
+    )

@@ -1,0 +1,131 @@
+"""Frenkel-Ladd paths of harmonic crystals against their exact free energies."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.units import _amu, _e, _hbar
+from torch import Tensor
+
+from mlip_refine.errors import StatisticsError
+from mlip_refine.quantities import GPA, KB, MEV
+from mlip_refine.sampling import FrameStore, Length, StatePoint
+from mlip_refine.workflows.free_energy.frenkel_ladd import (
+    AbsoluteFreeEnergy,
+    LadderSettings,
+    absolute_free_energies,
+)
+
+TEMPERATURE = 700.0
+KINDS = ("fcc", "NaCl", "hcp")
+FIT, LADDER = Length(800.0, 80), Length(800.0, 90)
+
+
+def exact_gibbs(atoms: Atoms, force_constants: Tensor, temperature: float, pressure: float) -> float:
+    """Classical G of a harmonic crystal from its frequencies, by hand in SI units, eV.
+
+    F = kT Σ ln(ħω/kT) over 3N - 3 modes - kT ln[(V/N)(M kT / 2πħ²)^(3/2)].
+    """
+    kt, masses = KB * _e * temperature, atoms.get_masses() * _amu
+    root = np.repeat(np.sqrt(masses), 3)
+    squares = np.linalg.eigvalsh(force_constants.numpy() * _e * 1e20 / np.outer(root, root))[3:]
+    vibrations = kt * np.log(_hbar * np.sqrt(squares) / kt).sum()
+    volume = atoms.cell.volume * 1e-30 / len(atoms)
+    centre = -kt * math.log(volume * (masses.sum() * kt / (2 * math.pi * _hbar**2)) ** 1.5)
+    return (vibrations + centre) / _e + pressure * GPA * atoms.cell.volume
+
+
+def _crystals(analytic: SimpleNamespace) -> dict[str, tuple[StatePoint, Any]]:
+    found = {}
+    for kind, pressure in zip(KINDS, (0.0, 3.0, 5.0), strict=True):
+        atoms, reference = analytic.crystal(kind)
+        found[kind] = (StatePoint(kind, atoms, TEMPERATURE, pressure, replicas=4), reference)
+    return found
+
+
+@pytest.fixture(scope="module")
+def energies(
+    analytic: SimpleNamespace, open_guards: Callable[..., Any]
+) -> dict[str, dict[str, AbsoluteFreeEnergy]]:
+    """One run per kind of reference, all three crystals and all windows in its one batch."""
+    crystals = _crystals(analytic)
+    potential = analytic.HarmonicCrystals([r for _, r in crystals.values()], [11, 13, 17, 22])
+    settings = open_guards(timestep=4.0, friction=10.0, interval=40.0)
+    points = [point for point, _ in crystals.values()]
+    return {
+        kind: absolute_free_energies(
+            potential, points, settings, LadderSettings(kind, windows, FIT, LADDER), seed=21
+        )
+        for kind, windows in (("einstein", 9), ("harmonic", 2))
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reference", ["einstein", "harmonic"])
+def test_free_energies_of_harmonic_crystals_are_exact(
+    energies: Any, analytic: SimpleNamespace, reference: str, kind: str
+) -> None:
+    """Within 3 sigma, sigma below 2 meV/atom from an Einstein and 0.5 from a harmonic reference."""
+    found, (point, crystal) = energies[reference][kind], _crystals(analytic)[kind]
+    exact = exact_gibbs(point.atoms, crystal.force_constants, TEMPERATURE, point.pressure)
+    assert abs(found.gibbs.value - exact) < 3 * found.gibbs.se
+    assert found.gibbs.se / len(point.atoms) / MEV < {"einstein": 2.0, "harmonic": 0.5}[reference]
+    assert found.gibbs.unit == "eV"
+    assert found.overlap > 0.03
+    assert found.inefficiency >= 1
+
+
+def test_the_fitted_harmonic_reference_is_nearer_than_the_einstein_crystal(energies: Any) -> None:
+    for kind in KINDS:
+        distance = {
+            name: abs(e[kind].gibbs.value - e[kind].point.pv - e[kind].reference)
+            for name, e in energies.items()
+        }
+        assert distance["harmonic"] < distance["einstein"]
+
+
+def test_too_few_windows_are_refused(analytic: SimpleNamespace, open_guards: Callable[..., Any]) -> None:
+    """An Einstein crystal at one end and collective modes at the other do not overlap."""
+    atoms = bulk("Al", "fcc", a=4.05, cubic=True) * (3, 3, 3)
+    potential = analytic.HarmonicCrystals([analytic.harmonic(atoms, {3.2: 4.0, 4.2: 0.05})], [13])
+    ladder = LadderSettings("einstein", 2, Length(200.0, 20), Length(200.0, 20))
+    settings = open_guards(timestep=4.0, friction=10.0, interval=40.0)
+    with pytest.raises(StatisticsError, match="Frenkel-Ladd path of fcc"):
+        absolute_free_energies(
+            potential, [StatePoint("fcc", atoms, TEMPERATURE, replicas=2)], settings, ladder, seed=1
+        )
+
+
+def test_a_finished_calculation_is_read_from_the_store(
+    analytic: SimpleNamespace, open_guards: Callable[..., Any], tmp_path: Any
+) -> None:
+    atoms, reference = analytic.crystal("NaCl")
+    potential = analytic.HarmonicCrystals([reference], [11, 17])
+    points = [replace(StatePoint("NaCl", atoms, TEMPERATURE), replicas=3)]
+    settings = open_guards(timestep=4.0, friction=10.0, interval=40.0)
+    ladder = LadderSettings("harmonic", 3, Length(80.0, 12, 5), Length(80.0, 12, 5))
+    first = absolute_free_energies(
+        potential, points, settings, ladder, seed=2, store=FrameStore(tmp_path, {})
+    )
+    calls = potential.calls
+    again = absolute_free_energies(
+        potential, points, settings, ladder, seed=2, store=FrameStore(tmp_path, {})
+    )
+    assert potential.calls == calls
+    assert first["NaCl"].gibbs == again["NaCl"].gibbs
+
+
+def test_references_take_the_symmetry_of_the_crystal(analytic: SimpleNamespace) -> None:
+    """The exact answer rests on springs that leave nothing but the three translations soft."""
+    for point, reference in _crystals(analytic).values():
+        squares = torch.linalg.eigvalsh(reference.force_constants)
+        assert squares[:3].abs().max() < 1e-10
+        assert squares[3] > 0.1
+        assert squares[3:].unique().numel() > 3, point.name

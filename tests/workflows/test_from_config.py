@@ -1,0 +1,45 @@
+"""From a config to crystals and state points: what cannot be meant is refused."""
+
+import numpy as np
+import pytest
+
+from mlip_refine.config import config_from_dict
+from mlip_refine.errors import InputError
+from mlip_refine.losses import EnsembleSource
+from mlip_refine.workflows.from_config import crystal, load_potential, state_points
+
+PHASES = {
+    "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16},
+    "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16},
+}
+
+
+@pytest.fixture
+def config():
+    return config_from_dict({"name": "x", "potential": {"model": "titanium-compact"}, "phases": PHASES})
+
+
+def test_a_cubic_phase_has_no_second_lattice_constant(config):
+    """The a of hcp would make a bcc crystal that is compressed to 0.72 of its volume."""
+    assert crystal(config, "bcc", (3.3,)).cell.lengths() == pytest.approx([6.6] * 3)
+    assert crystal(config, "hcp", (2.95, 4.68)).cell.lengths() == pytest.approx([5.9, 5.9, 9.36])
+    with pytest.raises(InputError, match=r"'bcc' is cubic(.|\n)*bcc with the lattice \[2.95, 4.68\]"):
+        crystal(config, "bcc", (2.95, 4.68))
+
+
+def test_a_cell_that_is_held_is_another_state_than_one_that_moves(config):
+    potential = load_potential(config)
+    moving = EnsembleSource("hcp", 300.0, 0.0)
+    held = EnsembleSource("hcp", 300.0, 0.0, strain=(0.0,) * 6)
+    points = state_points(config, [moving, held, moving], potential, 1)
+    assert len({point.name for point in points.values()}) == 2
+    assert points[held].freedom == "fixed"
+    np.testing.assert_allclose(points[held].atoms.cell, points[moving].atoms.cell)
+
+
+def test_states_that_can_hardly_be_told_apart_are_refused(config):
+    potential = load_potential(config)
+    sources = [EnsembleSource("bcc", 300.0, 0.0, (a,)) for a in (3.3, 3.3 + 1e-15)]
+    assert sources[0] != sources[1]
+    with pytest.raises(InputError, match=r"two states have the name bcc-300K-0GPa-a3\.3"):
+        state_points(config, sources, potential, 1)
