@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from mlip_refine.observables.base import Sample
-from mlip_refine.sampling import GoodFrames, StatePoint
+from mlip_refine.sampling import StatePoint, Trajectory
 
 
-def sample_of(frames: GoodFrames, probes: Mapping[str, Tensor] | None = None) -> Sample:
-    """Turn the frames of a simulation into a sample with the energies and stresses that it recorded.
+def sample_of(run: Trajectory, probes: Mapping[str, Tensor] | None = None) -> Sample:
+    """Turn the kept frames of a simulation into a sample with the energies and stresses that it recorded.
 
-        frames = trajectory.good()
-        measure(RadialDistribution(8.0), sample_of(frames), frames.inefficiency)
+        measure(RadialDistribution(8.0), sample_of(trajectory), trajectory.inefficiency)
 
     Args:
-        frames: Of an ensemble whose temperature is held (nvt or npt), for what fluctuates; of any other for
+        run: Of an ensemble whose temperature is held (nvt or npt), for what fluctuates; of any other for
             structure and averages.
         probes: Further ones, or others than those of the simulation.
     """
-    recorded = {"energy": frames.model_energy, "stress": frames.stress}
-    return sample_at(frames.point, frames.positions, frames.cells, recorded | dict(probes or {}))
+    kept = run.kept
+    recorded = {"energy": run.model_energy[kept], "stress": run.stress[kept]}
+    return sample_at(run.point, run.positions[kept], run.cells[kept], recorded | dict(probes or {}))
 
 
 def sample_at(point: StatePoint, positions: Tensor, cells: Tensor, probes: Mapping[str, Tensor]) -> Sample:

@@ -6,12 +6,11 @@ from mlip_refine.sampling.md.settings import MDSettings
 from mlip_refine.sampling.monitoring.guards import GuardSettings
 from mlip_refine.sampling.references import HarmonicReference, einstein, fit_einstein, fit_harmonic
 from mlip_refine.sampling.sampler import Length, last_frames, sample
-from mlip_refine.sampling.state_points import GoodFrames, Hamiltonian, StatePoint, Trajectory
+from mlip_refine.sampling.state_points import Hamiltonian, StatePoint, Trajectory
 from mlip_refine.sampling.store import FrameStore
 
 __all__ = [
     "FrameStore",
-    "GoodFrames",
     "GuardSettings",
     "Hamiltonian",
     "HarmonicReference",

@@ -62,7 +62,7 @@ def sample(
         start: Positions and cells to start from by point name; else the ideal crystals.
 
     Returns:
-        A trajectory per point, all replicas; `Trajectory.good` drops what has a verdict against it.
+        A trajectory per point, all replicas; `Trajectory.kept` marks the frames that count.
 
     Raises:
         SamplingError: If every replica of a point was stopped.

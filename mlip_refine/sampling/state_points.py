@@ -109,6 +109,9 @@ class StatePoint:
 class Trajectory:
     """The frames of one state point.
 
+    Only the frames that `kept` marks count: `run.positions[run.kept]` are their positions
+    `[n_kept, n_atoms, 3]`, replica after replica, and likewise for every other series.
+
     Attributes:
         point: What was sampled.
         positions: `[replicas, n_frames, n_atoms, 3]`, Å, unwrapped, float64.
@@ -140,13 +143,22 @@ class Trajectory:
         """Atoms per cell."""
         return self.positions.shape[2]
 
-    def good(self) -> "GoodFrames":
-        """The frames that were kept, replica after replica."""
-        return GoodFrames(
-            point=self.point,
-            kept=self.kept,
-            **{name: getattr(self, name)[self.kept] for name in SERIES},
-        )
+    @property
+    def n_kept(self) -> int:
+        """Number of kept frames, of all replicas."""
+        return int(self.kept.sum())
+
+    def inefficiency(self, values: Tensor) -> float:
+        """Return the statistical inefficiency of values `[n_kept]`; frames that were not kept are gaps."""
+        return inefficiency_on_grid(values, self.kept)
+
+    def total_stress(self) -> Tensor:
+        """Return the mean stress of the kept frames with its kinetic part, -NkT/V `[3, 3]`, eV/Å³."""
+        stress, volume = self.stress[self.kept], torch.linalg.det(self.cells[self.kept]).abs()
+        kinetic = self.n_atoms * KB * self.point.temperature / volume
+        eye = torch.eye(3, dtype=stress.dtype)
+        total: Tensor = (stress - kinetic[..., None, None] * eye).mean(0)
+        return total
 
     def last(self) -> tuple[Tensor, Tensor]:
         """Positions `[n, n_atoms, 3]` and cells `[n, 3, 3]` of the last kept frame of each replica, Å.
@@ -177,52 +189,6 @@ class Trajectory:
         joined |= {"kept": torch.cat([kept, later.kept], dim=1), "steps": steps, "revoked": revoked}
         verdicts = tuple(dict.fromkeys(self.verdicts + later.verdicts))
         return replace(self, **joined, verdicts=verdicts)
-
-
-@dataclass(frozen=True)
-class GoodFrames:
-    """Frames that count, of all replicas of a state point, replica after replica.
-
-    Attributes:
-        point: What was sampled.
-        positions: `[n, n_atoms, 3]`, Å, unwrapped, float64.
-        cells: Rows `[n, 3, 3]`, Å.
-        model_energy: Unscaled model energy `[n]`, eV.
-        bias_energy: Unscaled bias energy `[n]`, eV.
-        stress: Model stress `[n, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
-        kinetic_energy: Of the atoms `[n]`, eV.
-        kept: Where in time they lie `[replicas, n_frames]`, n of them true.
-    """
-
-    point: StatePoint
-    positions: Tensor
-    cells: Tensor
-    model_energy: Tensor
-    bias_energy: Tensor
-    stress: Tensor
-    kinetic_energy: Tensor
-    kept: Tensor
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return len(self.model_energy)
-
-    @property
-    def n_atoms(self) -> int:
-        """Atoms per cell."""
-        return self.positions.shape[1]
-
-    def inefficiency(self, values: Tensor) -> float:
-        """Statistical inefficiency of values of these frames `[n]`; frames that are left out are gaps."""
-        return inefficiency_on_grid(values, self.kept)
-
-    def total_stress(self) -> Tensor:
-        """Mean stress with its kinetic part, -NkT/V `[3, 3]`, eV/Å³."""
-        volume = torch.linalg.det(self.cells).abs()
-        kinetic = self.n_atoms * KB * self.point.temperature / volume
-        eye = torch.eye(3, dtype=self.stress.dtype)
-        total: Tensor = (self.stress - kinetic[..., None, None] * eye).mean(0)
-        return total
 
 
 def inefficiency_on_grid(values: Tensor, kept: Tensor) -> float:

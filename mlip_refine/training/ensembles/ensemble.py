@@ -70,20 +70,21 @@ class Draw:
 
         Several draws under the same parameters may share one copy of them as `reference`.
         """
-        good = trajectory.good()
-        structures = potential.graphs.frames(good.positions, good.cells, good.point.atoms.numbers)
+        point, cells = trajectory.point, trajectory.cells[trajectory.kept]
+        positions = trajectory.positions[trajectory.kept]
+        structures = potential.graphs.frames(positions, cells, point.atoms.numbers)
         energy = potential.energies(structures)
         return cls(
-            point=good.point,
+            point=point,
             structures=structures,
             energy=energy,
-            volume=torch.linalg.det(good.cells).abs(),
-            inefficiency=good.inefficiency(energy),
+            volume=torch.linalg.det(cells).abs(),
+            inefficiency=trajectory.inefficiency(energy),
             stage=stage,
             ends=trajectory.last(),
             reference=potential.parameters() if reference is None else reference,
             verdicts=trajectory.verdicts,
-            kept=good.kept,
+            kept=trajectory.kept,
         )
 
     def __len__(self) -> int:

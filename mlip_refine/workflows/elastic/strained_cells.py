@@ -14,13 +14,13 @@ from mlip_refine.observables.deformation import Deformation, deformation_constan
 from mlip_refine.observables.frames import sample_of
 from mlip_refine.observables.stress import Stress
 from mlip_refine.quantities import Measured
-from mlip_refine.sampling import GoodFrames
+from mlip_refine.sampling import Trajectory
 
 MODULI = {"K": "GPa", "G": "GPa", "E": "GPa", "nu": ""}
 """Units of what a polycrystal has."""
 
 
-def of_strained_cells(deformation: Deformation, runs: Sequence[GoodFrames]) -> dict[str, Any]:
+def of_strained_cells(deformation: Deformation, runs: Sequence[Trajectory]) -> dict[str, Any]:
     """Isothermal constants C and coefficients B, Voigt's moduli of B, and the pressure.
 
     Args:
@@ -50,7 +50,7 @@ def _values(deformation: Deformation, stress: Tensor) -> Tensor:
 
 
 def of_stresses(
-    function: Callable[[Tensor], Tensor], runs: Sequence[GoodFrames]
+    function: Callable[[Tensor], Tensor], runs: Sequence[Trajectory]
 ) -> list[tuple[float, float]]:
     """Values and standard errors of a function of the mean stresses of independent cells.
 
@@ -58,10 +58,10 @@ def of_stresses(
         function: Of `[n_runs, 6]`, GPa, differentiable; gives `[m]`.
         runs: The cells.
     """
-    stress = torch.stack([average(Stress(), sample_of(frames)) for frames in runs])
-    errors = errors_of_stresses(function, stress, [partial(_errors, frames) for frames in runs])
+    stress = torch.stack([average(Stress(), sample_of(run)) for run in runs])
+    errors = errors_of_stresses(function, stress, [partial(_errors, run) for run in runs])
     return list(zip(function(stress).tolist(), errors, strict=True))
 
 
-def _errors(frames: GoodFrames, observable: Observable) -> list[float]:
-    return [m.se for m in measure(observable, sample_of(frames), frames.inefficiency)]
+def _errors(run: Trajectory, observable: Observable) -> list[float]:
+    return [m.se for m in measure(observable, sample_of(run), run.inefficiency)]

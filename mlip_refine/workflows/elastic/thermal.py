@@ -21,7 +21,7 @@ from mlip_refine.observables.frames import sample_of
 from mlip_refine.observables.pressure import Pressure
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
-from mlip_refine.sampling import FrameStore, GoodFrames, Length, StatePoint, Trajectory, sample
+from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sample
 from mlip_refine.statistics import require_effective
 from mlip_refine.training.gradients.streaming import further_probes, with_gaps
 from mlip_refine.workflows.elastic.strained_cells import MODULI, of_strained_cells
@@ -145,7 +145,7 @@ def _points(
         trajectories = [runs[points[s].name] for s in mine]
         by = _by_fluctuation if method == "fluctuation" else _by_deformation
         try:
-            values = by(config, potential, state, [t.good() for t in trajectories])
+            values = by(config, potential, state, trajectories)
         except StatisticsError as error:
             values = {"refused": str(error)}
         found.append(
@@ -157,7 +157,7 @@ def _points(
                 temperature_K=state.source.temperature,
                 lattice_A=state.source.lattice,
                 n_atoms=len(state.point.atoms),
-                frames=sum(len(t.good()) for t in trajectories),
+                frames=sum(t.n_kept for t in trajectories),
                 atom_steps=_atom_steps(config, trajectories),
                 **values,
                 targets=targets,
@@ -175,15 +175,15 @@ def _atom_steps(config: Config, runs: Sequence[Trajectory]) -> int:
 
 
 def _by_fluctuation(
-    config: Config, potential: Potential, state: _State, runs: Sequence[GoodFrames]
+    config: Config, potential: Potential, state: _State, runs: Sequence[Trajectory]
 ) -> dict[str, Any]:
-    (frames,) = runs
-    _require_frames(config, frames)
-    seen = sample_of(frames, _born(config, potential, frames))
+    (run,) = runs
+    _require_frames(config, run)
+    seen = sample_of(run, _born(config, potential, run))
     adiabatic = config.elastic.kind == "adiabatic"
 
     def values(observable: Observable) -> dict[str, Measured]:
-        return dict(zip(observable.labels, measure(observable, seen, frames.inefficiency), strict=True))
+        return dict(zip(observable.labels, measure(observable, seen, run.inefficiency), strict=True))
 
     def constants(**options: bool) -> dict[str, Measured]:
         return values(FluctuationElasticity(state.symmetry, **options))
@@ -199,37 +199,37 @@ def _by_fluctuation(
     }
 
 
-def _born(config: Config, potential: Potential, frames: GoodFrames) -> dict[str, torch.Tensor]:
+def _born(config: Config, potential: Potential, run: Trajectory) -> dict[str, torch.Tensor]:
     """The Born term of every so many frames, zero on those between, and where it is known.
 
     Raises:
         StatisticsError: It is known on too few.
     """
     every, minimum = config.elastic.born_every, config.sampling.min_effective_frames
-    positions, numbers = frames.positions[::every], frames.point.atoms.numbers
-    what = f"the Born term of {frames.point.name}, of one frame in {every},"
-    require_effective(len(positions), minimum, what, have_length=len(frames), unit="frames")
+    positions, numbers = run.positions[run.kept][::every], run.point.atoms.numbers
+    what = f"the Born term of {run.point.name}, of one frame in {every},"
+    require_effective(len(positions), minimum, what, have_length=run.n_kept, unit="frames")
     # Neighbours are found for these frames alone.
-    structures = potential.graphs.frames(positions, frames.cells[::every], numbers)
+    structures = potential.graphs.frames(positions, run.cells[run.kept][::every], numbers)
     born = further_probes(potential, structures, {"born": 1})["born"]
-    return with_gaps("born", born, len(frames), every)
+    return with_gaps("born", born, run.n_kept, every)
 
 
 def _by_deformation(
     config: Config,
     potential: Potential,  # noqa: ARG001 - as the other method has it
     state: _State,
-    runs: Sequence[GoodFrames],
+    runs: Sequence[Trajectory],
 ) -> dict[str, Any]:
-    for frames in runs:
-        _require_frames(config, frames)
+    for run in runs:
+        _require_frames(config, run)
     found = of_strained_cells(state.deformation, runs)
     return found | {"isothermal": found["constants"]}
 
 
-def _require_frames(config: Config, frames: GoodFrames) -> None:
-    pressure = -frames.stress.diagonal(dim1=1, dim2=2).mean(-1)
-    independent = len(frames) / frames.inefficiency(pressure)
+def _require_frames(config: Config, run: Trajectory) -> None:
+    pressure = -run.stress[run.kept].diagonal(dim1=1, dim2=2).mean(-1)
+    independent = run.n_kept / run.inefficiency(pressure)
     minimum = config.sampling.min_effective_frames
-    what = f"the stress of {frames.point.name}"
-    require_effective(independent, minimum, what, have_length=len(frames), unit="frames")
+    what = f"the stress of {run.point.name}"
+    require_effective(independent, minimum, what, have_length=run.n_kept, unit="frames")

@@ -16,7 +16,7 @@ from mlip_refine.config import Config
 from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA, KB, MEV, Measured
-from mlip_refine.sampling import FrameStore, GoodFrames, Length, StatePoint, Trajectory, sample
+from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sample
 from mlip_refine.statistics import (
     FreeEnergyEstimate,
     bar_estimate,
@@ -131,23 +131,22 @@ def phase_changes(
 
 
 def _change(before: Potential, after: Potential, run0: Trajectory, run1: Trajectory) -> PhaseChange:
-    good0, good1 = run0.good(), run1.good()
     cell0, cell1 = (torch.from_numpy(r.point.atoms.cell.array.copy()) for r in (run0, run1))
-    own0, own1 = _energies(before, good0), _energies(after, good1)
-    cross0 = _energies(after, _carried(good0, cell1))
-    cross1 = _energies(before, _carried(good1, cell0))
+    own0, own1 = _energies(before, run0), _energies(after, run1)
+    cross0 = _energies(after, run0, cell1)
+    cross1 = _energies(before, run1, cell0)
     beta, n_atoms = run0.point.beta, run0.n_atoms
     pv = run0.point.pressure * GPA * (torch.linalg.det(cell1).abs() - torch.linalg.det(cell0).abs())
     jacobian = n_atoms * torch.log(torch.linalg.det(cell1).abs() / torch.linalg.det(cell0).abs())
     forward, reverse = beta * (cross0 - own0 + pv) - jacobian, beta * (own1 - cross1 + pv) - jacobian
-    inefficiency = (good0.inefficiency(forward), good1.inefficiency(reverse))
+    inefficiency = (run0.inefficiency(forward), run1.inefficiency(reverse))
     estimate = bar_estimate(forward, reverse, inefficiency)
     _require(estimate, run0.point.name)
     kt = KB * run0.point.temperature
     return PhaseChange(
         change=Measured(float(estimate.value) * kt, estimate.se * kt, "eV"),
-        enthalpy_before=_enthalpy(own0, good0),
-        enthalpy_after=_enthalpy(own1, good1),
+        enthalpy_before=_enthalpy(own0, run0),
+        enthalpy_after=_enthalpy(own1, run1),
         overlap=estimate.overlap,
         cell_before=cell0.tolist(),
         cell_after=cell1.tolist(),
@@ -159,19 +158,17 @@ def _require(estimate: FreeEnergyEstimate, name: str) -> None:
     require_estimate(estimate, f"G(refined) - G(initial) of {name}")
 
 
-def _energies(potential: Potential, run: GoodFrames) -> Tensor:
-    """Energies of a potential on all frames `[n]`, eV, float64."""
-    return potential.energies(potential.graphs.frames(run.positions, run.cells, run.point.atoms.numbers))
+def _energies(potential: Potential, run: Trajectory, cell: Tensor | None = None) -> Tensor:
+    """Energies `[n]`, eV, of a potential on the kept frames, carried affinely into `cell` if given."""
+    positions, cells = run.positions[run.kept], run.cells[run.kept]
+    if cell is not None:
+        deformation = torch.linalg.solve(torch.from_numpy(run.point.atoms.cell.array.copy()), cell)
+        positions, cells = positions @ deformation, cell.expand_as(cells)
+    return potential.energies(potential.graphs.frames(positions, cells, run.point.atoms.numbers))
 
 
-def _carried(run: GoodFrames, cell: Tensor) -> GoodFrames:
-    """The frames carried affinely into another cell (rows, Å)."""
-    deformation = torch.linalg.solve(torch.from_numpy(run.point.atoms.cell.array.copy()), cell)
-    return replace(run, positions=run.positions @ deformation, cells=cell.expand_as(run.cells))
-
-
-def _enthalpy(energy: Tensor, run: GoodFrames) -> Measured:
-    independent = len(run) / run.inefficiency(energy)
+def _enthalpy(energy: Tensor, run: Trajectory) -> Measured:
+    independent = run.n_kept / run.inefficiency(energy)
     return Measured(float(energy.mean()) + run.point.pv, float(energy.std()) / independent**0.5, "eV")
 
 

@@ -12,7 +12,6 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import KB, Measured
 from mlip_refine.sampling import (
     FrameStore,
-    GoodFrames,
     Hamiltonian,
     HarmonicReference,
     Length,
@@ -115,7 +114,7 @@ def absolute_free_energies(
 
 
 def _fit(run: Trajectory, kind: str) -> HarmonicReference:
-    return FITS[kind](run.point.atoms, run.good().positions, run.point.temperature)
+    return FITS[kind](run.point.atoms, run.positions[run.kept], run.point.temperature)
 
 
 def _windows(point: StatePoint, reference: HarmonicReference, n: int) -> list[StatePoint]:
@@ -130,14 +129,14 @@ def _name(point: StatePoint, window: int) -> str:
     return f"{point.name}~{window:02d}"
 
 
-def _of(runs: Mapping[str, Trajectory], point: StatePoint, n: int) -> list[GoodFrames]:
-    return [runs[_name(point, i)].good() for i in range(n)]
+def _of(runs: Mapping[str, Trajectory], point: StatePoint, n: int) -> list[Trajectory]:
+    return [runs[_name(point, i)] for i in range(n)]
 
 
 def _estimate(
-    point: StatePoint, reference: HarmonicReference, runs: Sequence[GoodFrames]
+    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory]
 ) -> AbsoluteFreeEnergy:
-    inefficiency = [run.inefficiency(run.bias_energy - run.model_energy) for run in runs]
+    inefficiency = [run.inefficiency((run.bias_energy - run.model_energy)[run.kept]) for run in runs]
     result = ladder_mbar(runs, inefficiency)
     overlap = min(float(result.overlap[i, i + 1]) for i in range(len(runs) - 1))
     require_overlap(overlap, f"the Frenkel-Ladd path of {point.name}")
@@ -148,10 +147,10 @@ def _estimate(
     return AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency))
 
 
-def ladder_mbar(runs: Sequence[GoodFrames], inefficiency: Sequence[float]) -> MbarResult:
+def ladder_mbar(runs: Sequence[Trajectory], inefficiency: Sequence[float]) -> MbarResult:
     """MBAR over windows that mix a model and a bias, frames of all replicas pooled."""
-    model = torch.cat([run.model_energy for run in runs])
-    bias = torch.cat([run.bias_energy for run in runs])
+    model = torch.cat([run.model_energy[run.kept] for run in runs])
+    bias = torch.cat([run.bias_energy[run.kept] for run in runs])
     mixed = [(run.point.beta, run.point.hamiltonian) for run in runs]
     reduced = torch.stack([beta * (h.scale * model + h.bias_scale * bias) for beta, h in mixed])
-    return mbar(reduced, [len(run) for run in runs], inefficiency)
+    return mbar(reduced, [run.n_kept for run in runs], inefficiency)

@@ -6,6 +6,7 @@ that is held in nvt and npt, and in nve and nph, which hold none, with that of t
 """
 
 from math import sqrt
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from mlip_refine.errors import StatisticsError
 from mlip_refine.observables.density import GRAMS_PER_CM3
 from mlip_refine.observables.lattice import ANGLES, cell_angles, cell_lengths
 from mlip_refine.quantities import GPA, KB, Measured
-from mlip_refine.sampling import GoodFrames, StatePoint, Trajectory
+from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.sampling.md.barostat import strain_projection
 from mlip_refine.statistics import require_effective
 from mlip_refine.workflows.md.records import Average
@@ -38,43 +39,48 @@ CELL = ("a", "b", "c", *ANGLES)
 _STRAIN = 1e-4
 
 
-def series(run: Trajectory | GoodFrames) -> dict[str, Tensor]:
+def series(run: Trajectory, frames: Tensor | EllipsisType = ...) -> dict[str, Tensor]:
     """Every quantity of every frame `[...]` in the units of `UNITS`.
 
     In npt and nph the enthalpy is U + P V with the pressure that is held, else with the one of the frame.
+
+    Args:
+        run: The trajectory.
+        frames: Mask `[replicas, n_frames]` of the frames to take, replica after replica; by default all, in
+            their grid.
     """
-    point, n = run.point, run.n_atoms
-    volume = torch.linalg.det(run.cells).abs()
-    kinetic = 2.0 * run.kinetic_energy / (KB * point.degrees_of_freedom)
+    point, n, cells = run.point, run.n_atoms, run.cells[frames]
+    volume = torch.linalg.det(cells).abs()
+    kinetic = 2.0 * run.kinetic_energy[frames] / (KB * point.degrees_of_freedom)
     temperature = point.temperature if point.ensemble in ("nvt", "npt") else kinetic
-    pressure = -run.stress.diagonal(dim1=-2, dim2=-1).mean(-1) + n * KB * temperature / volume
+    pressure = -run.stress[frames].diagonal(dim1=-2, dim2=-1).mean(-1) + n * KB * temperature / volume
     held_pressure = pressure if point.freedom == "fixed" else point.pressure * GPA
     found = {
-        "energy": run.model_energy / n,
-        "enthalpy": (run.model_energy + held_pressure * volume) / n,
+        "energy": run.model_energy[frames] / n,
+        "enthalpy": (run.model_energy[frames] + held_pressure * volume) / n,
         "volume": volume / n,
         "density": float(point.atoms.get_masses().sum()) * GRAMS_PER_CM3 / volume,
         "temperature": kinetic,
         "pressure": pressure / GPA,
-        **_cell(run.cells),
+        **_cell(cells),
     }
     return {name: found[name] for name in UNITS}
 
 
-def averages(frames: GoodFrames, minimum: float) -> dict[str, Average]:
+def averages(run: Trajectory, minimum: float) -> dict[str, Average]:
     """Mean and standard error of every quantity, refused with the reason where frames are too few.
 
     Args:
-        frames: Those that count.
+        run: The trajectory; the frames that were kept count.
         minimum: Least number of independent frames.
     """
-    known, exact = series(frames), held(frames.point)
+    known, exact = series(run, run.kept), held(run.point)
     result = {}
     for name, unit in UNITS.items():
         if name in exact:
             result[name] = Average(unit, Measured(exact[name], 0.0, unit), None)
         else:
-            result[name] = _average(frames, known[name], f"the average of {name}", unit, minimum)
+            result[name] = _average(run, known[name], f"the average of {name}", unit, minimum)
     return result
 
 
@@ -98,13 +104,13 @@ def _cell(cells: Tensor) -> dict[str, Tensor]:
     return dict(zip(CELL, values.unbind(-1), strict=True))
 
 
-def _average(frames: GoodFrames, values: Tensor, what: str, unit: str, minimum: float) -> Average:
-    if not len(frames):
+def _average(run: Trajectory, values: Tensor, what: str, unit: str, minimum: float) -> Average:
+    if not run.n_kept:
         return Average(unit, None, 0.0, "no frame after the equilibration counts")
-    independent = len(frames) / frames.inefficiency(values)
+    independent = run.n_kept / run.inefficiency(values)
     try:
         # One frame has no spread to take an error from.
-        require_effective(independent, max(minimum, 2.0), what, len(frames), "frames")
+        require_effective(independent, max(minimum, 2.0), what, run.n_kept, "frames")
     except StatisticsError as error:
         return Average(unit, None, independent, str(error))
     return Average(

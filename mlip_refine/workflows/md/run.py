@@ -252,7 +252,7 @@ def _stored(run: _Run) -> dict[str, Trajectory] | None:
 def _point(run: _Run, trajectory: Trajectory) -> MDPoint:
     point, section = trajectory.point, _section(run.config)
     cut = {name: getattr(trajectory, name)[:, run.length.skipped :] for name in (*SERIES, "kept")}
-    frames = replace(trajectory, **cut).good()
+    production = replace(trajectory, **cut)
     return MDPoint(
         name=point.name,
         phase=run.phases[point.name],
@@ -270,8 +270,8 @@ def _point(run: _Run, trajectory: Trajectory) -> MDPoint:
         replicas=section.replicas,
         steps=run.length.frames * run.steps_per_frame,
         equilibration_ps=run.length.skipped * run.interval / 1e3,
-        frames_kept=len(frames),
-        frames_discarded=frames.kept.numel() - len(frames),
-        averages=averages(frames, run.config.sampling.min_effective_frames),
+        frames_kept=production.n_kept,
+        frames_discarded=production.kept.numel() - production.n_kept,
+        averages=averages(production, run.config.sampling.min_effective_frames),
         verdicts=trajectory.verdicts,
     )

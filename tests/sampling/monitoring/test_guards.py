@@ -123,7 +123,7 @@ def test_one_bad_system_of_four_is_set_back_alone(
     for name in SERIES:
         before = getattr(runs["warm"], name)[0, :2]
         assert torch.equal(before, getattr(healthy[ensemble]["warm"], name)[0, :2])
-        assert torch.isfinite(getattr(runs["warm"].good(), name)).all()
+        assert torch.isfinite(getattr(runs["warm"], name)[runs["warm"].kept]).all()
     assert not torch.equal(runs["warm"].positions[0, -1], healthy[ensemble]["warm"].positions[0, -1])
     _require_untouched(runs, healthy[ensemble])
 

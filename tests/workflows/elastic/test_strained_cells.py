@@ -9,24 +9,24 @@ from mlip_refine.crystals.symmetry import crystal_symmetry
 from mlip_refine.crystals.tensors import stress_from_voigt
 from mlip_refine.observables.deformation import Deformation
 from mlip_refine.quantities import GPA, KB
-from mlip_refine.sampling import GoodFrames, StatePoint
+from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.workflows.elastic.strained_cells import of_strained_cells, of_stresses
 
 TITANIUM = bulk("Ti", "hcp", a=2.95, c=4.68)
 ARGON = bulk("Ar", "fcc", a=5.3, cubic=True)
 
 
-def _frames(stress: torch.Tensor, atoms: Atoms) -> GoodFrames:
+def _frames(stress: torch.Tensor, atoms: Atoms) -> Trajectory:
     """Frames of one cell with configurational stresses `[n, 6]`, GPa."""
     n = len(stress)
-    zero = torch.zeros(n).double()
-    return GoodFrames(
+    zero = torch.zeros(1, n).double()
+    return Trajectory(
         point=StatePoint("x", atoms, 300.0),
-        positions=torch.from_numpy(atoms.positions.copy()).expand(n, -1, 3),
-        cells=torch.from_numpy(atoms.cell.array.copy()).expand(n, 3, 3),
+        positions=torch.from_numpy(atoms.positions.copy()).expand(1, n, -1, 3),
+        cells=torch.from_numpy(atoms.cell.array.copy()).expand(1, n, 3, 3),
         model_energy=zero,
         bias_energy=zero,
-        stress=stress_from_voigt(stress) * GPA,
+        stress=stress_from_voigt(stress)[None] * GPA,
         kinetic_energy=zero,
         kept=torch.ones(1, n, dtype=torch.bool),
     )
@@ -61,7 +61,7 @@ def _cubic(constants: tuple[float, float, float]) -> torch.Tensor:
 
 def _runs(
     deformation: Deformation, constants: tuple[float, float, float], noise: torch.Tensor
-) -> list[GoodFrames]:
+) -> list[Trajectory]:
     shears = torch.tensor([1.0, 1, 1, 2, 2, 2]).double()
     strains = torch.tensor(deformation.strains).double()
     strains = torch.cat([torch.zeros(1, 6).double(), strains])
