@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.crystals.symmetry import Symmetry, crystal_symmetry
 from mlip_refine.crystals.tensors import project
 from mlip_refine.errors import InputError
@@ -91,7 +92,7 @@ class Crystal:
 
 
 @pytest.fixture(scope="module")
-def crystals(analytic):
+def crystals():
     """A crystal under tension, as it is and turned around."""
     atoms = bulk("Al", "fcc", a=4.10, cubic=True).repeat(2)
     angle, axis = 0.7, np.array([1.0, 2.0, 2.0]) / 3
@@ -99,7 +100,7 @@ def crystals(analytic):
     turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     turned = atoms.copy()
     turned.set_cell(atoms.cell.array @ turn.T, scale_atoms=True)
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.55)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.55)
     return {"cubic": Crystal(potential, atoms), "turned": Crystal(potential, turned)}
 
 

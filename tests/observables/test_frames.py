@@ -4,13 +4,14 @@ import pytest
 import torch
 from ase import Atoms
 
+from mlip_refine import testing
 from mlip_refine.observables import BulkModulus, Pressure, ThermalExpansion, average, measure, sample_of
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import Length, StatePoint, sample
 
 
 @pytest.fixture(scope="module")
-def gas(analytic, open_guards):
+def gas(open_guards):
     """Ideal gas of two atoms in NPT, 64 replicas, from the ideal volume on."""
     temperature, pressure, n = 900.0, 2.0, 2
     box = [((n + 1) * KB * temperature / (pressure * GPA)) ** (1 / 3)] * 3
@@ -18,7 +19,7 @@ def gas(analytic, open_guards):
     options = {"replicas": 64, "identity": "none", "timestep": 8.0, "friction": 10.0, "barostat_time": 200.0}
     point = StatePoint("gas", atoms, temperature, pressure, "npt", **options)
     settings = open_guards(timestep=8.0, interval=80.0)
-    runs = sample(analytic.IdealGas([22], 0.1), [point], settings, Length(400.0, 20), seed=4, stage="gas")
+    runs = sample(testing.IdealGas([22], 0.1), [point], settings, Length(400.0, 20), seed=4, stage="gas")
     return runs["gas"]
 
 

@@ -1,7 +1,6 @@
 """Harmonic references against closed formulas, finite differences and exact samples."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from ase.build import bulk
 from ase.units import _amu, _e, _hbar
 from scipy.constants import physical_constants
 
+from mlip_refine import testing
 from mlip_refine.errors import SamplingError
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import HarmonicReference, einstein, fit_einstein, fit_harmonic
@@ -60,8 +60,8 @@ def test_two_atoms_on_a_spring_have_the_reduced_mass_frequency() -> None:
     assert found.tolist() == pytest.approx([exact] * 3, rel=1e-9)
 
 
-def test_forces_are_the_derivative_of_the_energy(analytic: SimpleNamespace) -> None:
-    atoms, reference = analytic.crystal("NaCl")
+def test_forces_are_the_derivative_of_the_energy() -> None:
+    atoms, reference = testing.harmonic_crystal("NaCl")
     generator = torch.Generator().manual_seed(1)
     x = torch.from_numpy(atoms.positions) + 0.1 * torch.randn(8, 3, generator=generator, dtype=torch.float64)
     forces = reference.energy_forces(x[None], reference.projected)[1][0]
@@ -99,9 +99,9 @@ def _draw(reference: HarmonicReference, n: int, temperature: float, seed: int) -
     return reference.sites + (q @ vectors[:, 3:].T / root).view(n, -1, 3) + drift
 
 
-def test_fit_harmonic_recovers_the_force_constants_of_exact_samples(analytic: SimpleNamespace) -> None:
+def test_fit_harmonic_recovers_the_force_constants_of_exact_samples() -> None:
     """8 atoms, 192 operations, 4000 frames: relative errors of about (4000 * 192 / 3)^-1/2 = 0.2 %."""
-    atoms, reference = analytic.crystal("NaCl")
+    atoms, reference = testing.harmonic_crystal("NaCl")
     fitted = fit_harmonic(atoms, _draw(reference, 4000, 600.0, seed=3), 600.0)
     scale = reference.projected.abs().max()
     assert ((fitted.projected - reference.projected).abs().max() / scale).item() < 0.02
@@ -126,14 +126,14 @@ def test_fit_einstein_gives_every_species_its_spring() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fcc", "hcp", "NaCl"])
-def test_symmetrise_leaves_symmetric_force_constants_alone(analytic: SimpleNamespace, kind: str) -> None:
-    atoms, reference = analytic.crystal(kind)
+def test_symmetrise_leaves_symmetric_force_constants_alone(kind: str) -> None:
+    atoms, reference = testing.harmonic_crystal(kind)
     k = reference.force_constants
     torch.testing.assert_close(symmetrise(k, atoms), k, rtol=0, atol=1e-9)
 
 
-def test_symmetrise_projects(analytic: SimpleNamespace) -> None:
-    atoms, _ = analytic.crystal("hcp")
+def test_symmetrise_projects() -> None:
+    atoms, _ = testing.harmonic_crystal("hcp")
     n = 3 * len(atoms)
     noise = torch.randn(n, n, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     once = symmetrise(noise + noise.T, atoms)

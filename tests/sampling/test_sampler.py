@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -13,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read
 
+from mlip_refine import testing
 from mlip_refine.errors import InputError, MlipRefineError, SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import (
@@ -50,8 +50,8 @@ class StoppingStore(FrameStore):
 
 
 @pytest.fixture
-def potential(analytic: SimpleNamespace) -> Any:
-    return analytic.LennardJones([13], 0.25, 2.56, 4.4)
+def potential() -> Any:
+    return testing.LennardJones([13], 0.25, 2.56, 4.4)
 
 
 def _points(ensemble: str = "nvt", freedom: str = "isotropic") -> list[StatePoint]:
@@ -116,11 +116,9 @@ def test_other_settings_are_sampled_anew(potential: Any, tmp_path: Path, change:
     assert potential.calls > calls
 
 
-def test_another_model_or_provenance_is_sampled_anew(
-    potential: Any, analytic: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_another_model_or_provenance_is_sampled_anew(potential: Any, tmp_path: Path) -> None:
     _sample(potential, FrameStore(tmp_path, {"version": 1}))
-    other = analytic.LennardJones([13], 0.26, 2.56, 4.4)
+    other = testing.LennardJones([13], 0.26, 2.56, 4.4)
     _sample(other, FrameStore(tmp_path, {"version": 1}))
     assert other.calls > 0
     calls = other.calls
@@ -383,9 +381,9 @@ def test_total_stress_of_a_gas_is_minus_its_pressure() -> None:
     torch.testing.assert_close(run.total_stress(), wanted)
 
 
-def test_bias_and_scale_belong_to_the_key(potential: Any, analytic: SimpleNamespace, tmp_path: Path) -> None:
+def test_bias_and_scale_belong_to_the_key(potential: Any, tmp_path: Path) -> None:
     atoms = _points()[0].atoms
-    soft, stiff = (analytic.harmonic(atoms, {3.0: k}) for k in (1.0, 1.1))
+    soft, stiff = (testing.harmonic_reference(atoms, {3.0: k}) for k in (1.0, 1.1))
     for hamiltonian in (
         Hamiltonian(0.5, 0.5, soft),
         Hamiltonian(0.5, 0.5, stiff),

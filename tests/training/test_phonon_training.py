@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.config import Training, config_from_dict
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.losses import build_losses
@@ -25,11 +26,11 @@ TURNS = {"schedule": "epochs", "epochs": {"replay": 2, "experiment": 1}}
 
 
 @pytest.fixture
-def make(phonons_of, springs, analytic, tmp_path) -> Callable[..., Trainer]:
+def make(phonons_of, springs, tmp_path) -> Callable[..., Trainer]:
     """Trainers of rock salt of springs; every call is a new process, as it were."""
     salts = [bulk("NaCl", "rocksalt", a=a) for a in LENGTHS]
     stiff = {2.95: TRUE_STIFFNESS}
-    references = [phonons_of(s, (2, 2, 2), lambda a: analytic.bond_springs(a, stiff)) for s in salts]
+    references = [phonons_of(s, (2, 2, 2), lambda a: testing.bond_springs(a, stiff)) for s in salts]
 
     def trainer(
         folder: Path = tmp_path,

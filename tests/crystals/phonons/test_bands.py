@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.crystals.phonons.bands import Bands, band_errors, band_path, bands
 from mlip_refine.crystals.phonons.dos import DensityOfStates, densities_of_states, overlap
 from mlip_refine.crystals.phonons.dynamical_matrix import TERAHERTZ
@@ -19,13 +20,13 @@ TURN = np.array([[2, 1, 0], [1, 1, 0], [0, 1, 1]])
 
 
 @pytest.fixture(scope="module")
-def of_springs(analytic):
+def of_springs():
     """Phonons of springs along the bonds of a repeated cell."""
 
     def make(cell: Atoms, springs: dict[float, float], repeats=(3, 3, 3)):
         crystal = HarmonicCrystal.of_cell(cell, np.diag(repeats))
         n = len(crystal.supercell)
-        blocks = analytic.bond_springs(crystal.supercell, springs).view(n, 3, n, 3).permute(0, 2, 1, 3)
+        blocks = testing.bond_springs(crystal.supercell, springs).view(n, 3, n, 3).permute(0, 2, 1, 3)
         return crystal, crystal.phonopy(blocks[crystal.translations.primitive_atoms].contiguous())
 
     return make

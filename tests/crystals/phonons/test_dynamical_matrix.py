@@ -8,6 +8,7 @@ from ase.build import bulk
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
+from mlip_refine import testing
 from mlip_refine.crystals.phonons.dynamical_matrix import (
     TERAHERTZ,
     BlochSums,
@@ -24,9 +25,9 @@ SALT = bulk("NaCl", "rocksalt", a=5.64)
 
 
 @pytest.fixture(scope="module")
-def salt(phonons_of, analytic):
+def salt(phonons_of):
     """Springs of 2.5 eV/Å² between nearest neighbours: along every axis a chain of two kinds of atoms."""
-    return phonons_of(SALT, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {2.9: 2.5}))
+    return phonons_of(SALT, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, {2.9: 2.5}))
 
 
 def _sums(reference, points) -> BlochSums:
@@ -116,13 +117,13 @@ def test_frequencies_have_a_finite_derivative_at_zero():
     assert torch.autograd.gradcheck(lambda x: frequencies(x, 0.1), (squares * 1e-4,))
 
 
-def test_primitive_cells_of_cubic_ones(phonons_of, analytic):
+def test_primitive_cells_of_cubic_ones(phonons_of):
     """The conventional cell of rock salt has four primitive ones, and the same frequencies."""
     cubic = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
     made = phonons_of(
         cubic,
         (1, 1, 1),
-        lambda atoms: analytic.bond_springs(atoms, {2.9: 2.5}),
+        lambda atoms: testing.bond_springs(atoms, {2.9: 2.5}),
         primitive=[[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]],
     )
     crystal = primitive_crystal(made)

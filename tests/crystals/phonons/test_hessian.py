@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.crystals.phonons.hessian import (
     force_constants,
     hessian_columns,
@@ -118,9 +119,9 @@ def test_gradients_are_those_of_differences(titanium):
     assert slope == pytest.approx(difference, rel=1e-6)
 
 
-def test_force_constants_of_springs_from_irreducible_columns(phonons_of, springs, analytic):
+def test_force_constants_of_springs_from_irreducible_columns(phonons_of, springs):
     salt = bulk("NaCl", "rocksalt", a=5.64)
-    made = phonons_of(salt, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {2.9: 2.5, 4.1: 0.8}))
+    made = phonons_of(salt, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, {2.9: 2.5, 4.1: 0.8}))
     potential = springs(salt, {2.9: (2.5, 2.82), 4.1: (0.8, 2.82 * 2**0.5)})
     structure = potential.graphs.from_atoms(made.supercell)
     assert len(made.irreducible()) == 2

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
 from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses import EnsembleSource, Frames, ObservableLoss, ScalarOptions, registry
 from mlip_refine.losses.ensemble.observable import OBSERVABLE_LOSSES
@@ -189,7 +189,7 @@ def test_every_observable_is_a_loss_of_its_name():
 
 
 @pytest.fixture(scope="module")
-def argon(analytic: SimpleNamespace, frames_of) -> Callable[..., Frames]:
+def argon(frames_of) -> Callable[..., Frames]:
     """Rattled and strained crystals of argon, drawn with ε = 10 meV, seen by another ε."""
     generator = torch.Generator().manual_seed(3)
     n, sites = 10, torch.from_numpy(ARGON.positions)
@@ -202,12 +202,12 @@ def argon(analytic: SimpleNamespace, frames_of) -> Callable[..., Frames]:
 
     def at(epsilon: torch.Tensor, *, free_cell: bool) -> Frames:
         positions, box = seen[free_cell]
-        reference = analytic.LennardJones(ARGON.numbers, 0.01, 3.4, 5.2)
+        reference = testing.LennardJones(ARGON.numbers, 0.01, 3.4, 5.2)
         if free_cell not in graphs:
             structures = reference.graphs.frames(positions, box, ARGON.numbers)
             graphs[free_cell] = reference.graphs.collate(structures)
         old = reference.evaluate(graphs[free_cell])["energy"]
-        model = analytic.LennardJones(ARGON.numbers, epsilon, 3.4, 5.2)
+        model = testing.LennardJones(ARGON.numbers, epsilon, 3.4, 5.2)
         probes = model.evaluate(graphs[free_cell], ("energy", "stress"))
         # Reweighted as if at ten times the temperature, so that all frames count.
         options = {"temperature": 3000.0, "free_cell": free_cell, "numbers": ARGON.numbers}

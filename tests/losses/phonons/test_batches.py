@@ -10,6 +10,7 @@ import torch
 from ase.build import bulk
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.config import config_from_dict
 from mlip_refine.data.phonons.reference import Displacement, PhononReference
 from mlip_refine.errors import InputError
@@ -25,12 +26,12 @@ EDGES = [12 * int(np.prod(m)) for m in MULTIPLES]
 
 
 @pytest.fixture(scope="module")
-def salts(phonons_of, analytic) -> list[PhononReference]:
+def salts(phonons_of) -> list[PhononReference]:
     """Rock salt of springs that are the stiffer the larger the cell, with three displacements each."""
     random, made = torch.Generator().manual_seed(1), []
     for place, multiples in enumerate(MULTIPLES):
         stiffness = {2.9: 1.5 + 0.1 * place}
-        reference = phonons_of(SALT, multiples, lambda a, k=stiffness: analytic.bond_springs(a, k))
+        reference = phonons_of(SALT, multiples, lambda a, k=stiffness: testing.bond_springs(a, k))
         moves = (0.01 * torch.randn(3, reference.n_atoms, 3, generator=random).double()).unbind()
         displacements = tuple(Displacement(u, -stiffness[2.9] * u) for u in moves)
         made.append(replace(reference, name=str(place), displacements=displacements))
@@ -152,10 +153,10 @@ def test_batches_follow_from_seed_and_step_alone(salts, model):
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_edges_count_the_same_on_every_device(phonons_of, analytic, springs, multiple):
+def test_edges_count_the_same_on_every_device(phonons_of, springs, multiple):
     """Three atoms with six neighbours: 18 edges, which are filled up to 20 on the CPU alone."""
     cube, shells = bulk("Fe", "sc", a=3.0), {3.1: (1.0, 3.0)}
-    reference = phonons_of(cube, (3, 1, 1), lambda atoms: analytic.bond_springs(atoms, {3.1: 1.0}))
+    reference = phonons_of(cube, (3, 1, 1), lambda atoms: testing.bond_springs(atoms, {3.1: 1.0}))
     potential = springs(cube, shells)
     potential.graphs = replace(potential.graphs, edge_multiple=multiple)
     loss = loss_of([reference], probe="rademacher", probes=2)

@@ -9,6 +9,7 @@ import torch
 from ase.build import bulk
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.config import config_from_dict
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError
@@ -30,13 +31,13 @@ def loss_of(*references: PhononReference, **options: Any) -> PhononFrequencies:
 
 
 @pytest.fixture(scope="module")
-def salt(phonons_of, analytic) -> PhononReference:
-    return phonons_of(SALT, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {2.9: 2.5}))
+def salt(phonons_of) -> PhononReference:
+    return phonons_of(SALT, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, {2.9: 2.5}))
 
 
 @pytest.fixture(scope="module")
-def hcp(phonons_of, analytic) -> PhononReference:
-    return phonons_of(TITANIUM, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {3.1: 2.4, 4.3: 0.5}))
+def hcp(phonons_of) -> PhononReference:
+    return phonons_of(TITANIUM, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, {3.1: 2.4, 4.3: 0.5}))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.config import config_from_dict
 from mlip_refine.crystals.phonons.hessian import hessian_columns
 from mlip_refine.data.phonons.reference import Displacement, PhononReference
@@ -49,10 +50,10 @@ def loss_of_files(path: Path, **options: Any) -> PhononHVP:
 
 
 @pytest.fixture(scope="module")
-def salt(phonons_of, analytic) -> PhononReference:
+def salt(phonons_of) -> PhononReference:
     """Rock salt of springs, 2 x 2 x 2."""
     stiffness = {end: k for end, (k, _) in BONDS.items()}
-    return phonons_of(SALT, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, stiffness))
+    return phonons_of(SALT, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, stiffness))
 
 
 @pytest.fixture
@@ -69,9 +70,9 @@ def titanium() -> Potential:
 
 
 @pytest.fixture(scope="module")
-def hcp(phonons_of, analytic) -> PhononReference:
+def hcp(phonons_of) -> PhononReference:
     """Titanium of springs, 2 x 2 x 2, with forces of two displaced cells."""
-    made = phonons_of(TITANIUM, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {3.1: 2.4, 4.3: 0.5}))
+    made = phonons_of(TITANIUM, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, {3.1: 2.4, 4.3: 0.5}))
     random = torch.Generator().manual_seed(3)
     moves = [0.03 * torch.randn(16, 3, generator=random).double() for _ in range(2)]
     forces = [torch.randn(16, 3, generator=random).double() for _ in range(2)]
@@ -93,13 +94,13 @@ def of_springs(hessian: Tensor, other: Tensor) -> float:
     return float((hessian - other).square().mean())
 
 
-def test_the_whole_hessian_of_springs(salt, stiffer, analytic):
-    model = analytic.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
+def test_the_whole_hessian_of_springs(salt, stiffer):
+    model = testing.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
     reference = salt.dense().reshape(48, 48)
     value, (gradient,) = gradients(loss_of(salt, probe="full"), stiffer)
     assert value == pytest.approx(of_springs(model, reference), rel=1e-12)
     for shell, (end, (k, _)) in enumerate(BONDS.items()):
-        unit = analytic.bond_springs(salt.supercell, {e: float(e == end) for e in BONDS})
+        unit = testing.bond_springs(salt.supercell, {e: float(e == end) for e in BONDS})
         assert float(gradient[shell]) == pytest.approx(
             float(2 * ((model - reference) * unit).mean()), rel=1e-10
         ), k
@@ -129,10 +130,10 @@ def test_kinds_of_probes_expect_the_same(salt, stiffer):
             assert loss.drawn(0)[0].direction.norm() == pytest.approx(1.0)
 
 
-def test_mass_weights_compare_dynamical_matrices(salt, stiffer, analytic):
+def test_mass_weights_compare_dynamical_matrices(salt, stiffer):
     masses = torch.from_numpy(salt.supercell.get_masses()).repeat_interleave(3)
     scale = (masses.mean() / masses).sqrt()
-    model = analytic.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
+    model = testing.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
     difference = (model - salt.dense().reshape(48, 48)) * scale[:, None] * scale
     loss = loss_of(salt, probe="full", mass_weighted=True)
     assert float(loss.evaluate(stiffer).value) == pytest.approx(float(difference.square().mean()), rel=1e-12)
@@ -412,10 +413,10 @@ def test_phonon_calculations_are_read_and_told_apart(salt, springs, tmp_path, mo
         read(split=None, data=[str(file), str(file)])
 
 
-def test_thermal_probes_expect_what_covariances_of_displacements_say(salt, stiffer, analytic):
+def test_thermal_probes_expect_what_covariances_of_displacements_say(salt, stiffer):
     """tr[(H - Φ) Φ⁻¹ (H - Φ)]/(3N tr Φ⁻¹) over modes that are not translations, all of them stiff enough."""
     phi = salt.dense().reshape(48, 48)
-    model = analytic.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
+    model = testing.bond_springs(salt.supercell, {2.9: 1.1 * 2.5, 4.1: 0.7 * 0.8})
     inverse = torch.linalg.pinv(phi, hermitian=True, rtol=1e-8)
     values = torch.linalg.eigvalsh(phi)[3:]
     assert values[0] > SOFTEST**2 * values.sum() / 48
@@ -434,7 +435,7 @@ def test_thermal_probes_expect_what_covariances_of_displacements_say(salt, stiff
     assert plain / relative == pytest.approx(size, rel=1e-6)
 
 
-def test_thermal_loss_with_masses_is_that_of_frequencies(salt, springs, analytic):
+def test_thermal_loss_with_masses_is_that_of_frequencies(salt, springs):
     """Springs that are all too stiff: 4 m̄ δω² over the modes, for a small change."""
     change = 1e-4
     model = springs(SALT, {end: ((1 + change) * k, d) for end, (k, d) in BONDS.items()})

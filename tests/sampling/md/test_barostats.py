@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import Length, MolecularDynamics, StatePoint, sample
 from mlip_refine.sampling.md.barostat import strain_projection
@@ -27,7 +27,6 @@ def _gas(n: int, length: float) -> Atoms:
 
 
 def test_an_ideal_gas_has_the_volumes_of_the_gamma_distribution(
-    analytic: SimpleNamespace,
     open_guards: Callable[..., Any],
     observe: Callable[..., Any],
     require_means: Callable[..., None],
@@ -43,7 +42,7 @@ def test_an_ideal_gas_has_the_volumes_of_the_gamma_distribution(
             StatePoint(name, atoms, temperature, pressure, "npt", replicas=replicas, identity="none")
         )
     settings = open_guards(timestep=10.0, friction=8.0, barostat_time=150.0)
-    dynamics = MolecularDynamics(analytic.IdealGas([22], 0.1), points, settings, seed=12)
+    dynamics = MolecularDynamics(testing.IdealGas([22], 0.1), points, settings, seed=12)
     volumes = observe(dynamics, frames=40, every=8, equilibration=80)["volume"].split(replicas)
     comparisons = {}
     for (n, temperature, pressure), point, volume in zip(cases, points, volumes, strict=True):
@@ -86,11 +85,11 @@ def _exact(freedom: str, rest: float) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def elastic(analytic: SimpleNamespace, open_guards: Callable[..., Any]) -> dict[str, Tensor]:
+def elastic(open_guards: Callable[..., Any]) -> dict[str, Tensor]:
     """Cells `[replicas, frames, 3, 3]` and strains of an elastic gas under all freedoms in one batch."""
     unit = KB * TEMPERATURE / (PRESSURE * GPA)
     atoms = _gas(ATOMS, ((ATOMS + 1) * unit) ** (1 / 3))
-    potential = analytic.ElasticGas([22], STIFFNESS, atoms.cell.array)
+    potential = testing.ElasticGas([22], STIFFNESS, atoms.cell.array)
     points = [
         StatePoint(f, atoms, TEMPERATURE, PRESSURE, "npt", f, replicas=64, identity="none") for f in FREEDOMS
     ]
@@ -153,7 +152,7 @@ def _rotation(seed: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_triclinic_cell_does_not_care_how_the_crystal_lies(
-    analytic: SimpleNamespace, open_guards: Callable[..., Any], require_means: Callable[..., None]
+    open_guards: Callable[..., Any], require_means: Callable[..., None]
 ) -> None:
     """Volume and lengths of the edges of a tetragonal supercell, as it is and rotated anyhow."""
     upright = bulk("Al", "fcc", a=4.0, cubic=True) * (2, 2, 3)
@@ -164,7 +163,7 @@ def test_a_triclinic_cell_does_not_care_how_the_crystal_lies(
         for name, atoms in (("upright", upright), ("tilted", tilted))
     ]
     settings = open_guards(timestep=6.0, friction=5.0, interval=60.0, barostat_time=400.0)
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     runs = sample(potential, points, settings, Length(1000.0, 30), seed=31, stage="tilt")
     one, two = (runs[name].cells for name in ("upright", "tilted"))
     assert two[..., 0, 1].abs().min() > 0.5
@@ -178,14 +177,13 @@ def test_a_triclinic_cell_does_not_care_how_the_crystal_lies(
 
 @pytest.mark.parametrize("freedom", [pytest.param("isotropic", marks=pytest.mark.slow), "anisotropic"])
 def test_barostats_keep_the_pressure_of_a_crystal(
-    analytic: SimpleNamespace,
     open_guards: Callable[..., Any],
     require_means: Callable[..., None],
     freedom: str,
 ) -> None:
     """⟨(N + 1) kT - V σ⟩ = P⟨V⟩ holds exactly for that measure; axis by axis when the axes are free."""
     atoms = bulk("Al", "fcc", a=4.0, cubic=True) * (2, 2, 2)
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     points = [StatePoint(f"P{p:g}", atoms, 300.0, p, "npt", freedom, replicas=8) for p in (0.0, 4.0)]
     settings = open_guards(timestep=4.0, friction=5.0, interval=40.0, barostat_time=300.0)
     runs = sample(potential, points, settings, Length(800.0, 30), seed=13, stage="crystal")

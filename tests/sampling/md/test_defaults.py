@@ -1,7 +1,6 @@
 """Automatic time steps, frictions and barostats against the exact vibrations of the crystal."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 from scipy.optimize import brentq
 
+from mlip_refine import testing
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import MDSettings, MolecularDynamics, StatePoint, suitable_timestep
@@ -54,12 +54,10 @@ CRYSTALS = {
 
 
 @pytest.mark.parametrize("kind", CRYSTALS)
-def test_the_shortest_period_is_that_of_the_highest_frequency(
-    analytic: SimpleNamespace, titanium: Any, kind: str
-) -> None:
+def test_the_shortest_period_is_that_of_the_highest_frequency(titanium: Any, kind: str) -> None:
     """Power iteration comes from below; 5 % of the frequency are a sixth of a percent of a step's error."""
     atoms = CRYSTALS[kind]()
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4) if kind == "Al" else titanium
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4) if kind == "Al" else titanium
     found, exact = shortest_period(potential, atoms), _exact_period(potential, atoms)
     assert found == pytest.approx(exact, rel=0.05)
 
@@ -73,14 +71,14 @@ def test_values_follow_the_period() -> None:
     assert math.isfinite(friction(math.inf))
 
 
-def test_a_gas_has_an_endless_period_and_the_longest_step(analytic: SimpleNamespace) -> None:
-    gas, atoms = analytic.IdealGas([13], 0.1), CRYSTALS["Al"]()
+def test_a_gas_has_an_endless_period_and_the_longest_step() -> None:
+    gas, atoms = testing.IdealGas([13], 0.1), CRYSTALS["Al"]()
     assert shortest_period(gas, atoms) == math.inf
     assert suitable_timestep(gas, [atoms]) == MAX_TIMESTEP
 
 
-def test_every_phase_has_its_own_step_unless_told(analytic: SimpleNamespace) -> None:
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+def test_every_phase_has_its_own_step_unless_told() -> None:
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     tight, loose = (bulk("Al", "fcc", a=a, cubic=True) * 2 for a in (3.7, 4.1))
     settings = MDSettings(timestep=None, friction=None, barostat_time=None)
     points = [
@@ -98,9 +96,9 @@ def test_every_phase_has_its_own_step_unless_told(analytic: SimpleNamespace) -> 
     assert (told.timestep, told.friction, told.barostat_time) == (1.0, 2.0, 333.0)
 
 
-def test_the_bulk_modulus_is_the_curvature_of_the_energy(analytic: SimpleNamespace) -> None:
+def test_the_bulk_modulus_is_the_curvature_of_the_energy() -> None:
     """K = V d²U/dV², here from energies."""
-    potential, atoms = analytic.LennardJones([13], 0.25, 2.56, 4.4), bulk("Al", "fcc", a=3.9, cubic=True) * 2
+    potential, atoms = testing.LennardJones([13], 0.25, 2.56, 4.4), bulk("Al", "fcc", a=3.9, cubic=True) * 2
     volume, step = atoms.cell.volume, 0.01
 
     def energy(ratio: float) -> float:
@@ -126,9 +124,9 @@ def _relaxed(potential: Any) -> Atoms:
     return bulk("Al", "fcc", a=brentq(pull, 3.7, 4.1), cubic=True) * 2
 
 
-def test_volume_oscillates_with_the_wanted_period(analytic: SimpleNamespace, open_guards: Any) -> None:
+def test_volume_oscillates_with_the_wanted_period(open_guards: Any) -> None:
     """NPH of a cold crystal, its cell pulled a little: zero crossings of the volume."""
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     atoms = _relaxed(potential)
     atoms.set_cell(atoms.cell.array * 1.001, scale_atoms=True)
     point = StatePoint("cold", atoms, 1e-3, 0.0, "nph", barostat_time=400.0)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import Hamiltonian, Length, StatePoint, Trajectory, sample
 from mlip_refine.statistics import statistical_inefficiency
@@ -26,18 +26,18 @@ def _z(series: Tensor, exact: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def biased(analytic: SimpleNamespace, open_guards: Callable[..., Any]) -> dict[str, tuple[Trajectory, Any]]:
+def biased(open_guards: Callable[..., Any]) -> dict[str, tuple[Trajectory, Any]]:
     """Crystals of two sizes at two temperatures in one batch, held by their harmonic bias alone."""
     points, references = [], {}
     for kind in ("NaCl", "hcp"):
-        atoms, reference = analytic.crystal(kind)
+        atoms, reference = testing.harmonic_crystal(kind)
         for temperature in (200.0, 1100.0):
             name = f"{kind}-{temperature:g}"
             references[name] = reference
             points.append(
                 StatePoint(name, atoms, temperature, replicas=8, hamiltonian=Hamiltonian(0.0, 1.0, reference))
             )
-    gas = analytic.IdealGas([11, 17, 22], 0.1)
+    gas = testing.IdealGas([11, 17, 22], 0.1)
     settings = open_guards(timestep=4.0, friction=8.0, interval=80.0)
     runs = sample(gas, points, settings, Length(1200.0, 90), seed=11, stage="nvt")
     return {name: (run, references[name]) for name, run in runs.items()}

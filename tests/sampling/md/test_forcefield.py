@@ -1,6 +1,5 @@
 """The force field against the potential itself: reused neighbour lists, biases, scales."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch_sim as ts
 from ase import Atoms
 from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import Hamiltonian
 from mlip_refine.sampling.md import skin_list as neighbours
@@ -134,11 +134,11 @@ def test_a_list_is_remade_when_the_cell_strains_too_far(titanium: Potential, sea
     assert len(searches) == 2
 
 
-def test_no_pair_is_missed_at_the_edge_of_validity(analytic: SimpleNamespace) -> None:
+def test_no_pair_is_missed_at_the_edge_of_validity() -> None:
     """Two atoms that approach each other by just less than the list allows: the energy is the exact one."""
     cutoff = 3.0
     atoms = Atoms("Ti2", positions=[[0, 0, 0], [cutoff + SKIN + 1e-6, 0, 0]], cell=np.eye(3) * 12, pbc=True)
-    potential = analytic.LennardJones([22], 0.3, 2.4, cutoff)
+    potential = testing.LennardJones([22], 0.3, 2.4, cutoff)
     forcefield, state = _forcefield(potential, [atoms]), _state([atoms])
     assert forcefield(state)["energy"].item() == 0.0
     for approach in (SKIN / 2 - 1e-3, SKIN / 2 + 1e-3, SKIN / 2 + 0.05, SKIN / 2 + 0.2):
@@ -148,9 +148,9 @@ def test_no_pair_is_missed_at_the_edge_of_validity(analytic: SimpleNamespace) ->
         assert forcefield(state)["energy"].item() == pytest.approx(exact.item(), abs=1e-12)
 
 
-def test_scale_and_bias_mix_energies_and_forces(titanium: Potential, analytic: SimpleNamespace) -> None:
+def test_scale_and_bias_mix_energies_and_forces(titanium: Potential) -> None:
     atoms = _systems()[1]
-    reference = analytic.harmonic(atoms, {3.3: 2.0})
+    reference = testing.harmonic_reference(atoms, {3.3: 2.0})
     systems = [atoms.copy() for _ in range(3)]
     rng = np.random.default_rng(6)
     for system in systems:
@@ -169,10 +169,10 @@ def test_scale_and_bias_mix_energies_and_forces(titanium: Potential, analytic: S
     torch.testing.assert_close(forcefield.bias_energy, u, rtol=1e-10, atol=1e-12)
 
 
-def test_a_bias_lies_where_the_batch_is(titanium: Potential, analytic: SimpleNamespace) -> None:
+def test_a_bias_lies_where_the_batch_is(titanium: Potential) -> None:
     """Nothing of it is converted or copied in a step."""
     frozen, atoms = titanium.frozen_copy("float32"), _systems()[1]
-    reference = analytic.harmonic(atoms, {3.3: 2.0})
+    reference = testing.harmonic_reference(atoms, {3.3: 2.0})
     forcefield = ForceField(frozen, [Hamiltonian(0.5, 0.5, reference)] * 2, [len(atoms)] * 2)
     (bias,) = forcefield.biases
     for tensor in (bias.reference.sites, bias.force_constants, bias.scale):
@@ -208,8 +208,8 @@ def test_a_lost_system_does_not_reach_its_neighbours(titanium: Potential) -> Non
         assert torch.isfinite(forcefield.cell).all()
 
 
-def test_a_dense_crystal_keeps_all_its_neighbours(analytic: SimpleNamespace) -> None:
+def test_a_dense_crystal_keeps_all_its_neighbours() -> None:
     """More atoms within reach than the fast neighbour search allows for."""
     systems = [bulk("C", "diamond", a=a, cubic=True) * 2 for a in (3.1, 3.567)]
-    potential = analytic.LennardJones([6], 0.1, 1.4, 5.2)
+    potential = testing.LennardJones([6], 0.1, 1.4, 5.2)
     _require_equal(_forcefield(potential, systems), _state(systems), potential)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import Hamiltonian, MolecularDynamics, StatePoint, einstein
 from mlip_refine.sampling.md.defaults import FS
@@ -27,20 +27,18 @@ def _crystal() -> Atoms:
     return bulk("Al", "fcc", a=3.9, cubic=True) * (2, 2, 1)
 
 
-def _dynamics(analytic: SimpleNamespace, settings: Any, replicas: int = 1, start: Any = None) -> Any:
+def _dynamics(settings: Any, replicas: int = 1, start: Any = None) -> Any:
     """A small crystal in every ensemble that conserves something."""
     points = [
         StatePoint(name, _crystal(), 600.0, 1.0, replicas=replicas, identity="none", **kind)  # type: ignore[arg-type]
         for name, kind in CONSERVING.items()
     ]
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     return MolecularDynamics(potential, points, settings, seed=41, start=start)
 
 
 @pytest.fixture(scope="module")
-def conserved(
-    analytic: SimpleNamespace, open_guards: Callable[..., Any], observe: Callable[..., Any]
-) -> dict[float, torch.Tensor]:
+def conserved(open_guards: Callable[..., Any], observe: Callable[..., Any]) -> dict[float, torch.Tensor]:
     """What is conserved, by time step, from equilibrium on every 4 fs `[ensembles, replicas, n]`.
 
     The barostat and the chain are those of the longer step, so that only the step differs.
@@ -48,7 +46,7 @@ def conserved(
     settings = open_guards(timestep=4.0, friction=20.0, barostat_time=200.0)
     al = bulk("Al", "fcc", a=3.9, cubic=True) * (2, 2, 1)
     warm = MolecularDynamics(
-        analytic.LennardJones([13], 0.25, 2.56, 4.4),
+        testing.LennardJones([13], 0.25, 2.56, 4.4),
         [StatePoint("warm", al, 600.0, replicas=4)],
         settings,
         40,
@@ -57,7 +55,7 @@ def conserved(
     places = warm.state.positions.view(4, -1, 3), warm.state.row_vector_cell
     series = {}
     for shorter in (1, 2):
-        dynamics = _dynamics(analytic, settings, 4, dict.fromkeys(CONSERVING, places))
+        dynamics = _dynamics(settings, 4, dict.fromkeys(CONSERVING, places))
         dynamics.integrator.set_timestep(dynamics.integrator.timestep / shorter)
         found = observe(
             dynamics, frames=400 if shorter == 1 else 150, every=shorter, equilibration=10 * shorter
@@ -87,16 +85,16 @@ def test_what_is_conserved_does_not_drift(conserved: dict[float, torch.Tensor], 
     assert abs(last - first) < series.std(1).mean(), f"{last - first:.2g} eV, {series.std(1).mean():.2g} eV"
 
 
-def test_total_momentum_stays_zero_without_noise(analytic: SimpleNamespace, open_guards: Any) -> None:
-    dynamics = _dynamics(analytic, open_guards(timestep=4.0, barostat_time=200.0))
+def test_total_momentum_stays_zero_without_noise(open_guards: Any) -> None:
+    dynamics = _dynamics(open_guards(timestep=4.0, barostat_time=200.0))
     dynamics.advance(100)
     total = dynamics.state.momenta.view(len(CONSERVING), -1, 3).sum(1)
     assert total.abs().max() < 1e-12 * dynamics.state.momenta.abs().max() * 100
 
 
-def test_without_noise_everything_runs_backwards(analytic: SimpleNamespace, open_guards: Any) -> None:
+def test_without_noise_everything_runs_backwards(open_guards: Any) -> None:
     """All velocities turned round lead back to the start: every splitting is symmetric in time."""
-    dynamics = _dynamics(analytic, open_guards(timestep=4.0, barostat_time=200.0))
+    dynamics = _dynamics(open_guards(timestep=4.0, barostat_time=200.0))
     state, first = dynamics.state, dynamics.state.snapshot()
     dynamics.advance(60)
     assert (state.positions - first["positions"]).abs().max() > 0.05
@@ -110,7 +108,6 @@ def test_without_noise_everything_runs_backwards(analytic: SimpleNamespace, open
 
 @pytest.mark.parametrize("angle", [0.4, 1.2])
 def test_baoab_errs_in_momenta_and_not_in_positions(
-    analytic: SimpleNamespace,
     open_guards: Callable[..., Any],
     observe: Callable[..., Any],
     require_means: Callable[..., None],
@@ -128,7 +125,7 @@ def test_baoab_errs_in_momenta_and_not_in_positions(
     hamiltonian = Hamiltonian(0.0, 1.0, reference)
     point = StatePoint("one", atoms, 500.0, replicas=48, hamiltonian=hamiltonian, identity="none")
     settings = open_guards(timestep=timestep, friction=1e3 * 0.5 * omega * FS)
-    dynamics = MolecularDynamics(analytic.IdealGas([13], 0.1), [point], settings, seed=42)
+    dynamics = MolecularDynamics(testing.IdealGas([13], 0.1), [point], settings, seed=42)
     # No frame falls into the same phase of the vibration as the one before.
     found = observe(dynamics, frames=90, every=round(4.2 / angle), equilibration=round(15 / angle))
     kinetic = 1.5 * kt * (1 + (n - 1) * (1 - angle**2 / 4))

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from ase.build import bulk
 from scipy import stats
 
+from mlip_refine import testing
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import MDSettings, MolecularDynamics, StatePoint
 from mlip_refine.sampling.md.noise import BLOCK, NoiseStreams, stream_key
@@ -117,9 +117,9 @@ def _final(potential: Any, points: list[StatePoint], steps: int) -> dict[tuple[s
 
 
 @pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.slow), "analytic"])
-def potential(request: pytest.FixtureRequest, analytic: SimpleNamespace) -> Any:
+def potential(request: pytest.FixtureRequest) -> Any:
     if request.param == "analytic":
-        return analytic.LennardJones([22], 0.3, 2.6, 5.0)
+        return testing.LennardJones([22], 0.3, 2.6, 5.0)
     return Potential.load("titanium-compact").frozen_copy(request.param)
 
 
@@ -141,12 +141,10 @@ def test_a_trajectory_is_the_same_in_every_batch(potential: Any) -> None:
         assert not different, f"{how}: {different}"
 
 
-def test_replicas_of_other_seeds_names_and_numbers_differ(
-    analytic: SimpleNamespace, open_guards: Callable[..., Any]
-) -> None:
+def test_replicas_of_other_seeds_names_and_numbers_differ(open_guards: Callable[..., Any]) -> None:
     atoms = bulk("Ti", "hcp", a=2.93, c=4.65)
     points = [StatePoint(name, atoms, 500.0, replicas=2, identity="none") for name in "ab"]
-    potential, settings = analytic.LennardJones([22], 0.3, 2.6, 3.0), open_guards(timestep=4.0, friction=5.0)
+    potential, settings = testing.LennardJones([22], 0.3, 2.6, 3.0), open_guards(timestep=4.0, friction=5.0)
     places = []
     for seed in (1, 2):
         dynamics = MolecularDynamics(potential, points, settings, seed)

@@ -5,7 +5,6 @@ points the logarithm of the ratio of densities is linear, with a known slope (Sh
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from ase.build import bulk
 from scipy import stats
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import MolecularDynamics, StatePoint
 from mlip_refine.statistics import statistical_inefficiency
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def series(
-    analytic: SimpleNamespace, open_guards: Callable[..., Any], observe: Callable[..., Any]
+    open_guards: Callable[..., Any], observe: Callable[..., Any]
 ) -> dict[tuple[str, float, float], dict[str, Tensor]]:
     """Energies and volumes `[replicas, frames]` by kind, temperature and pressure; one batch has all."""
     atoms = bulk("Al", "fcc", a=4.0, cubic=True) * (2, 1, 1)
@@ -44,7 +44,7 @@ def series(
         for case in cases
     ]
     settings = open_guards(timestep=4.0, friction=15.0, barostat_time=250.0)
-    dynamics = MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=51)
+    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=51)
     found = observe(dynamics, frames=130, every=10, equilibration=200)
     parts = {name: values.split(REPLICAS) for name, values in found.items()}
     return {case: {name: part[i] for name, part in parts.items()} for i, case in enumerate(cases)}
@@ -123,7 +123,6 @@ def test_langevin_and_nose_hoover_agree_in_energy_and_heat_capacity(
 
 
 def test_nose_hoover_keeps_the_canonical_ensemble_of_a_harmonic_crystal(
-    analytic: SimpleNamespace,
     open_guards: Callable[..., Any],
     observe: Callable[..., Any],
     require_means: Callable[..., None],
@@ -132,7 +131,7 @@ def test_nose_hoover_keeps_the_canonical_ensemble_of_a_harmonic_crystal(
 
     A chain carries no energy from one harmonic mode to another, so that it does not lead there by itself.
     """
-    atoms, reference = analytic.crystal("NaCl")
+    atoms, reference = testing.harmonic_crystal("NaCl")
     n, kt, generator = 256, KB * 500.0, torch.Generator().manual_seed(53)
     root = reference.masses.repeat_interleave(3).sqrt()
     values, vectors = torch.linalg.eigh(reference.projected / root[:, None] / root)
@@ -140,7 +139,7 @@ def test_nose_hoover_keeps_the_canonical_ensemble_of_a_harmonic_crystal(
     places = reference.sites + (q @ vectors[:, 3:].T / root).view(n, -1, 3)
     start = {"salt": (places, torch.from_numpy(atoms.cell.array).expand(n, 3, 3))}
     point = StatePoint("salt", atoms, 500.0, thermostat="nose_hoover", replicas=n, identity="none")
-    potential = analytic.HarmonicCrystals([reference], atoms.numbers)
+    potential = testing.HarmonicCrystals([reference], atoms.numbers)
     dynamics = MolecularDynamics(potential, [point], open_guards(timestep=1.5), 52, start)
     draws = torch.randn(dynamics.state.chain_velocities.shape, generator=generator, dtype=torch.float64)
     dynamics.state.chain_velocities.copy_(draws * (kt / dynamics.integrator.chains.masses).sqrt())

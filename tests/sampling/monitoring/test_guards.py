@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.errors import SamplingError
 from mlip_refine.sampling import (
     GuardSettings,
@@ -62,7 +62,7 @@ def _aluminium() -> Atoms:
     return bulk("Al", "fcc", a=4.0, cubic=True) * (2, 2, 2)
 
 
-def _dynamics(analytic: SimpleNamespace, ensemble: str, **options: Any) -> MolecularDynamics:
+def _dynamics(ensemble: str, **options: Any) -> MolecularDynamics:
     """Two phases with two replicas each: system 2 is the second phase's first."""
     al = _aluminium()
     points = [
@@ -70,15 +70,15 @@ def _dynamics(analytic: SimpleNamespace, ensemble: str, **options: Any) -> Molec
         StatePoint("warm", al, 500.0, ensemble=ensemble, replicas=2, identity="sites"),
     ]
     settings = MDSettings(timestep=4.0, interval=4.0 * EVERY, barostat_time=800.0)
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     return MolecularDynamics(potential, points, settings, seed=3, **options)
 
 
 @pytest.fixture(scope="module")
-def healthy(analytic: SimpleNamespace) -> dict[str, Any]:
+def healthy() -> dict[str, Any]:
     runs = {}
     for ensemble in ("nvt", "npt"):
-        dynamics = _dynamics(analytic, ensemble)
+        dynamics = _dynamics(ensemble)
         dynamics.advance(START)
         runs[ensemble] = dynamics.record(11)
     return runs
@@ -101,11 +101,11 @@ def _require_untouched(runs: dict[str, Trajectory], undisturbed: dict[str, Traje
 @pytest.mark.parametrize("ensemble", ["nvt", "npt"])
 @pytest.mark.parametrize("kind", FAULTS)
 def test_one_bad_system_of_four_is_set_back_alone(
-    analytic: SimpleNamespace, healthy: dict[str, Any], inject: Callable[..., None], ensemble: str, kind: str
+    healthy: dict[str, Any], inject: Callable[..., None], ensemble: str, kind: str
 ) -> None:
     fault, reason = FAULTS[kind]
     failures: list[Failure] = []
-    dynamics = _dynamics(analytic, ensemble, on_failure=failures.append)
+    dynamics = _dynamics(ensemble, on_failure=failures.append)
     dynamics.advance(START)
     inject(dynamics, fault, 2, [FAULT])
     runs = dynamics.record(11)
@@ -129,10 +129,8 @@ def test_one_bad_system_of_four_is_set_back_alone(
 
 
 @pytest.mark.parametrize("kind", ["positions", "hot"])
-def test_a_numerical_fault_is_retried_with_half_the_time_step(
-    analytic: SimpleNamespace, inject: Callable[..., None], kind: str
-) -> None:
-    dynamics = _dynamics(analytic, "nvt")
+def test_a_numerical_fault_is_retried_with_half_the_time_step(inject: Callable[..., None], kind: str) -> None:
+    dynamics = _dynamics("nvt")
     first = dynamics.integrator.timestep.clone()
     inject(dynamics, FAULTS[kind][0], 2, [30])
     dynamics.record(3)
@@ -140,8 +138,8 @@ def test_a_numerical_fault_is_retried_with_half_the_time_step(
     torch.testing.assert_close(dynamics.integrator.timestep, first * halved)
 
 
-def test_a_departure_keeps_the_time_step(analytic: SimpleNamespace, inject: Callable[..., None]) -> None:
-    dynamics = _dynamics(analytic, "nvt")
+def test_a_departure_keeps_the_time_step(inject: Callable[..., None]) -> None:
+    dynamics = _dynamics("nvt")
     first = dynamics.integrator.timestep.clone()
     inject(dynamics, _displace, 2, [30])
     runs = dynamics.record(7)
@@ -150,10 +148,10 @@ def test_a_departure_keeps_the_time_step(analytic: SimpleNamespace, inject: Call
 
 
 def test_restarts_are_bounded_and_healthy_frames_stay(
-    analytic: SimpleNamespace, healthy: dict[str, Any], inject: Callable[..., None]
+    healthy: dict[str, Any], inject: Callable[..., None]
 ) -> None:
     failures: list[Failure] = []
-    dynamics = _dynamics(analytic, "nvt", on_failure=failures.append)
+    dynamics = _dynamics("nvt", on_failure=failures.append)
     dynamics.advance(START)
     inject(dynamics, _lose_positions, 2, range(FAULT, 1000, 5))
     runs = dynamics.record(11)
@@ -171,10 +169,10 @@ def test_restarts_are_bounded_and_healthy_frames_stay(
     assert later["warm"].verdicts == ()
 
 
-def test_no_restarts_at_all_can_be_asked_for(analytic: SimpleNamespace, inject: Callable[..., None]) -> None:
+def test_no_restarts_at_all_can_be_asked_for(inject: Callable[..., None]) -> None:
     points = [StatePoint("al", _aluminium(), 300.0, replicas=2)]
     settings = MDSettings(timestep=4.0, interval=40.0, guards=GuardSettings(restarts=0))
-    dynamics = MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
     inject(dynamics, _lose_positions, 1, [25])
     run = dynamics.record(4)["al"]
     assert run.kept.tolist() == [[True] * 4, [False] * 4]
@@ -185,19 +183,19 @@ def test_no_restarts_at_all_can_be_asked_for(analytic: SimpleNamespace, inject: 
 RARE = (125, 300, 475, 650, 825)
 
 
-def _patient(analytic: SimpleNamespace, forgiving_time: float) -> MolecularDynamics:
+def _patient(forgiving_time: float) -> MolecularDynamics:
     guards = GuardSettings(forgiving_time=forgiving_time)
     points = [StatePoint("al", _aluminium(), 300.0, replicas=2)]
     settings = MDSettings(timestep=4.0, interval=4.0 * EVERY, guards=guards)
-    return MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    return MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
 
 
 @pytest.mark.parametrize(("forgiving_time", "forgiven"), [(400.0, True), (800.0, False)])
 def test_rare_faults_do_not_end_a_long_run(
-    analytic: SimpleNamespace, inject: Callable[..., None], forgiving_time: float, forgiven: bool
+    inject: Callable[..., None], forgiving_time: float, forgiven: bool
 ) -> None:
     """Faults every 700 fs: one restart is forgiven in between, or they add up."""
-    dynamics = _patient(analytic, forgiving_time)
+    dynamics = _patient(forgiving_time)
     first = dynamics.integrator.timestep.clone()
     inject(dynamics, _lose_positions, 1, RARE)
     run = dynamics.record(45)["al"]
@@ -208,10 +206,8 @@ def test_rare_faults_do_not_end_a_long_run(
         assert float(dynamics.integrator.timestep[1] / first[1]) == 0.5
 
 
-def test_what_is_forgiven_survives_an_interruption(
-    analytic: SimpleNamespace, inject: Callable[..., None]
-) -> None:
-    whole, first, second = (_patient(analytic, 400.0) for _ in range(3))
+def test_what_is_forgiven_survives_an_interruption(inject: Callable[..., None]) -> None:
+    whole, first, second = (_patient(400.0) for _ in range(3))
     for dynamics in (whole, first, second):
         inject(dynamics, _lose_positions, 1, RARE)
     runs = [whole.record(10)["al"], whole.record(18)["al"]]
@@ -226,10 +222,10 @@ def test_what_is_forgiven_survives_an_interruption(
 
 
 def test_a_restarted_system_has_new_noise_and_still_the_right_temperature(
-    analytic: SimpleNamespace, inject: Callable[..., None]
+    inject: Callable[..., None],
 ) -> None:
     """Restarts draw momenta of the Maxwell distribution, different ones each time."""
-    dynamics = _dynamics(analytic, "nvt")
+    dynamics = _dynamics("nvt")
     draw, momenta = dynamics.integrator.draw_momenta, []
 
     def drawn(systems: list[int]) -> None:
@@ -247,14 +243,14 @@ def test_a_restarted_system_has_new_noise_and_still_the_right_temperature(
     assert abs(chi - dof) < 3 * (2 * dof) ** 0.5
 
 
-def test_no_survivor_ends_the_sampling(analytic: SimpleNamespace) -> None:
+def test_no_survivor_ends_the_sampling() -> None:
     """A time step that no halving saves."""
     points = [StatePoint("doomed", _aluminium(), 400.0, replicas=2)]
     settings = MDSettings(timestep=800.0, interval=800.0, guards=GuardSettings(restarts=1))
     message = r"no replica of doomed.*replica 0, step \d+: stopped after 1 restarts.*replica 1"
     with pytest.raises(SamplingError, match=message):
         sample(
-            analytic.LennardJones([13], 0.25, 2.56, 4.4),
+            testing.LennardJones([13], 0.25, 2.56, 4.4),
             points,
             settings,
             Length(8000.0, 2),
@@ -263,17 +259,17 @@ def test_no_survivor_ends_the_sampling(analytic: SimpleNamespace) -> None:
         )
 
 
-def test_drift_of_the_whole_crystal_is_not_a_departure(analytic: SimpleNamespace) -> None:
-    dynamics = _dynamics(analytic, "nvt")
+def test_drift_of_the_whole_crystal_is_not_a_departure() -> None:
+    dynamics = _dynamics("nvt")
     dynamics.state.positions += 17.3
     runs = dynamics.record(6)
     assert all(run.kept.all() for run in runs.values())
 
 
-def test_an_identity_of_none_lets_atoms_go(analytic: SimpleNamespace, inject: Callable[..., None]) -> None:
+def test_an_identity_of_none_lets_atoms_go(inject: Callable[..., None]) -> None:
     points = [StatePoint("al", _aluminium(), 300.0, identity="none")]
     settings = MDSettings(timestep=4.0, interval=80.0)
-    dynamics = MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
     inject(dynamics, _displace, 0, [30])
     assert dynamics.record(5)["al"].verdicts == ()
 
@@ -286,11 +282,9 @@ def _held_at(places: Tensor) -> Callable[[Any, Tensor], None]:
 
 
 @pytest.mark.skipif(find_spec("ovito") is None, reason="OVITO is not installed")
-def test_a_liquid_beside_crystals_of_one_batch(
-    analytic: SimpleNamespace, inject: Callable[..., None]
-) -> None:
+def test_a_liquid_beside_crystals_of_one_batch(inject: Callable[..., None]) -> None:
     """One crystal melts, one liquid crystallises: both are found, and their other replicas are not."""
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     solid = bulk("Al", "fcc", a=4.1, cubic=True) * (2, 2, 2)
     melting = StatePoint("melting", solid, 8000.0, identity="none", timestep=2.0, friction=20.0)
     melted = sample(potential, [melting], MDSettings(interval=400.0), Length(0.0, 1), seed=1, stage="melt")
@@ -318,11 +312,11 @@ def test_a_liquid_beside_crystals_of_one_batch(
         assert not run.kept[0].all()
 
 
-def test_a_time_step_too_long_is_healed_by_halving(analytic: SimpleNamespace) -> None:
+def test_a_time_step_too_long_is_healed_by_halving() -> None:
     """The fastest vibration of this crystal allows 40 fs at most; the other system keeps its own step."""
     points = [StatePoint("wild", _aluminium(), 300.0, timestep=64.0), StatePoint("calm", _aluminium(), 300.0)]
     settings = MDSettings(timestep=8.0, interval=160.0)
-    dynamics = MolecularDynamics(analytic.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
     runs = dynamics.record(10)
     assert runs["wild"].verdicts
     assert runs["wild"].kept[0, -1]
@@ -330,12 +324,12 @@ def test_a_time_step_too_long_is_healed_by_halving(analytic: SimpleNamespace) ->
     assert dynamics.integrator.timestep[0] <= 0.5 * 64.0 / 8.0 * dynamics.integrator.timestep[1]
 
 
-def test_an_unstable_barostat_sets_systems_back_and_not_the_batch(analytic: SimpleNamespace) -> None:
+def test_an_unstable_barostat_sets_systems_back_and_not_the_batch() -> None:
     """A cell mass far too small for the time step: the cell blows up or collapses."""
     wild = StatePoint("wild", _aluminium(), 300.0, ensemble="npt", barostat_time=4.0, timestep=8.0)
     calm = replace(wild, name="calm", barostat_time=800.0)
     settings = MDSettings(timestep=8.0, interval=80.0)
-    potential = analytic.LennardJones([13], 0.25, 2.56, 4.4)
+    potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
     runs = MolecularDynamics(potential, [wild, calm], settings, seed=3).record(4)
     alone = MolecularDynamics(potential, [calm], settings, seed=3).record(4)
     assert runs["wild"].verdicts
@@ -343,10 +337,10 @@ def test_an_unstable_barostat_sets_systems_back_and_not_the_batch(analytic: Simp
         assert torch.equal(getattr(runs["calm"], name), getattr(alone["calm"], name)), name
 
 
-def test_the_dump_shows_how_it_went_wrong(analytic: SimpleNamespace, inject: Callable[..., None]) -> None:
+def test_the_dump_shows_how_it_went_wrong(inject: Callable[..., None]) -> None:
     """The last good state, the averages since, and the state that failed."""
     failures: list[Failure] = []
-    dynamics = _dynamics(analytic, "npt", on_failure=failures.append)
+    dynamics = _dynamics("npt", on_failure=failures.append)
     inject(dynamics, _lose_positions, 2, [60])
     dynamics.record(5)
     frames = failures[0].frames
@@ -360,7 +354,7 @@ def test_the_dump_shows_how_it_went_wrong(analytic: SimpleNamespace, inject: Cal
         assert 0 < moved < 0.4
 
 
-def test_small_systems_may_fluctuate(analytic: SimpleNamespace) -> None:
+def test_small_systems_may_fluctuate() -> None:
     settings, dof = GuardSettings(max_temperature_ratio=2.0), torch.tensor([0.0, 2.0, 32.0, 1e4])
     assert hottest(settings, dof).tolist() == pytest.approx([1 + 8 * 2**0.5, 9.0, 3.0, 2.0])
 

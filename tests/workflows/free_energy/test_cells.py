@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from scipy.optimize import minimize
 
+from mlip_refine import testing
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import FrameStore, Length, StatePoint, sample
 from mlip_refine.statistics import statistical_inefficiency
@@ -21,9 +21,9 @@ from mlip_refine.workflows.free_energy.cells import equilibrate_cells, strain_gr
 
 
 @pytest.fixture
-def potential(analytic: SimpleNamespace) -> Any:
+def potential() -> Any:
     """Lennard-Jones with second neighbours and more inside the cutoff, so that hcp is not ideal."""
-    return analytic.LennardJones([13, 22], 0.25, 2.56, 5.0)
+    return testing.LennardJones([13, 22], 0.25, 2.56, 5.0)
 
 
 def _hcp(a: float = 2.80, c: float = 4.70) -> Atoms:

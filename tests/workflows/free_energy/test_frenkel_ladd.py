@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ase.build import bulk
 from ase.units import _amu, _e, _hbar
 from torch import Tensor
 
+from mlip_refine import testing
 from mlip_refine.errors import StatisticsError
 from mlip_refine.quantities import GPA, KB, MEV
 from mlip_refine.sampling import FrameStore, Length, StatePoint
@@ -42,21 +42,19 @@ def exact_gibbs(atoms: Atoms, force_constants: Tensor, temperature: float, press
     return (vibrations + centre) / _e + pressure * GPA * atoms.cell.volume
 
 
-def _crystals(analytic: SimpleNamespace) -> dict[str, tuple[StatePoint, Any]]:
+def _crystals() -> dict[str, tuple[StatePoint, Any]]:
     found = {}
     for kind, pressure in zip(KINDS, (0.0, 3.0, 5.0), strict=True):
-        atoms, reference = analytic.crystal(kind)
+        atoms, reference = testing.harmonic_crystal(kind)
         found[kind] = (StatePoint(kind, atoms, TEMPERATURE, pressure, replicas=4), reference)
     return found
 
 
 @pytest.fixture(scope="module")
-def energies(
-    analytic: SimpleNamespace, open_guards: Callable[..., Any]
-) -> dict[str, dict[str, AbsoluteFreeEnergy]]:
+def energies(open_guards: Callable[..., Any]) -> dict[str, dict[str, AbsoluteFreeEnergy]]:
     """One run per kind of reference, all three crystals and all windows in its one batch."""
-    crystals = _crystals(analytic)
-    potential = analytic.HarmonicCrystals([r for _, r in crystals.values()], [11, 13, 17, 22])
+    crystals = _crystals()
+    potential = testing.HarmonicCrystals([r for _, r in crystals.values()], [11, 13, 17, 22])
     settings = open_guards(timestep=4.0, friction=10.0, interval=40.0)
     points = [point for point, _ in crystals.values()]
     return {
@@ -69,11 +67,9 @@ def energies(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reference", ["einstein", "harmonic"])
-def test_free_energies_of_harmonic_crystals_are_exact(
-    energies: Any, analytic: SimpleNamespace, reference: str, kind: str
-) -> None:
+def test_free_energies_of_harmonic_crystals_are_exact(energies: Any, reference: str, kind: str) -> None:
     """Within 3 sigma, sigma below 2 meV/atom from an Einstein and 0.5 from a harmonic reference."""
-    found, (point, crystal) = energies[reference][kind], _crystals(analytic)[kind]
+    found, (point, crystal) = energies[reference][kind], _crystals()[kind]
     exact = exact_gibbs(point.atoms, crystal.force_constants, TEMPERATURE, point.pressure)
     assert abs(found.gibbs.value - exact) < 3 * found.gibbs.se
     assert found.gibbs.se / len(point.atoms) / MEV < {"einstein": 2.0, "harmonic": 0.5}[reference]
@@ -91,10 +87,10 @@ def test_the_fitted_harmonic_reference_is_nearer_than_the_einstein_crystal(energ
         assert distance["harmonic"] < distance["einstein"]
 
 
-def test_too_few_windows_are_refused(analytic: SimpleNamespace, open_guards: Callable[..., Any]) -> None:
+def test_too_few_windows_are_refused(open_guards: Callable[..., Any]) -> None:
     """An Einstein crystal at one end and collective modes at the other do not overlap."""
     atoms = bulk("Al", "fcc", a=4.05, cubic=True) * (3, 3, 3)
-    potential = analytic.HarmonicCrystals([analytic.harmonic(atoms, {3.2: 4.0, 4.2: 0.05})], [13])
+    potential = testing.HarmonicCrystals([testing.harmonic_reference(atoms, {3.2: 4.0, 4.2: 0.05})], [13])
     ladder = LadderSettings("einstein", 2, Length(200.0, 20), Length(200.0, 20))
     settings = open_guards(timestep=4.0, friction=10.0, interval=40.0)
     with pytest.raises(StatisticsError, match="Frenkel-Ladd path of fcc"):
@@ -104,10 +100,10 @@ def test_too_few_windows_are_refused(analytic: SimpleNamespace, open_guards: Cal
 
 
 def test_a_finished_calculation_is_read_from_the_store(
-    analytic: SimpleNamespace, open_guards: Callable[..., Any], tmp_path: Any
+    open_guards: Callable[..., Any], tmp_path: Any
 ) -> None:
-    atoms, reference = analytic.crystal("NaCl")
-    potential = analytic.HarmonicCrystals([reference], [11, 17])
+    atoms, reference = testing.harmonic_crystal("NaCl")
+    potential = testing.HarmonicCrystals([reference], [11, 17])
     points = [replace(StatePoint("NaCl", atoms, TEMPERATURE), replicas=3)]
     settings = open_guards(timestep=4.0, friction=10.0, interval=40.0)
     ladder = LadderSettings("harmonic", 3, Length(80.0, 12, 5), Length(80.0, 12, 5))
@@ -122,9 +118,9 @@ def test_a_finished_calculation_is_read_from_the_store(
     assert first["NaCl"].gibbs == again["NaCl"].gibbs
 
 
-def test_references_take_the_symmetry_of_the_crystal(analytic: SimpleNamespace) -> None:
+def test_references_take_the_symmetry_of_the_crystal() -> None:
     """The exact answer rests on springs that leave nothing but the three translations soft."""
-    for point, reference in _crystals(analytic).values():
+    for point, reference in _crystals().values():
         squares = torch.linalg.eigvalsh(reference.force_constants)
         assert squares[:3].abs().max() < 1e-10
         assert squares[3] > 0.1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlip_refine import testing
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import FreeEnergyDifference, build_losses
@@ -72,9 +73,9 @@ def _phase(point: StatePoint, gibbs: float) -> PhaseFreeEnergy:
 
 
 @pytest.fixture
-def setting(analytic: SimpleNamespace) -> SimpleNamespace:
+def setting() -> SimpleNamespace:
     """A config, its loss and points, a potential, and the result file that belongs to them."""
-    config, potential = _config(), analytic.IdealGas([22], 0.1)
+    config, potential = _config(), testing.IdealGas([22], 0.1)
     loss = _loss(config)
     points = state_points(config, loss.sources, potential, 2)
     result = FreeEnergyResult(
@@ -202,28 +203,28 @@ def test_files_with_other_keys_are_refused(setting: SimpleNamespace, tmp_path: P
         FreeEnergyResult.read(path)
 
 
-def test_cells_of_different_size_are_not_compared(analytic: SimpleNamespace) -> None:
+def test_cells_of_different_size_are_not_compared() -> None:
     phases = {
         "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 54, "a": 2.93, "c": 4.65},
         "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 3.25},
     }
     config = _config(phases=phases)
     loss = _loss(config)
-    points = state_points(config, loss.sources, analytic.IdealGas([22], 0.1), 1)
+    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
     with pytest.raises(InputError, match="different content") as caught:
         require_equal_sizes(loss, points)
     assert "54 atoms of 'hcp', 16 of 'bcc'" in str(caught.value)
 
 
 @pytest.mark.parametrize("identity", ["liquid", "none"])
-def test_what_is_no_crystal_has_no_frenkel_ladd_path(analytic: SimpleNamespace, identity: str) -> None:
+def test_what_is_no_crystal_has_no_frenkel_ladd_path(identity: str) -> None:
     phases = {
         "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65},
         "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 3.25},
     }
     config = _config(phases=phases)
     loss = _loss(config)
-    points = state_points(config, loss.sources, analytic.IdealGas([22], 0.1), 1)
+    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
     require_crystals(config, loss, points)
     points |= {s: replace(p, identity=identity) for s, p in points.items() if s.phase == "bcc"}
     with pytest.raises(InputError, match="the free energy of 'bcc', which is no crystal") as caught:
@@ -244,12 +245,12 @@ SHORT = {
 }
 
 
-def _pair(analytic: SimpleNamespace, points: dict[Any, StatePoint]) -> tuple[Any, dict[str, Any]]:
+def _pair(points: dict[Any, StatePoint]) -> tuple[Any, dict[str, Any]]:
     """A potential of two harmonic crystals of equal size, told apart by their cells; and the two by phase."""
     springs = {"hcp": {3.1: 2.4, 4.3: 0.5}, "bcc": {2.9: 2.0, 3.4: 0.8}}
-    references = {s.phase: analytic.harmonic(p.atoms, springs[s.phase]) for s, p in points.items()}
+    references = {s.phase: testing.harmonic_reference(p.atoms, springs[s.phase]) for s, p in points.items()}
 
-    class Pair(analytic.HarmonicCrystals):  # type: ignore[name-defined, misc]
+    class Pair(testing.HarmonicCrystals):  # type: ignore[name-defined, misc]
         def parts(self, graphs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             cubic = graphs.cell[:, 1, 0].abs() < 1e-6
             energy, forces = graphs.cell.new_zeros(graphs.n_graphs), torch.zeros_like(graphs.positions)
@@ -263,13 +264,13 @@ def _pair(analytic: SimpleNamespace, points: dict[Any, StatePoint]) -> tuple[Any
     return Pair(list(references.values()), [22]), references
 
 
-def test_differences_of_two_harmonic_crystals_are_exact(analytic: SimpleNamespace, tmp_path: Path) -> None:
+def test_differences_of_two_harmonic_crystals_are_exact(tmp_path: Path) -> None:
     """ΔG = G_bcc - G_hcp in given cells, in meV/atom, within 3 sigma of the exact one; sigma below 1."""
     fixed = {name: phase | {"cell_freedom": "fixed"} for name, phase in _phases().items()}
     config = _config(phases=fixed, free_energy=SHORT)
     loss = _loss(config)
-    points = state_points(config, loss.sources, analytic.IdealGas([22], 0.1), 1)
-    potential, references = _pair(analytic, points)
+    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
+    potential, references = _pair(points)
     result = compute_free_energies(config, potential, [loss], FrameStore(tmp_path, {}))["pair"]
     exact = 0.0
     for sign, source in ((-1, loss.phase_from), (1, loss.phase_to)):

@@ -13,6 +13,7 @@ from ase import Atoms, units
 from rich.console import Console
 
 import mlip_refine
+from mlip_refine import testing
 from mlip_refine.config import config_from_dict, dump_config, load_config
 from mlip_refine.config.sections.dynamics import Dynamics
 from mlip_refine.errors import InputError, StatisticsError
@@ -196,10 +197,10 @@ def test_options_without_an_effect_are_refused(tmp_path, md, message: str) -> No
         config(tmp_path, **md)
 
 
-def test_spectrum_of_a_harmonic_crystal(tmp_path, analytic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spectrum_of_a_harmonic_crystal(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First and second moments of the spectrum are those of the 3N - 3 modes, in a run from the door on."""
-    _, reference = analytic.crystal("fcc")
-    potential = analytic.HarmonicCrystals([reference], [13])
+    _, reference = testing.harmonic_crystal("fcc")
+    potential = testing.HarmonicCrystals([reference], [13])
     monkeypatch.setattr(workflow, "load_potential", lambda _: potential)
     options = {"duration": "3 ps", "equilibration": "0.3 ps", "replicas": 4, "identity": "none"}
     mlip_refine.md(config(tmp_path, **options, dynamics={"window": "0.5 ps"}))

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ase.io
@@ -16,7 +15,7 @@ from ase import Atoms
 from ase.build import bulk
 
 import mlip_refine
-from mlip_refine import cli
+from mlip_refine import cli, testing
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.data import read_frames
 from mlip_refine.errors import InputError
@@ -273,9 +272,7 @@ def test_too_few_frames_are_refused_with_the_length_that_would_do(tmp_path: Path
     assert (data["value"], data["se"], data["refused"]) == (None, None, volume.refused)
 
 
-def test_a_lost_point_does_not_take_the_others_along(
-    tmp_path: Path, analytic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_point_does_not_take_the_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two atoms in one place have no finite forces, however often the system is started."""
     crystal = bulk("Ti", "fcc", a=4.0, cubic=True) * (2, 2, 2)
     ase.io.write(tmp_path / "good.extxyz", crystal)
@@ -283,7 +280,7 @@ def test_a_lost_point_does_not_take_the_others_along(
     ase.io.write(tmp_path / "lost.extxyz", crystal)
     phases = {name: {"file": f"{name}.extxyz"} for name in ("good", "lost")}
     config = _gas_config(tmp_path, phases, {"duration": "0.4 ps", "equilibration": 0, "temperature": 100})
-    monkeypatch.setattr(workflow, "load_potential", lambda _: analytic.LennardJones([22], 0.25, 2.56, 5.0))
+    monkeypatch.setattr(workflow, "load_potential", lambda _: testing.LennardJones([22], 0.25, 2.56, 5.0))
     result = mlip_refine.md(config)
     lost, good = result["lost-100K-0GPa"], result["good-100K-0GPa"]
     assert (lost.frames_kept, lost.frames_discarded, good.frames_kept) == (0, 10, 10)
@@ -307,9 +304,7 @@ def _gas_config(folder: Path, phases: dict[str, Any], md: dict[str, Any]) -> Con
     )
 
 
-def test_an_ideal_gas_has_its_exact_volume(
-    tmp_path: Path, analytic: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ideal_gas_has_its_exact_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """⟨V⟩ = (N + 1) kT/P, the density V^N exp(-PV/kT), within 3 sigma; N = 4 tells it from N by 25 %."""
     n, temperature, pressure = 4, 900.0, 2.0
     unit = KB * temperature / (pressure * GPA)
@@ -318,7 +313,7 @@ def test_an_ideal_gas_has_its_exact_volume(
     ase.io.write(tmp_path / "gas.extxyz", Atoms(f"Ti{n}", scaled_positions=sites, cell=box, pbc=True))
     md = {"temperature": temperature, "pressure": pressure, "ensemble": "npt", "replicas": 48}
     md |= {"duration": "1.6 ps", "equilibration": "0.4 ps"}
-    monkeypatch.setattr(workflow, "load_potential", lambda _: analytic.IdealGas([22], 0.1))
+    monkeypatch.setattr(workflow, "load_potential", lambda _: testing.IdealGas([22], 0.1))
     (point,) = mlip_refine.md(_gas_config(tmp_path, {"gas": {"file": "gas.extxyz"}}, md)).points
     volume, held = point.averages["volume"].mean, point.averages["pressure"].mean
     kinetic = point.averages["temperature"].mean

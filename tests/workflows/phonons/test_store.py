@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.config import Phonons
 from mlip_refine.config.sections.phonons import QuasiHarmonic
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
@@ -57,8 +58,8 @@ def test_what_was_found_is_read_as_long_as_it_is_the_same(store, monkeypatch):
     assert store.read(_task()) is None
 
 
-def test_another_reference_is_another_point(store, phonons_of, analytic):
-    reference = phonons_of(SALT, (2, 2, 2), lambda atoms: analytic.bond_springs(atoms, {2.9: 2.5}))
+def test_another_reference_is_another_point(store, phonons_of):
+    reference = phonons_of(SALT, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, {2.9: 2.5}))
     task = _task(reference=reference)
     store.write(task, _point())
     stiffer = replace(reference, force_constants=1.01 * reference.force_constants)
