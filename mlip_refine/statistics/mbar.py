@@ -1,8 +1,13 @@
 """Free energies and weights from samples of many states: the multistate acceptance ratio (MBAR).
 
 Shirts & Chodera 2008. Reduced potentials ``u_k(x)`` are dimensionless; ``beta (U + P V)`` makes NPT states.
+
+Why not pymbar: results here are differentiable in the potential of a new state, samples may count by their
+independence, every state has its own inefficiency, and states without overlap give an infinite error instead
+of a failure. The tests compare with pymbar.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,16 +15,12 @@ import torch
 from torch import Tensor
 
 from mlip_refine.errors import StatisticsError
-from mlip_refine.statistics.free_energy import FreeEnergyEstimate
-from mlip_refine.statistics.mbar_errors import (
-    centred,
-    covariance,
-    equations,
-    error_of_difference,
-    second_eigenvalue,
-)
+from mlip_refine.statistics.exp_bar import FreeEnergyEstimate
 from mlip_refine.statistics.mbar_solver import log_mixture, solve_free_energies
 from mlip_refine.statistics.series import Samples, as_inefficiency, as_samples
+
+_DISCONNECTED = 1e-12
+"""Gap of the overlap matrix below which the sampled states fall into groups apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +55,11 @@ class MbarResult:
     @property
     def second_eigenvalue(self) -> float:
         """Second largest eigenvalue of the overlap matrix: 1 means states in two groups apart."""
-        return second_eigenvalue(self.overlap, self.n_k)
+        return _second_eigenvalue(self.overlap, self.n_k)
 
     def difference(self, i: int, j: int) -> tuple[float, float]:
         """Return ``f_j - f_i``, from i to j, and its standard error, in units of k_B T."""
-        return float(self.f_k[j] - self.f_k[i]), 0.0 if i == j else error_of_difference(self.theta, i, j)
+        return float(self.f_k[j] - self.f_k[i]), 0.0 if i == j else _error_of_difference(self.theta, i, j)
 
     def log_weights(self, u_n: Samples) -> Tensor:
         """Return the weights that turn the samples of all states into those of another state.
@@ -94,11 +95,15 @@ class MbarResult:
         value = f_new - self.f_k[start]
         with torch.no_grad():
             log_w = log_ratio + f_new
+            # Kish's size, each sample with the inefficiency of the states that it may have come from.
+            origin = torch.exp(self._log_state_weights()) * self.n_k[:, None]
+            share = torch.exp(log_w) / self.multiplicity
+            part = self.multiplicity / self.multiplicity.sum()
             return FreeEnergyEstimate(
                 value=value,
-                se=error_of_difference(self._augmented(torch.exp(log_w)[None]), start, -1),
-                n_eff=self._perturbed_size(log_w),
-                overlap=self._perturbed_overlap(log_w),
+                se=_error_of_difference(self._augmented(torch.exp(log_w)[None]), start, -1),
+                n_eff=1.0 / float(torch.sum(share**2 * (self.inefficiency @ origin))),
+                overlap=float(2.0 * torch.sigmoid(log_w - torch.log(part)) @ part),
             )
 
     def average(self, values: Samples, u_n: Samples) -> tuple[float, float]:
@@ -128,10 +133,10 @@ class MbarResult:
         if float(scale) == 0.0:
             return float(mean), 0.0
         theta = self._augmented(torch.stack([weights, weights * (1.0 + (observed - mean) / scale)]))
-        return float(mean), float(scale) * error_of_difference(theta, -2, -1)
+        return float(mean), float(scale) * _error_of_difference(theta, -2, -1)
 
     def influence(self, u_n: Samples, start: int = 0) -> Tensor:
-        """What every sample contributes to the error of `perturb`, to first order.
+        """Return what every sample contributes to the error of `perturb`, to first order.
 
         Estimates that share samples have correlated errors; their influences add, sample by sample (see
         `stratified_error`).
@@ -149,8 +154,10 @@ class MbarResult:
         further = torch.exp(self.log_weights(u_n).detach())[None]
         weights = torch.cat([torch.exp(self._log_state_weights()), further])
         n_k = torch.cat([self.n_k, self.n_k.new_zeros(1)])
-        noise = centred(weights, self.drawn)
-        solved: Tensor = torch.linalg.solve(equations(weights, n_k, self.multiplicity), -noise)
+        # The weights about their mean over the samples of each state, which come state after state.
+        parts = torch.split(weights, [int(n) for n in self.drawn if n > 0], dim=-1)
+        noise = torch.cat([part - part.mean(dim=-1, keepdim=True) for part in parts], dim=-1)
+        solved: Tensor = torch.linalg.solve(_equations(weights, n_k, self.multiplicity), -noise)
         return solved[-1] - solved[start]
 
     def _log_ratio(self, u_n: Samples) -> Tensor:
@@ -161,28 +168,18 @@ class MbarResult:
         return -potential - self.log_q
 
     def _log_state_weights(self) -> Tensor:
-        """``ln W_nk`` of Shirts & Chodera: weights of every sample in every state [K, N]."""
+        """Return ``ln W_nk`` of Shirts & Chodera: weights of every sample in every state ``[K, N]``."""
         return self.log_p - self.log_q
 
     def _augmented(self, weights: Tensor) -> Tensor:
-        """Covariance of the free energies with further, unsampled states, from their weights [M, N]."""
+        """Return the covariance of the free energies with M unsampled states, from weights ``[M, N]``."""
         further = len(weights)
-        return covariance(
+        return _covariance(
             torch.cat([torch.exp(self._log_state_weights()), weights]),
             torch.cat([self.n_k, self.n_k.new_zeros(further)]),
             torch.cat([self.inefficiency, self.inefficiency.new_ones(further)]),
             self.multiplicity,
         )
-
-    def _perturbed_size(self, log_w: Tensor) -> float:
-        """Kish's size, each sample with the inefficiency of the states that it may have come from."""
-        origin = torch.exp(self._log_state_weights()) * self.n_k[:, None]
-        share = torch.exp(log_w) / self.multiplicity
-        return 1.0 / float(torch.sum(share**2 * (self.inefficiency @ origin)))
-
-    def _perturbed_overlap(self, log_w: Tensor) -> float:
-        part = self.multiplicity / self.multiplicity.sum()
-        return float(2.0 * torch.sigmoid(log_w - torch.log(part)) @ part)
 
 
 def mbar(
@@ -217,7 +214,13 @@ def mbar(
     """
     potentials = as_samples(u_kn, "reduced potentials", dims=2).detach()
     counts = drawn = _as_counts(n_k, potentials)
-    g_k = _as_inefficiencies(inefficiency, potentials)
+    n_states = len(potentials)
+    values = [inefficiency] * n_states if isinstance(inefficiency, int | float) else list(inefficiency)
+    if len(values) != n_states:
+        raise StatisticsError(f"{len(values)} inefficiencies", needed=f"one for each of {n_states} states")
+    g_k = potentials.new_tensor(
+        [as_inefficiency(g, f"inefficiency of state {k}") for k, g in enumerate(values)]
+    )
     multiplicity = potentials.new_ones(potentials.shape[1])
     if by_independence:
         multiplicity = torch.repeat_interleave(1.0 / g_k, counts.long())
@@ -231,7 +234,7 @@ def mbar(
     weights = torch.exp(log_p - log_q)
     return MbarResult(
         f_k=f_k,
-        theta=covariance(weights, counts, g_k, multiplicity),
+        theta=_covariance(weights, counts, g_k, multiplicity),
         overlap=((weights / multiplicity) @ weights.T) * counts,
         log_q=log_q,
         n_k=counts,
@@ -240,6 +243,27 @@ def mbar(
         multiplicity=multiplicity,
         drawn=drawn,
     )
+
+
+def stratified_error(influence: Tensor, sizes: Sequence[int], inefficiencies: Sequence[float]) -> float:
+    """Return the standard error of an estimate from what every sample contributes to it.
+
+    ``se^2 = sum_k g_k n_k / (n_k - g_k) sum_(i in k) psi_i^2``, psi about its mean over the samples of
+    state k; the factor undoes the bias of measuring the spread about the samples' own mean.
+
+    Args:
+        influence: First-order change of the estimate with every sample ``[N]``, state after state.
+        sizes: Samples of each state; they sum to N.
+        inefficiencies: Statistical inefficiency of each state's samples, at least 1.
+
+    Returns:
+        The standard error; infinite where a state has a single independent sample or less.
+    """
+    variance = 0.0
+    for part, n, g in zip(torch.split(influence, list(sizes)), sizes, inefficiencies, strict=True):
+        spread = float(((part - part.mean()) ** 2).sum())
+        variance += (g * n / (n - g) * spread if n > g else math.inf) if spread > 0.0 else 0.0
+    return _meaningful(math.sqrt(variance))
 
 
 def _as_counts(n_k: Sequence[int] | Tensor, potentials: Tensor) -> Tensor:
@@ -257,10 +281,54 @@ def _as_counts(n_k: Sequence[int] | Tensor, potentials: Tensor) -> Tensor:
     return counts
 
 
-def _as_inefficiencies(inefficiency: float | Sequence[float], potentials: Tensor) -> Tensor:
-    n_states = potentials.shape[0]
-    values = [inefficiency] * n_states if isinstance(inefficiency, int | float) else list(inefficiency)
-    if len(values) != n_states:
-        raise StatisticsError(f"{len(values)} inefficiencies", needed=f"one for each of {n_states} states")
-    checked = [as_inefficiency(g, f"inefficiency of state {k}") for k, g in enumerate(values)]
-    return potentials.new_tensor(checked)
+def _meaningful(error: float) -> float:
+    """Round an error to ten digits: the last ones of a linear solver change from run to run."""
+    return float(f"{error:.10g}")
+
+
+def _error_of_difference(theta: Tensor, i: int, j: int) -> float:
+    """Return the standard error of ``f_j - f_i`` from the covariance of free energies ``[K, K]``."""
+    variance = float(theta[i, i] + theta[j, j] - 2.0 * theta[i, j])
+    return _meaningful(math.sqrt(max(variance, 0.0))) if math.isfinite(variance) else math.inf
+
+
+def _equations(weights: Tensor, n_k: Tensor, multiplicity: Tensor) -> Tensor:
+    """Return the derivative ``A = 1 - M N`` of the estimating equations in the free energies ``[K, K]``.
+
+    ``A`` has the constant vector as its null space; adding the projector ``1 n^T / N`` picks the solution
+    with ``sum_k n_k f_k = 0`` without a threshold on singular values.
+
+    Args:
+        weights: Weights of every sample in every state ``[K, N]``.
+        n_k: Counted samples of each state ``[K]``.
+        multiplicity: How many samples each one counts for ``[N]``.
+    """
+    second = (weights / multiplicity) @ weights.T
+    return torch.eye(len(n_k), dtype=weights.dtype, device=weights.device) - second * n_k + n_k / n_k.sum()
+
+
+def _covariance(weights: Tensor, n_k: Tensor, g_k: Tensor, multiplicity: Tensor) -> Tensor:
+    """Return the covariance ``[K, K]`` of the free energies relative to the first state.
+
+    Averages over one state are taken over all samples with that state's weights.
+    """
+    per_count = weights / multiplicity
+    second = per_count @ weights.T
+    sample_g = (g_k * n_k) @ per_count
+    drawn = (per_count * sample_g) @ weights.T - (second * (n_k * g_k)) @ second
+    if 1.0 - _second_eigenvalue(second * n_k, n_k) < _DISCONNECTED:
+        return torch.full_like(drawn, torch.nan)
+    a = _equations(weights, n_k, multiplicity)
+    theta: Tensor = torch.linalg.solve(a, torch.linalg.solve(a, drawn).T)
+    relative: Tensor = theta - theta[:1] - theta[:, :1] + theta[0, 0]
+    return 0.5 * (relative + relative.T)
+
+
+def _second_eigenvalue(overlap: Tensor, n_k: Tensor) -> float:
+    """Return the second eigenvalue of the overlap matrix of the sampled states, in its symmetric form."""
+    sampled = n_k > 0
+    if int(sampled.sum()) < 2:
+        return 0.0
+    root = torch.sqrt(n_k[sampled])
+    symmetric = overlap[sampled][:, sampled] * root[:, None] / root
+    return float(torch.linalg.eigvalsh(0.5 * (symmetric + symmetric.T))[-2])

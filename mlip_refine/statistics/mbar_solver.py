@@ -31,12 +31,12 @@ def solve_free_energies(u_kn: Tensor, n_k: Tensor, multiplicity: Tensor) -> Tens
         StatisticsError: The iteration does not converge.
     """
     sampled = n_k > 0
-    problem = _Convex(u_kn[sampled], n_k[sampled], multiplicity)
+    problem = _Objective(u_kn[sampled], n_k[sampled], multiplicity)
     f = _minimise(problem)
     return -torch.logsumexp(torch.log(multiplicity) - u_kn - problem.mixture(f), dim=1)
 
 
-class _Convex:
+class _Objective:
     """``L(f) = mean_n ln sum_k n_k exp(f_k - u_kn) - sum_k n_k f_k / N``, convex in f (Tan et al. 2012).
 
     The mean over samples counts each with its multiplicity.
@@ -50,21 +50,21 @@ class _Convex:
         self.part = multiplicity / multiplicity.sum()
 
     def mixture(self, f: Tensor) -> Tensor:
-        """Log-density of the mixture at the potentials as they were given [N]."""
+        """Return the log-density of the mixture at the potentials as they were given ``[N]``."""
         return self._log_mixture(f) - self.removed
 
     def value(self, f: Tensor) -> Tensor:
-        """The objective, 0-d."""
+        """Return the objective, 0-d."""
         return self._log_mixture(f) @ self.part - self.share @ f
 
     def slopes(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [K] and Hessian [K, K] of the objective."""
+        """Return the gradient ``[K]`` and the Hessian ``[K, K]`` of the objective."""
         origin = torch.exp(self.log_n + f[:, None] - self.u - self._log_mixture(f))
         mean = origin @ self.part
         return mean - self.share, torch.diag(mean) - (origin * self.part) @ origin.T
 
     def iterate(self, f: Tensor) -> Tensor:
-        """One self-consistent iteration, which never raises the objective."""
+        """Do one self-consistent iteration, which never raises the objective."""
         updated = -torch.logsumexp(torch.log(self.part) - self.u - self._log_mixture(f), dim=1)
         return updated - updated[0]
 
@@ -72,35 +72,34 @@ class _Convex:
         return torch.logsumexp(self.log_n + f[:, None] - self.u, dim=0)
 
 
-def _minimise(problem: _Convex) -> Tensor:
+def _minimise(problem: _Objective) -> Tensor:
+    """Minimise by Newton steps with the first state held; self-consistent ones where those fail."""
     f = problem.iterate(torch.zeros_like(problem.share))
     for _ in range(_MAX_STEPS):
         gradient, hessian = problem.slopes(f)
-        step = _newton_step(gradient, hessian)
-        if step is not None and _is_last(f, step, float(gradient @ step)):
-            return f + step
+        step = torch.zeros_like(gradient)
+        step[1:], info = torch.linalg.solve_ex(hessian[1:, 1:], -gradient[1:])
+        usable = int(info) == 0 and bool(torch.isfinite(step).all())
+        slope = float(gradient @ step)
+        if usable:
+            # Below the tolerance, or with a gain far below that of the statistical error.
+            small = float(step.abs().max()) <= _TOLERANCE * max(1.0, float(f.abs().max()))
+            if small or 0.0 <= -slope <= _TOLERANCE**2:
+                return f + step
         if float(gradient.abs().max()) <= 4.0 * torch.finfo(f.dtype).eps:
             return f
-        moved = None if step is None else _line_search(problem, f, step, float(gradient @ step))
+        moved = _line_search(problem, f, step, slope) if usable else None
         f = problem.iterate(f) if moved is None else moved
-    return _settle(problem, f)
+    residual = float(problem.slopes(f)[0].abs().max())
+    if residual > _FLAT:  # less is rounding that keeps the steps above the tolerance
+        raise StatisticsError(
+            f"the multistate equations did not converge in {_MAX_STEPS} steps (residual {residual:.1e})",
+            needed="states that share configurations: more states in between, or longer runs",
+        )
+    return f
 
 
-def _is_last(f: Tensor, step: Tensor, slope: float) -> bool:
-    """Whether a Newton step is below the tolerance, or its gain far below the statistical error's."""
-    scale = max(1.0, float(f.abs().max()))
-    return float(step.abs().max()) <= _TOLERANCE * scale or 0.0 <= -slope <= _TOLERANCE**2
-
-
-def _newton_step(gradient: Tensor, hessian: Tensor) -> Tensor | None:
-    """Newton step with the first state held, or None where the Hessian is singular."""
-    step = torch.zeros_like(gradient)
-    step[1:], info = torch.linalg.solve_ex(hessian[1:, 1:], -gradient[1:])
-    usable = int(info) == 0 and bool(torch.isfinite(step).all())
-    return step if usable else None
-
-
-def _line_search(problem: _Convex, f: Tensor, step: Tensor, slope: float) -> Tensor | None:
+def _line_search(problem: _Objective, f: Tensor, step: Tensor, slope: float) -> Tensor | None:
     """Halve the step until the objective falls; None if it does not, or if the step leads uphill."""
     if slope > 0.0:
         return None
@@ -113,14 +112,3 @@ def _line_search(problem: _Convex, f: Tensor, step: Tensor, slope: float) -> Ten
             return trial
         length *= 0.5
     return None
-
-
-def _settle(problem: _Convex, f: Tensor) -> Tensor:
-    """Accept what rounding keeps from the tolerance, refuse what has not converged."""
-    residual = float(problem.slopes(f)[0].abs().max())
-    if residual > _FLAT:
-        raise StatisticsError(
-            f"the multistate equations did not converge in {_MAX_STEPS} steps (residual {residual:.1e})",
-            needed="states that share configurations: more states in between, or longer runs",
-        )
-    return f

@@ -14,10 +14,10 @@ class PolynomialFit(NamedTuple):
     """A weighted least-squares fit.
 
     Attributes:
-        values: Of the polynomial at the given points ``[n]``.
+        values: Values of the polynomial at the given points ``[n]``.
         errors: Standard errors of these values ``[n]``, from the errors of the data alone.
         chi_squared: Sum of squared residuals in standard errors.
-        freedom: Points less coefficients.
+        freedom: Degrees of freedom: points less coefficients.
     """
 
     values: Tensor
@@ -32,8 +32,8 @@ def polynomial_fit(x: Samples, y: Samples, errors: Samples, powers: Sequence[int
     Args:
         x: Points ``[n]``.
         y: Values ``[n]``.
-        errors: Their standard errors ``[n]``, above zero.
-        powers: The powers k, such as (0, 1, 2), or (1, 2) for what vanishes at zero.
+        errors: Standard errors of the values ``[n]``, above zero.
+        powers: Powers k, such as (0, 1, 2), or (1, 2) for a function that vanishes at zero.
 
     Raises:
         StatisticsError: Fewer points than coefficients, or an error that is not above zero.

@@ -1,7 +1,9 @@
 """Reweighting: normalised weights, effective sample sizes, weighted means and their errors.
 
-All functions are differentiable in their tensors; weights live as logarithms throughout.
+Functions of tensors are differentiable in them; weights are kept as logarithms throughout.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -40,19 +42,6 @@ def kish_size(log_w: Samples) -> Tensor:
     return torch.exp(-torch.logsumexp(2.0 * log_w, dim=0))
 
 
-def entropy_size(log_w: Samples) -> Tensor:
-    """Return the entropy effective size ``exp(-sum w ln w)``, between 1 and n.
-
-    Args:
-        log_w: Logarithms of weights ``[n]``, normalised or not.
-
-    Returns:
-        Effective number of samples (Thaler & Zavadlav 2021), 0-d; never below Kish's.
-    """
-    log_w = log_weights(log_w)
-    return torch.exp(-torch.sum(torch.exp(log_w) * log_w))
-
-
 def weighted_mean(values: Samples, log_w: Samples) -> Tensor:
     """Average over samples with weights.
 
@@ -67,11 +56,12 @@ def weighted_mean(values: Samples, log_w: Samples) -> Tensor:
         StatisticsError: Not finite, no samples, or lengths that differ.
     """
     samples, weights = _aligned(values, log_w)
-    return _contract(weights, samples)
+    mean: Tensor = torch.tensordot(weights, samples, dims=1)
+    return mean
 
 
 def weighted_error(values: Samples, log_w: Samples, inefficiency: float = 1.0) -> Tensor:
-    """Standard error of `weighted_mean`, by the delta method for a ratio of two sums.
+    """Return the standard error of `weighted_mean`, by the delta method for a ratio of two sums.
 
     ``se^2 = g sum_i w_i^2 (values_i - mean)^2 / (1 - g sum_i w_i^2)`` (Owen 2013, chapter 9); the denominator
     undoes the bias of measuring the spread about the samples' own mean, and for equal weights and g = 1
@@ -91,7 +81,8 @@ def weighted_error(values: Samples, log_w: Samples, inefficiency: float = 1.0) -
     samples, weights = _aligned(values, log_w)
     g = as_inefficiency(inefficiency)
     squares = weights**2
-    spread = _contract(squares, (samples - _contract(weights, samples)) ** 2)
+    mean = torch.tensordot(weights, samples, dims=1)
+    spread = torch.tensordot(squares, (samples - mean) ** 2, dims=1)
     left = 1.0 - g * squares.sum()
     if bool(left <= 0.0):
         return torch.full_like(spread, torch.inf)
@@ -108,6 +99,31 @@ def _aligned(values: Samples, log_w: Samples) -> tuple[Tensor, Tensor]:
     return samples, weights
 
 
-def _contract(weights: Tensor, samples: Tensor) -> Tensor:
-    total: Tensor = torch.tensordot(weights, samples, dims=1)
-    return total
+def require_effective(
+    n_eff: float, minimum: float, what: str, have_length: float | None = None, unit: str = "samples"
+) -> None:
+    """Refuse an estimate that rests on too few independent samples.
+
+    Args:
+        n_eff: Number of independent samples, after weights and correlation.
+        minimum: Smallest number that is accepted.
+        what: Name of the estimate in the message.
+        have_length: Length of the data at hand; the message then says which length would be enough.
+        unit: Unit of that length (``"frames"``, ``"ps"``).
+
+    Raises:
+        StatisticsError: ``n_eff`` is below the minimum or not a number.
+    """
+    if n_eff >= minimum:
+        return
+    if not n_eff > 0.0:
+        needed = f"samples that carry {minimum:.3g} independent ones"
+    elif have_length is None:
+        needed = f"about {minimum / n_eff:.2g} times as many samples"
+    else:
+        factor = minimum / n_eff
+        length = have_length * factor
+        text = f"{math.ceil(length):d}" if length >= 10.0 else f"{length:.3g}"
+        needed = f"about {text} {unit} in place of {have_length:.6g} ({factor:.2g} times as many)"
+    problem = f"{what} rests on {n_eff:.3g} independent samples, fewer than {minimum:.3g}"
+    raise StatisticsError(problem, needed=needed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mlip_refine.errors import StatisticsError
-from mlip_refine.statistics import entropy_size, kish_size, log_weights, weighted_error, weighted_mean
+from mlip_refine.statistics import kish_size, log_weights, weighted_error, weighted_mean
 
 
 def test_weights_are_normalised_where_exponentials_overflow():
@@ -16,9 +16,8 @@ def test_weights_are_normalised_where_exponentials_overflow():
 def test_sizes_of_equal_and_of_single_weights():
     equal = torch.zeros(50, dtype=torch.float64)
     single = torch.tensor([0.0] + [-900.0] * 49, dtype=torch.float64)
-    for size in (kish_size, entropy_size):
-        assert size(equal).item() == pytest.approx(50.0, rel=1e-12)
-        assert size(single).item() == pytest.approx(1.0, rel=1e-12)
+    assert kish_size(equal).item() == pytest.approx(50.0, rel=1e-12)
+    assert kish_size(single).item() == pytest.approx(1.0, rel=1e-12)
 
 
 def test_kish_size_of_shifted_gaussian(normal):
@@ -26,13 +25,6 @@ def test_kish_size_of_shifted_gaussian(normal):
     shift = math.sqrt(math.log(2.0))
     x = normal(200_000)
     assert kish_size(shift * x).item() / len(x) == pytest.approx(0.5, rel=0.03)
-
-
-def test_entropy_size_of_shifted_gaussian(normal):
-    """The entropy size / n -> exp(-KL) = exp(-c^2 / 2)."""
-    x = normal(200_000)
-    assert entropy_size(0.8 * x).item() / len(x) == pytest.approx(math.exp(-0.32), rel=0.02)
-    assert entropy_size(0.8 * x) > kish_size(0.8 * x)
 
 
 def test_reweighted_moments_of_shifted_gaussian(normal):
@@ -77,7 +69,7 @@ def test_coverage_with_correlation(autoregressive):
     assert 180 <= hits <= 198
 
 
-@pytest.mark.parametrize("size", [log_weights, kish_size, entropy_size])
+@pytest.mark.parametrize("size", [log_weights, kish_size])
 def test_gradients_of_weights_and_sizes(size, normal):
     assert torch.autograd.gradcheck(size, normal(7).requires_grad_())
 

@@ -10,7 +10,7 @@ from mlip_refine.config import EnergyPerAtom, PositiveEnergyPerAtom, Pressure, S
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, LossResult
 from mlip_refine.quantities import MEV, Measured, Target
-from mlip_refine.statistics import FreeEnergyEstimate, exp_estimate
+from mlip_refine.statistics import FreeEnergyEstimate, entropy_difference, exp_estimate
 
 
 class FreeEnergyDifferenceOptions(Section):
@@ -109,11 +109,11 @@ def _change(frames: Frames, estimate: FreeEnergyEstimate) -> Tensor:
 def _entropy(
     one: Frames, two: Frames, delta_g: Measured, temperature: float, per_atom: float
 ) -> Measured | None:
-    """ΔS = (ΔH - ΔG)/T, meV/atom/K, from the enthalpies of the references."""
+    """ΔS, meV/atom/K, from the enthalpies of the references."""
     if one.enthalpy is None or two.enthalpy is None:
         return None
     delta_h = (two.enthalpy - one.enthalpy).scaled(per_atom, "meV/atom")
-    return (delta_h - delta_g).scaled(1 / temperature, "meV/atom/K")
+    return entropy_difference(temperature, delta_g, delta_h)
 
 
 def _root_sum(*errors: float) -> float:

@@ -20,16 +20,14 @@ from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sam
 from mlip_refine.statistics import (
     FreeEnergyEstimate,
     bar_estimate,
+    entropy_difference,
     require_estimate,
+    transition_temperature,
 )
 from mlip_refine.training.ensembles.sampler import stage_seed
 from mlip_refine.workflows.free_energy.cells import equilibrate_cells
 from mlip_refine.workflows.free_energy.run import cell_interval, cell_length
 from mlip_refine.workflows.from_config import md_settings
-
-# Linear extrapolation of ΔG(T) is not trusted beyond this fraction of T, nor with a noisier slope than this.
-MAX_EXTRAPOLATION = 0.25
-MIN_ENTROPY_SIGNAL = 3.0
 
 
 @dataclass(frozen=True)
@@ -190,8 +188,12 @@ def _transition(
     h_before = (two.enthalpy_before - one.enthalpy_before).scaled(per_atom, "meV/atom")
     h_after = (two.enthalpy_after - one.enthalpy_after).scaled(per_atom, "meV/atom")
     temperature = loss.options.temperature
-    t_before, note_before = transition_temperature(temperature, loss.initial, h_before)
-    t_after, note_after = transition_temperature(temperature, after, h_after)
+    t_before, note_before = transition_temperature(
+        temperature, loss.initial, entropy_difference(temperature, loss.initial, h_before)
+    )
+    t_after, note_after = transition_temperature(
+        temperature, after, entropy_difference(temperature, after, h_after)
+    )
     notes = [f"{when}: {note}" for when, note in (("before", note_before), ("after", note_after)) if note]
     return Transition(
         name=loss.name,
@@ -209,29 +211,3 @@ def _transition(
         transition_after=t_after,
         notes=(*notes, *one.verdicts, *two.verdicts),
     )
-
-
-def transition_temperature(
-    temperature: float, delta_g: Measured, delta_h: Measured
-) -> tuple[Measured | None, str]:
-    """Where ΔG vanishes: T* = T + ΔG/ΔS with ΔS = (ΔH - ΔG)/T (Gibbs and Helmholtz).
-
-    Args:
-        temperature: T, where ΔG was measured, K.
-        delta_g: meV/atom.
-        delta_h: meV/atom.
-
-    Returns:
-        T* in K with its error, and an empty note; or `None` and the reason why it is refused.
-    """
-    entropy = (delta_h - delta_g).scaled(1 / temperature, "meV/atom/K")
-    refusal = "no transition temperature: "
-    if abs(entropy.value) <= MIN_ENTROPY_SIGNAL * entropy.se:
-        return None, f"{refusal}ΔS = {entropy} is not known to {MIN_ENTROPY_SIGNAL:g} σ"
-    shift = delta_g.value / entropy.value
-    if abs(shift) > MAX_EXTRAPOLATION * temperature:
-        return None, f"{refusal}it lies {shift:+.0f} K away, too far to extrapolate ΔG linearly"
-    # ∂T*/∂ΔG = ΔH/(T ΔS²) and ∂T*/∂ΔH = -ΔG/(T ΔS²), ΔG and ΔH independent.
-    scale = temperature * entropy.value**2
-    se = ((delta_h.value / scale * delta_g.se) ** 2 + (delta_g.value / scale * delta_h.se) ** 2) ** 0.5
-    return Measured(temperature + shift, se, "K"), ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from mlip_refine.quantities import Measured
+from mlip_refine.statistics import transition_temperature
 from mlip_refine.workflows.finetune.records import Update
 
 if TYPE_CHECKING:
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 HEADER_EVERY = 20
 """Updates between two headers."""
-
-MIN_ENTROPY_SIGNAL = 3.0
-"""ΔS that is known to fewer standard errors carries no transition temperature."""
-
-MAX_EXTRAPOLATION = 0.25
-"""Part of T beyond which ΔG is not extrapolated linearly."""
 
 REFUSED = "-"
 
@@ -127,28 +122,16 @@ class StepPrinter:
 
 
 def implied_temperature(measured: Mapping[str, Measured]) -> Measured | None:
-    """The transition temperature that ΔG and ΔS imply: T* = T + ΔG/ΔS, ΔS = (ΔH - ΔG)/T.
+    """Return the transition temperature in K that ΔG and ΔS of a loss imply, or `None` where it is refused.
 
     Args:
         measured: Diagnostics of a loss: `delta_g` (meV/atom), `delta_s` (meV/atom/K) and `temperature` (K),
-            where ΔG holds. Without the last, T is taken as 0 and the result is the distance T* - T.
-
-    Returns:
-        T* in K. Its error counts that ΔS contains ΔG: cov(ΔG, ΔS) = -se(ΔG)²/T. `None` without ΔS, or where
-        it is not known to `MIN_ENTROPY_SIGNAL` standard errors, or T* is too far from T.
+            where ΔG holds. Without the last, the result is the distance T* - T.
     """
     delta_g, delta_s, at = (measured.get(name) for name in ("delta_g", "delta_s", "temperature"))
     if delta_g is None or delta_s is None:
         return None
-    if not abs(delta_s.value) >= MIN_ENTROPY_SIGNAL * delta_s.se or delta_s.value == 0:
-        return None
-    shift = delta_g.value / delta_s.value
-    if at and abs(shift) > MAX_EXTRAPOLATION * at.value:
-        return None
-    covariance = -(delta_g.se**2) / at.value if at else 0.0
-    variance = delta_g.se**2 + (shift * delta_s.se) ** 2 - 2 * shift * covariance
-    se = math.sqrt(max(variance, 0.0)) / abs(delta_s.value)
-    return Measured((at.value if at else 0.0) + shift, se, "K")
+    return transition_temperature(at.value if at else None, delta_g, delta_s)[0]
 
 
 def number(measured: Measured | None) -> str:

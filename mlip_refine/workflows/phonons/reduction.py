@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.statistics.paired import Reduction, paired_reduction
+from mlip_refine.statistics import Reduction, paired_reduction
 from mlip_refine.workflows.phonons.records import (
     QUANTITIES,
     PhononPoint,
