@@ -1,23 +1,27 @@
-"""Observables: what is averaged over frames, reweightable, differentiable and with errors.
+"""Observables: averages over frames that are reweightable, differentiable and have standard errors.
 
-One file per quantity. Pure functions of a `Sample`: no model and no dynamics here.
+They are pure functions of a `Sample`: nothing here knows a potential or molecular dynamics.
 """
 
-from mlip_refine.observables.adf import AngularDistribution
-from mlip_refine.observables.base import Observable, Sample, average, measure
-from mlip_refine.observables.bulk_modulus import BulkModulus
-from mlip_refine.observables.density import Density
-from mlip_refine.observables.enthalpy import Enthalpy
-from mlip_refine.observables.frames import sample_of
-from mlip_refine.observables.heat_capacity import HeatCapacityP, HeatCapacityV
-from mlip_refine.observables.lattice import CellAngles, Lattice
-from mlip_refine.observables.pressure import Pressure
-from mlip_refine.observables.rdf import RadialDistribution
-from mlip_refine.observables.stress import Stress
-from mlip_refine.observables.structure_factor import StructureFactor
-from mlip_refine.observables.thermal_expansion import LinearExpansion, ThermalExpansion
-from mlip_refine.observables.unit_cell import conventional_lattice
-from mlip_refine.observables.volume import Volume
+from mlip_refine.observables.base import Observable, Sample, average, measure, sample_of
+from mlip_refine.observables.cell import (
+    CellAngles,
+    Density,
+    Lattice,
+    Pressure,
+    Stress,
+    Volume,
+    conventional_lattice,
+)
+from mlip_refine.observables.structure import AngularDistribution, RadialDistribution, StructureFactor
+from mlip_refine.observables.thermodynamics import (
+    BulkModulus,
+    Enthalpy,
+    HeatCapacityP,
+    HeatCapacityV,
+    LinearExpansion,
+    ThermalExpansion,
+)
 
 __all__ = [
     "AngularDistribution",

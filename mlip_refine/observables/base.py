@@ -1,4 +1,4 @@
-"""What an observable is: columns of every frame, averaged with weights, and a function of the averages.
+"""Samples of frames, and observables: columns of every frame, and a function of their weighted means.
 
 Splitting an observable in these two parts makes every one reweightable and differentiable in one way, also
 those that are no plain averages (heat capacities, elastic constants), and gives all of them the same standard
@@ -6,13 +6,14 @@ errors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,24 +22,27 @@ from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.statistics import log_weights as normalised
 from mlip_refine.statistics import weighted_error, weighted_mean
 
+_NUMBERS = 2**23
+"""Float64 numbers in the largest temporary array: 64 MB, a few of which every machine has."""
+
 
 @dataclass(frozen=True)
 class Sample:
-    """What an observable sees of the frames of one state.
+    """The frames of one state with the model's values on them, which is all that an observable sees.
 
     Attributes:
-        probes: Of the model, per frame, as asked for; may require grad: `energy` `[n]`, eV, `stress`
-            `[n, 3, 3]`, eV/Å³, of the configurations and tensile positive, `born` `[n, 6, 6]`, eV/Å³.
-        positions: `[n, n_atoms, 3]`, Å, unwrapped, float64.
-        cells: Rows `[n, 3, 3]`, Å, float64.
+        probes: Values of the model on every frame, by name; they may require grad: `energy` `[n]`, eV,
+            `stress` of the configurations `[n, 3, 3]`, eV/Å³, tensile positive, `born` `[n, 6, 6]`, eV/Å³.
+        positions: Unwrapped positions `[n, n_atoms, 3]`, Å, float64.
+        cells: Cell vectors as rows `[n, 3, 3]`, Å, float64.
         numbers: Atomic numbers `[n_atoms]`.
-        masses: `[n_atoms]`, amu.
-        temperature: K.
-        pressure: GPa; of a fixed cell only a label.
+        masses: Masses `[n_atoms]`, amu.
+        temperature: Temperature, K.
+        pressure: Pressure, GPa; only a label where the cell is fixed.
         free_cell: Whether the cell moved at that pressure (npt).
 
     Raises:
-        InputError: Positions, cells and atoms that do not belong together.
+        InputError: Positions, cells, atoms and probes differ in number.
     """
 
     probes: Mapping[str, Tensor]
@@ -51,7 +55,7 @@ class Sample:
     free_cell: bool
 
     def __post_init__(self) -> None:
-        """Refuse frames and atoms that do not belong together."""
+        """Check that positions, cells, atoms and probes agree in number."""
         n, atoms = self.positions.shape[0], self.positions.shape[1]
         found = {"cells": self.cells.shape[0], **{name: v.shape[0] for name, v in self.probes.items()}}
         wrong = {name: length for name, length in found.items() if length != n}
@@ -78,7 +82,7 @@ class Sample:
 
     @cached_property
     def volumes(self) -> Tensor:
-        """`[n]`, Å³."""
+        """Volume of every frame `[n]`, Å³."""
         volumes: Tensor = torch.linalg.det(self.cells).abs()
         return volumes
 
@@ -102,10 +106,10 @@ class Sample:
         return self.probe("stress") - (self.n_atoms * self.kt / self.volumes)[:, None, None] * eye
 
     def probe(self, name: str) -> Tensor:
-        """A probe in float64.
+        """Return a probe in float64.
 
         Raises:
-            InputError: It was not evaluated.
+            InputError: The probe was not evaluated.
         """
         if name not in self.probes:
             raise InputError(
@@ -114,7 +118,7 @@ class Sample:
         return self.probes[name].double()
 
     def require_free_cell(self, what: str) -> None:
-        """Refuse what only a moving cell tells.
+        """Refuse a fixed cell for a quantity, named by `what`, that needs a moving one.
 
         Raises:
             InputError: The cell is fixed.
@@ -125,7 +129,7 @@ class Sample:
             )
 
     def require_fixed_cell(self, what: str) -> None:
-        """Refuse what only a fixed cell tells.
+        """Refuse a moving cell for a quantity, named by `what`, that needs a fixed one.
 
         Raises:
             InputError: The cell moves.
@@ -135,12 +139,12 @@ class Sample:
 
 
 class Observable(ABC):
-    """A function of weighted means over frames.
+    """A function of weighted means over frames, with m outputs.
 
     Attributes:
-        probes: What is evaluated on every frame beside the energy.
-        labels: Names of the m outputs.
-        unit: Of all outputs.
+        probes: Names of the probes that it needs beside the energy.
+        labels: Names of the outputs `[m]`.
+        unit: Unit of all outputs.
     """
 
     probes: ClassVar[frozenset[str]] = frozenset()
@@ -149,31 +153,31 @@ class Observable(ABC):
 
     @abstractmethod
     def columns(self, sample: Sample) -> Tensor:
-        """What is averaged: k numbers of every frame `[n, k]`, float64, differentiable in the probes.
+        """Return k numbers of every frame to average `[n, k]`, float64, differentiable in the probes.
 
-        They may be relative to a constant of the sample, where a variance would lose its digits otherwise.
+        They may be relative to a constant of the sample, so that variances keep their digits.
         """
 
     def derive(self, means: Tensor, sample: Sample) -> Tensor:  # noqa: ARG002 - others need the state
-        """The outputs `[m]` from the means `[k]`; the means themselves unless a subclass says otherwise."""
+        """Return the outputs `[m]` from the means `[k]`; by default they are the means themselves."""
         return means
 
     def deviations(self, columns: Tensor, means: Tensor, log_weights: Tensor) -> Tensor:  # noqa: ARG002
-        """Deviations of the columns from their means `[n, k]`, of which errors are made.
+        """Return the deviations of the columns from their means `[n, k]`, the origin of standard errors.
 
-        Columns that hold fewer samples than there are frames have them scaled. Not finite where a single
-        sample is left.
+        A subclass scales the deviations of columns that were evaluated on some of the frames only. They are
+        not finite where a single such frame is left.
         """
         return columns - means
 
 
 def average(observable: Observable, sample: Sample, log_weights: Tensor | None = None) -> Tensor:
-    """Outputs of an observable `[m]`, differentiable in the weights and the probes.
+    """Return the outputs of an observable `[m]`, differentiable in the weights and the probes.
 
     Args:
-        observable: What to average.
-        sample: Frames.
-        log_weights: Logarithms of their weights `[n]`, normalised or not; None: all count the same.
+        observable: The observable.
+        sample: The frames.
+        log_weights: Logarithms of the frames' weights `[n]`, normalised or not; None: equal weights.
 
     Raises:
         StatisticsError: No frames, or a number that is not finite.
@@ -188,20 +192,21 @@ def measure(
     inefficiency: Callable[[Tensor], float],
     log_weights: Tensor | None = None,
 ) -> tuple[Measured, ...]:
-    """Outputs of an observable with their standard errors.
+    """Return the outputs of an observable with their standard errors.
 
     Every output is linearised in its means: frame i contributes w_i (c_i - ⟨c⟩)·∂f/∂⟨c⟩ to it, its influence
     (the infinitesimal jackknife, Efron 1982). The error of a weighted mean with the statistical inefficiency
     of the series of influences is then the error of the output.
 
     Args:
-        observable: What to average.
-        sample: Frames.
-        inefficiency: Statistical inefficiency of one value of every frame `[n]`, in the order of the frames.
-        log_weights: Logarithms of their weights `[n]`, normalised or not; None: all count the same.
+        observable: The observable.
+        sample: The frames.
+        inefficiency: Function that returns the statistical inefficiency of a series `[n]`, one value for
+            each frame in their order.
+        log_weights: Logarithms of the frames' weights `[n]`, normalised or not; None: equal weights.
 
     Returns:
-        One value for each label; an error is infinite where one independent frame or less is left.
+        One value for each label; an error is infinite where no more than one independent frame is left.
 
     Raises:
         StatisticsError: No frames, or a number that is not finite.
@@ -211,9 +216,16 @@ def measure(
     log_w = normalised(_weights(sample, log_weights).detach())
     means = weighted_mean(columns, log_w)
     outputs = observable.derive(means, sample).detach()
-    slopes = _slopes(observable, sample, means)
+    slopes: Tensor = torch.autograd.functional.jacobian(lambda m: observable.derive(m, sample), means)
     deviations = observable.deviations(columns, means, log_w)
-    errors = [_error(deviations @ slope, log_w, inefficiency) for slope in slopes]
+    errors = []
+    for slope in slopes:
+        linear = deviations @ slope
+        if bool(linear.isfinite().all()):
+            influence = len(linear) * log_w.exp() * linear
+            errors.append(float(weighted_error(linear, log_w, inefficiency(influence))))
+        else:
+            errors.append(float("inf"))
     return tuple(
         Measured(value, error, observable.unit) for value, error in zip(outputs.tolist(), errors, strict=True)
     )
@@ -223,14 +235,96 @@ def _weights(sample: Sample, log_weights: Tensor | None) -> Tensor:
     return sample.volumes.new_zeros(len(sample)) if log_weights is None else log_weights
 
 
-def _slopes(observable: Observable, sample: Sample, means: Tensor) -> Tensor:
-    """∂ outputs / ∂ means `[m, k]`."""
-    slopes: Tensor = torch.autograd.functional.jacobian(lambda m: observable.derive(m, sample), means)
-    return slopes
+class SampledState(Protocol):
+    """The conditions under which frames were drawn, such as a `StatePoint`."""
+
+    @property
+    def atoms(self) -> Atoms:
+        """Structure with the atoms and masses of every frame."""
+
+    @property
+    def temperature(self) -> float:
+        """Temperature, K."""
+
+    @property
+    def pressure(self) -> float:
+        """Pressure, GPa."""
+
+    @property
+    def freedom(self) -> str:
+        """What the cell may do; `fixed` where it is held."""
 
 
-def _error(linear: Tensor, log_w: Tensor, inefficiency: Callable[[Tensor], float]) -> float:
-    if not bool(linear.isfinite().all()):
-        return float("inf")
-    influence = len(linear) * log_w.exp() * linear
-    return float(weighted_error(linear, log_w, inefficiency(influence)))
+class SampledFrames(Protocol):
+    """The frames of a simulation, such as a `Trajectory`; replicas and frames are the leading dimensions."""
+
+    @property
+    def point(self) -> SampledState:
+        """The state that was sampled."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Unwrapped positions `[replicas, n_frames, n_atoms, 3]`, Å."""
+
+    @property
+    def cells(self) -> Tensor:
+        """Cell vectors as rows `[replicas, n_frames, 3, 3]`, Å."""
+
+    @property
+    def model_energy(self) -> Tensor:
+        """Potential energies `[replicas, n_frames]`, eV."""
+
+    @property
+    def stress(self) -> Tensor:
+        """Stresses of the configurations `[replicas, n_frames, 3, 3]`, eV/Å³."""
+
+    @property
+    def kept(self) -> Tensor:
+        """Frames that count `[replicas, n_frames]`, bool."""
+
+
+def sample_of(trajectory: SampledFrames, probes: Mapping[str, Tensor] | None = None) -> Sample:
+    """Turn the kept frames of a simulation into a sample with the energies and stresses that it recorded.
+
+        measure(RadialDistribution(8.0), sample_of(trajectory), trajectory.inefficiency)
+
+    Args:
+        trajectory: Frames of an ensemble at constant temperature (nvt or npt) for observables made of
+            fluctuations; of any ensemble for structure and plain averages.
+        probes: Further probes of the kept frames, or replacements of the recorded ones.
+    """
+    kept = trajectory.kept
+    recorded = {"energy": trajectory.model_energy[kept], "stress": trajectory.stress[kept]}
+    positions, cells = trajectory.positions[kept], trajectory.cells[kept]
+    return sample_at(trajectory.point, positions, cells, recorded | dict(probes or {}))
+
+
+def sample_at(point: SampledState, positions: Tensor, cells: Tensor, probes: Mapping[str, Tensor]) -> Sample:
+    """Return frames of a state point as a sample.
+
+    Args:
+        point: State point at which the frames were drawn.
+        positions: Unwrapped positions `[n, n_atoms, 3]`, Å.
+        cells: Cell vectors as rows `[n, 3, 3]`, Å.
+        probes: Values of the model on the frames (see `Sample`).
+    """
+    return Sample(
+        probes=probes,
+        positions=positions,
+        cells=cells,
+        numbers=point.atoms.numbers,
+        masses=torch.from_numpy(point.atoms.get_masses()),
+        temperature=point.temperature,
+        pressure=point.pressure,
+        free_cell=point.freedom != "fixed",
+    )
+
+
+def portions(n: int, each: int) -> Iterator[slice]:
+    """Yield slices that cover n items, each of which needs `each` numbers, in portions that fit into memory.
+
+    A portion has at least one item.
+    """
+    size = max(1, _NUMBERS // max(each, 1))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

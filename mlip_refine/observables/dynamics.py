@@ -1,6 +1,6 @@
 """Time correlations of unwrapped trajectories: diffusion, viscosity and vibrational spectra.
 
-For evaluation only: a reweighted trajectory is none of the new potential, so no loss can be made of these.
+For evaluation only: a reweighted trajectory is not one of the new potential, so these make no loss.
 Frames hold no momenta; velocities are displacements between frames over their interval Δ. Their
 autocorrelation is the true one averaged over 2Δ with a triangle, which a spectrum takes back exactly
 (`vibrational_spectrum`) and which leaves the diffusion coefficient untouched.
@@ -14,7 +14,7 @@ import torch
 from ase import units
 from torch import Tensor
 
-from mlip_refine.observables.chunks import portions
+from mlip_refine.observables.base import portions
 from mlip_refine.quantities import KB
 
 AMU: float = float(units.fs) ** -2
@@ -25,47 +25,43 @@ _XI = 2.837297
 
 
 def autocorrelation(series: Tensor, lags: int) -> Tensor:
-    """⟨x(0) x(t)⟩ over all origins.
+    """Return ⟨x(0) x(t)⟩, averaged over all origins.
 
     Args:
-        series: `[..., n]`, evenly spaced; its mean is not taken off.
+        series: Evenly spaced values `[..., n]`; their mean is not subtracted.
         lags: Longest lag, below n.
 
     Returns:
-        `[..., lags + 1]`.
+        Correlation at every lag `[..., lags + 1]`.
     """
     return _lagged_sums(series, lags) / _origins(series, lags)
 
 
 def mean_square_displacement(positions: Tensor, lags: int) -> Tensor:
-    """⟨|r(t) - r(0)|²⟩ over all origins and atoms, by Fourier transforms (Calandrini et al. 2011).
+    """Return ⟨|r(t) - r(0)|²⟩ over all origins and atoms, by Fourier transforms (Calandrini et al. 2011).
 
     Args:
-        positions: Unwrapped, in a fixed cell `[..., n, n_atoms, 3]`, Å.
+        positions: Unwrapped positions in a fixed cell `[..., n, n_atoms, 3]`, Å.
         lags: Longest lag, below n.
 
     Returns:
-        `[..., lags + 1]`, Å².
+        Mean square displacement at every lag `[..., lags + 1]`, Å².
     """
     # Digits: a trajectory may be far from the origin, and displacements are small.
-    series = (positions - positions[..., :1, :, :]).flatten(-2).movedim(-1, 0)
-    total = positions.new_zeros(*series.shape[1:-1], lags + 1)
-    for some in portions(len(series), 6 * series[0].numel()):
-        total += _squared_displacements(series[some], lags).sum(0)
+    coordinates = (positions - positions[..., :1, :, :]).flatten(-2).movedim(-1, 0)
+    total = positions.new_zeros(*coordinates.shape[1:-1], lags + 1)
+    for some in portions(len(coordinates), 6 * coordinates[0].numel()):
+        series = coordinates[some]
+        squares = series.square()
+        ends = squares + squares.flip(-1)
+        left_out = torch.nn.functional.pad(ends.cumsum(-1), (1, 0))[..., : lags + 1]
+        sums = 2 * squares.sum(-1, keepdim=True) - left_out - 2 * _lagged_sums(series, lags)
+        total += (sums / _origins(series, lags)).sum(0)
     return total / positions.shape[-2]
 
 
-def _squared_displacements(series: Tensor, lags: int) -> Tensor:
-    """⟨(x(t) - x(0))²⟩ of series `[..., n]`: `[..., lags + 1]`."""
-    squares = series.square()
-    ends = squares + squares.flip(-1)
-    left_out = torch.nn.functional.pad(ends.cumsum(-1), (1, 0))[..., : lags + 1]
-    sums = 2 * squares.sum(-1, keepdim=True) - left_out - 2 * _lagged_sums(series, lags)
-    return sums / _origins(series, lags)
-
-
 def _lagged_sums(series: Tensor, lags: int) -> Tensor:
-    """Σ x_i x_(i + lag) of series `[..., n]`: `[..., lags + 1]`."""
+    """Return Σ x_i x_(i + lag) of series `[..., n]`: `[..., lags + 1]`."""
     n = series.shape[-1]
     spectrum = torch.fft.rfft(series, n=2 * n)
     sums: Tensor = torch.fft.irfft(spectrum.abs().square(), n=2 * n)[..., : lags + 1]
@@ -73,32 +69,32 @@ def _lagged_sums(series: Tensor, lags: int) -> Tensor:
 
 
 def _origins(series: Tensor, lags: int) -> Tensor:
-    """How many pairs each lag has `[lags + 1]`."""
+    """Return the number of pairs at every lag `[lags + 1]`."""
     n = series.shape[-1]
     return torch.arange(n, n - lags - 1, -1, dtype=series.dtype, device=series.device)
 
 
 def without_drift(positions: Tensor, masses: Tensor) -> Tensor:
-    """Positions relative to the centre of mass `[..., n, n_atoms, 3]`; masses `[n_atoms]`."""
+    """Return positions relative to the centre of mass `[..., n, n_atoms, 3]`; masses `[n_atoms]`."""
     weights = (masses / masses.sum()).to(positions)
     return positions - torch.einsum("...ax,a->...x", positions, weights)[..., None, :]
 
 
 def velocities(positions: Tensor, interval: float) -> Tensor:
-    """Displacements over the interval between frames `[..., n - 1, n_atoms, 3]`, Å/fs."""
+    """Return displacements over the interval between frames `[..., n - 1, n_atoms, 3]`, Å/fs."""
     return positions.diff(dim=-3) / interval
 
 
 def velocity_autocorrelation(velocity: Tensor, weights: Tensor, lags: int) -> Tensor:
-    """Σ_i w_i ⟨v_i(0)·v_i(t)⟩ over all origins.
+    """Return Σ_i w_i ⟨v_i(0)·v_i(t)⟩, averaged over all origins.
 
     Args:
-        velocity: `[..., n, n_atoms, 3]`.
-        weights: Such as masses `[n_atoms]`, not negative.
+        velocity: Velocities `[..., n, n_atoms, 3]`.
+        weights: Weights of the atoms `[n_atoms]`, not negative, such as masses.
         lags: Longest lag, below n.
 
     Returns:
-        `[..., lags + 1]`.
+        Correlation at every lag `[..., lags + 1]`.
     """
     scaled = velocity * weights.to(velocity).sqrt()[:, None]
     series = scaled.flatten(-2).movedim(-1, 0)
@@ -109,12 +105,14 @@ def velocity_autocorrelation(velocity: Tensor, weights: Tensor, lags: int) -> Te
 
 
 def einstein_diffusion(displacement: Tensor, interval: float, first: int) -> Tensor:
-    """Self-diffusion coefficient, a sixth of the slope of the mean square displacement (Einstein 1905).
+    """Return the self-diffusion coefficient by the slope of the mean square displacement (Einstein 1905).
+
+    D is a sixth of the slope.
 
     Args:
-        displacement: Mean square, from lag zero on `[..., lags + 1]`, Å².
-        interval: Between lags, fs.
-        first: Lag from which on a line is fitted.
+        displacement: Mean square displacement from lag zero on `[..., lags + 1]`, Å².
+        interval: Time between lags, fs.
+        first: First lag of the fitted line.
 
     Returns:
         D `[...]`, Å²/fs.
@@ -125,20 +123,21 @@ def einstein_diffusion(displacement: Tensor, interval: float, first: int) -> Ten
 
 
 def running_integral(correlation: Tensor, interval: float) -> Tensor:
-    """∫₀ᵗ C dt' by the trapezoidal rule, for Green-Kubo relations `[..., lags + 1]`."""
+    """Return ∫₀ᵗ C dt' by the trapezoidal rule, for Green-Kubo relations `[..., lags + 1]`."""
     steps = (correlation[..., 1:] + correlation[..., :-1]) * (interval / 2)
     return torch.nn.functional.pad(steps.cumsum(-1), (1, 0))
 
 
 def vibrational_spectrum(correlation: Tensor, interval: float) -> tuple[Tensor, Tensor]:
-    """Vibrational density of states, the cosine transform of the mass-weighted velocity autocorrelation.
+    """Return the vibrational density of states.
 
-    The end is smoothed by a Hann window (resolution about one over the longest lag). What displacements over
-    an interval Δ take from a frequency ν, a factor sin²(πνΔ)/(πνΔ)², is given back.
+    It is the cosine transform of the mass-weighted velocity autocorrelation. Its end is smoothed
+    by a Hann window (resolution about one over the longest lag). What displacements over an interval Δ take
+    from a frequency ν, a factor sin²(πνΔ)/(πνΔ)², is given back.
 
     Args:
         correlation: Σ m ⟨v(0)·v(t)⟩ `[..., lags + 1]`, any unit.
-        interval: Between lags and of the displacements, fs.
+        interval: Time between lags, over which the displacements were taken, fs.
 
     Returns:
         Frequencies `[lags + 1]`, THz, up to one half over the interval, and the density `[..., lags + 1]`,
@@ -157,17 +156,17 @@ def vibrational_spectrum(correlation: Tensor, interval: float) -> tuple[Tensor, 
 def stress_with_kinetic_part(
     stress: Tensor, positions: Tensor, cell: Tensor, masses: Tensor, interval: float
 ) -> Tensor:
-    """Stress of frames with the momentum flux, σ - Σ m v⊗v/V, of all frames but the first and the last.
+    """Return the stress with the momentum flux, σ - Σ m v⊗v/V, of all frames but the first and the last.
 
     Args:
-        stress: Of the configurations `[..., n, 3, 3]`, eV/Å³, tensile positive.
-        positions: Unwrapped, without drift `[..., n, n_atoms, 3]`, Å.
-        cell: Rows `[3, 3]`, Å.
-        masses: `[n_atoms]`, amu.
-        interval: Between frames, fs; velocities are central differences.
+        stress: Stress of the configurations `[..., n, 3, 3]`, eV/Å³, tensile positive.
+        positions: Unwrapped positions without drift `[..., n, n_atoms, 3]`, Å.
+        cell: Cell vectors as rows `[3, 3]`, Å.
+        masses: Masses `[n_atoms]`, amu.
+        interval: Time between frames, fs; velocities are central differences.
 
     Returns:
-        `[..., n - 2, 3, 3]`, eV/Å³.
+        Stress `[..., n - 2, 3, 3]`, eV/Å³.
     """
     velocity = (positions[..., 2:, :, :] - positions[..., :-2, :, :]) / (2 * interval)
     flux = torch.einsum("a,...ai,...aj->...ij", masses.to(velocity) * AMU, velocity, velocity)
@@ -178,17 +177,19 @@ def stress_with_kinetic_part(
 def running_viscosity(
     stress: Tensor, volume: float, temperature: float, interval: float, lags: int
 ) -> Tensor:
-    """Shear viscosity V/(10 kT) ∫₀ᵗ ⟨S(0):S(t')⟩ dt', S the traceless stress (Daivis and Evans 1994).
+    """Return the shear viscosity V/(10 kT) ∫₀ᵗ ⟨S(0):S(t')⟩ dt' (Daivis and Evans 1994).
+
+    S is the traceless stress.
 
     Args:
         stress: Total stress `[..., n, 3, 3]`, eV/Å³.
-        volume: Å³.
-        temperature: K.
-        interval: Between frames, fs.
+        volume: Volume, Å³.
+        temperature: Temperature, K.
+        interval: Time between frames, fs.
         lags: Longest lag.
 
     Returns:
-        Up to every lag `[..., lags + 1]`, eV fs/Å³.
+        Viscosity by integration up to every lag `[..., lags + 1]`, eV fs/Å³.
     """
     eye = torch.eye(3).to(stress)
     trace = stress.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
@@ -198,14 +199,14 @@ def running_viscosity(
 
 
 def finite_size_correction(temperature: float, viscosity: float, length: float) -> float:
-    """What a cubic periodic box takes from the diffusion coefficient: ξ kT/(6π η L) (Yeh and Hummer 2004).
+    """Return what a cubic periodic box takes from D, ξ kT/(6π η L) (Yeh and Hummer 2004).
 
     Args:
-        temperature: K.
-        viscosity: η, eV fs/Å³.
-        length: Of the box, Å.
+        temperature: Temperature, K.
+        viscosity: Viscosity η, eV fs/Å³.
+        length: Length of the box, Å.
 
     Returns:
-        D of the bulk minus D of the box, Å²/fs.
+        Diffusion coefficient of the bulk minus that of the box, Å²/fs.
     """
     return _XI * KB * temperature / (6 * pi * viscosity * length)

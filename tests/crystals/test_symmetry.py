@@ -19,7 +19,7 @@ from mlip_refine.crystals.symmetry import (
 )
 from mlip_refine.crystals.tensors import project, rotate
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.observables.deformation import Deformation, deformation_constants
+from mlip_refine.observables.elasticity import Deformation, deformation_constants
 
 HCP = {"C11": 160.0, "C12": 90.0, "C13": 66.0, "C33": 181.0, "C44": 46.0}
 BCC = {"C11": 140.0, "C12": 100.0, "C44": 40.0}

@@ -21,9 +21,15 @@ from mlip_refine.crystals.symmetry import Symmetry, crystal_symmetry
 from mlip_refine.crystals.tensors import project
 from mlip_refine.errors import InputError
 from mlip_refine.observables.base import Sample, average, measure
-from mlip_refine.observables.deformation import Deformation, deformation_constants, errors_of_stresses
-from mlip_refine.observables.elasticity import FluctuationElasticity, FluctuationModuli, RestStrain
-from mlip_refine.observables.stress import Stress
+from mlip_refine.observables.cell import Stress
+from mlip_refine.observables.elasticity import (
+    Deformation,
+    FluctuationElasticity,
+    FluctuationModuli,
+    RestStrain,
+    deformation_constants,
+    errors_of_stresses,
+)
 from mlip_refine.quantities import GPA, KB, VOIGT
 
 T = 60.0

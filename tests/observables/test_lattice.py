@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.observables import average
-from mlip_refine.observables.lattice import CellAngles, Lattice, cell_angles
+from mlip_refine.observables.cell import CellAngles, Lattice, cell_angles
 
 
 def rows(cell: np.ndarray) -> Tensor:

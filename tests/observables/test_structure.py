@@ -12,10 +12,8 @@ from ase.neighborlist import neighbor_list
 
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.observables import average, measure
-from mlip_refine.observables.adf import AngularDistribution
-from mlip_refine.observables.chunks import portions
-from mlip_refine.observables.rdf import RadialDistribution
-from mlip_refine.observables.structure_factor import StructureFactor
+from mlip_refine.observables.base import portions
+from mlip_refine.observables.structure import AngularDistribution, RadialDistribution, StructureFactor
 
 A = 4.0
 SKEW = np.array([[7.0, 0.0, 0.0], [3.0, 6.0, 0.0], [-2.0, 2.5, 5.0]])
@@ -112,7 +110,7 @@ def test_portions_change_nothing(gas, monkeypatch: pytest.MonkeyPatch) -> None:
     observables = [RadialDistribution(6.0, 12), AngularDistribution(4.0, 9), StructureFactor(1.0, 4.0, 3)]
     whole = [average(o, sample) for o in observables]
     for numbers in (1, 900):
-        monkeypatch.setattr("mlip_refine.observables.chunks._NUMBERS", numbers)
+        monkeypatch.setattr("mlip_refine.observables.base._NUMBERS", numbers)
         for observable, expected in zip(observables, whole, strict=True):
             torch.testing.assert_close(average(observable, sample), expected)
     assert [s.stop - s.start for s in portions(7, 300)] == [3, 3, 1]

@@ -6,14 +6,15 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.observables import average, measure
-from mlip_refine.observables.bulk_modulus import BulkModulus
-from mlip_refine.observables.density import Density
-from mlip_refine.observables.enthalpy import Enthalpy
-from mlip_refine.observables.heat_capacity import HeatCapacityP, HeatCapacityV
-from mlip_refine.observables.lattice import Lattice
-from mlip_refine.observables.pressure import Pressure
-from mlip_refine.observables.stress import Stress
-from mlip_refine.observables.thermal_expansion import LinearExpansion, ThermalExpansion
+from mlip_refine.observables.cell import Density, Lattice, Pressure, Stress
+from mlip_refine.observables.thermodynamics import (
+    BulkModulus,
+    Enthalpy,
+    HeatCapacityP,
+    HeatCapacityV,
+    LinearExpansion,
+    ThermalExpansion,
+)
 from mlip_refine.quantities import GPA, KB
 
 T, P, N = 300.0, 0.1, 20

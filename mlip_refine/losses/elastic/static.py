@@ -15,8 +15,8 @@ from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, 
 from mlip_refine.losses.elastic.match import CellValues, ElasticMatch
 from mlip_refine.losses.elastic.targets import ElasticConstantsOptions
 from mlip_refine.observables.base import Observable, average, measure
-from mlip_refine.observables.deformation import Deformation, deformation_constants, errors_of_stresses
-from mlip_refine.observables.stress import Stress
+from mlip_refine.observables.cell import Stress
+from mlip_refine.observables.elasticity import Deformation, deformation_constants, errors_of_stresses
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.statistics import polynomial_fit

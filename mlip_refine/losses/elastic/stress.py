@@ -8,7 +8,7 @@ from torch import Tensor
 from mlip_refine.crystals.symmetry import Symmetry
 from mlip_refine.crystals.tensors import stress_from_voigt, stress_to_voigt
 from mlip_refine.observables.base import Observable, Sample
-from mlip_refine.observables.stress import Stress
+from mlip_refine.observables.cell import Stress
 
 
 class SymmetricStress(Observable):

@@ -16,7 +16,7 @@ from mlip_refine.data import Table
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses.targets import Values, Wanted, given_targets, parse_values, table_targets
 from mlip_refine.observables import Lattice, Observable, Sample
-from mlip_refine.observables.unit_cell import conventional_lattice
+from mlip_refine.observables.cell import conventional_lattice
 from mlip_refine.quantities import MEV
 
 _ANGLE = Dimension("angle", {"°": 1.0, "deg": 1.0, "rad": math.degrees(1.0)})

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.losses import Frames
-from mlip_refine.observables.base import Sample
-from mlip_refine.observables.frames import sample_at
+from mlip_refine.observables.base import Sample, sample_at
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.quantities import GPA, Measured
 from mlip_refine.sampling import StatePoint, Trajectory

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from mlip_refine.crystals.moduli import voigt_average
 from mlip_refine.crystals.symmetry import INDEPENDENT
-from mlip_refine.observables.base import Observable, average, measure
-from mlip_refine.observables.deformation import Deformation, deformation_constants, errors_of_stresses
-from mlip_refine.observables.frames import sample_of
-from mlip_refine.observables.stress import Stress
+from mlip_refine.observables.base import Observable, average, measure, sample_of
+from mlip_refine.observables.cell import Stress
+from mlip_refine.observables.elasticity import Deformation, deformation_constants, errors_of_stresses
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import Trajectory
 

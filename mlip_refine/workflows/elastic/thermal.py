@@ -14,11 +14,14 @@ from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic.targets import constants_of, lattice_of
-from mlip_refine.observables.base import Observable, measure
-from mlip_refine.observables.deformation import Deformation
-from mlip_refine.observables.elasticity import FluctuationElasticity, FluctuationModuli, RestStrain
-from mlip_refine.observables.frames import sample_of
-from mlip_refine.observables.pressure import Pressure
+from mlip_refine.observables.base import Observable, measure, sample_of
+from mlip_refine.observables.cell import Pressure
+from mlip_refine.observables.elasticity import (
+    Deformation,
+    FluctuationElasticity,
+    FluctuationModuli,
+    RestStrain,
+)
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sample

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.errors import StatisticsError
-from mlip_refine.observables.density import GRAMS_PER_CM3
-from mlip_refine.observables.lattice import ANGLES, cell_angles, cell_lengths
+from mlip_refine.observables.cell import ANGLES, GRAMS_PER_CM3, cell_angles, cell_lengths
 from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.sampling.md.barostat import strain_projection

@@ -7,7 +7,7 @@ from ase.build import bulk
 
 from mlip_refine.crystals.symmetry import crystal_symmetry
 from mlip_refine.crystals.tensors import stress_from_voigt
-from mlip_refine.observables.deformation import Deformation
+from mlip_refine.observables.elasticity import Deformation
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.workflows.elastic.strained_cells import of_strained_cells, of_stresses
