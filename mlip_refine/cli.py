@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mlip_refine.config import Config, config_schema, load_config
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.losses import registry
+from mlip_refine.losses.registry import loss_types
 
 app = typer.Typer(
     name="mlip-refine",
@@ -203,16 +203,16 @@ def _words(text: str) -> list[str]:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a config."""
-    schemas = {name: loss.Options.model_json_schema(by_alias=True) for name, loss in registry().items()}
+    schemas = {name: loss.options.model_json_schema(by_alias=True) for name, loss in loss_types().items()}
     sys.stdout.write(json.dumps(config_schema(schemas), indent=2, ensure_ascii=False) + "\n")
 
 
 @app.command()
 def losses() -> None:
     """List the losses and their options."""
-    for name, loss in sorted(registry().items()):
-        out.print(f"[bold]{name}[/bold]: {(loss.__doc__ or '').strip().splitlines()[0]}")
-        for field, info in loss.Options.model_fields.items():
+    for name, loss in sorted(loss_types().items()):
+        out.print(f"[bold]{name}[/bold]: {loss.description}")
+        for field, info in loss.options.model_fields.items():
             default = "required" if info.is_required() else f"default {info.default}"
             out.print(f"  {info.alias or field}: {info.description} ({default})", markup=False)
 

@@ -1,41 +1,81 @@
-"""Losses by name: the built-in ones, and those of other packages.
+"""Types of losses by name: the built-in ones, and those of other packages.
+
+This module imports no torch: the options of every built-in loss can be read and checked, and the class that
+computes it is imported when it is first asked for.
 
 Another package registers a loss by an entry point of the group `mlip_refine.losses`, named like the loss and
-pointing at its class. The class is an `EnsembleLoss` or `BatchLoss` with a pydantic model `Options` (a
-`mlip_refine.config.Section`) and the constructor `(name, weight, options)`.
+pointing at its class. The class is an `EnsembleLoss`, `BatchLoss` or `PotentialLoss` with a pydantic model
+`Options` (a `mlip_refine.config.Section`) and the constructor `(name, weight, options)`, or its own `bind`.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-from mlip_refine.config import LocatedNode, validate_node
+from mlip_refine.config import LocatedNode, Section, validate_node
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.losses.base import Loss
-from mlip_refine.losses.elastic.static import ElasticConstants
-from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifference
-from mlip_refine.losses.ensemble.observable import OBSERVABLE_LOSSES
-from mlip_refine.losses.ensemble.phase_difference import EnthalpyDifference, VolumeDifference
-from mlip_refine.losses.phonons.frequencies import PhononFrequencies
-from mlip_refine.losses.phonons.hvp import PhononHVP
-from mlip_refine.losses.replay import Replay
+from mlip_refine.losses import options
+from mlip_refine.losses.ensemble.observable_options import OBSERVABLES
+
+if TYPE_CHECKING:
+    from mlip_refine.losses.base import Loss
 
 ENTRY_POINT_GROUP = "mlip_refine.losses"
 
-BUILT_IN: dict[str, type[Any]] = {
-    **OBSERVABLE_LOSSES,
-    "elastic_constants": ElasticConstants,
-    "enthalpy_difference": EnthalpyDifference,
-    "free_energy_difference": FreeEnergyDifference,
-    "phonon_frequencies": PhononFrequencies,
-    "phonon_hvp": PhononHVP,
-    "replay": Replay,
-    "volume_difference": VolumeDifference,
+
+@dataclass(frozen=True)
+class LossType:
+    """A type of loss.
+
+    Attributes:
+        options: Pydantic model of what a config may say about it.
+        target: Dotted name of its class, `package.module:Class`.
+        description: What the loss is, in one line.
+    """
+
+    options: type[Section]
+    target: str
+    description: str
+
+    @property
+    def loss_class(self) -> "type[Loss]":
+        """The class that computes the loss; this imports torch."""
+        found: type[Loss] = resolve_name(self.target)
+        return found
+
+
+def _built_in(given: type[Section], target: str) -> LossType:
+    return LossType(given, f"mlip_refine.losses.{target}", _first_line(given))
+
+
+def _first_line(documented: type) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+BUILT_IN: dict[str, LossType] = {
+    **{name: _built_in(given, "ensemble.observable:ObservableLoss") for name, given in OBSERVABLES.items()},
+    "elastic_constants": _built_in(options.ElasticConstantsOptions, "elastic.static:ElasticConstants"),
+    "enthalpy_difference": _built_in(
+        options.EnthalpyDifferenceOptions, "ensemble.phase_difference:EnthalpyDifference"
+    ),
+    "free_energy_difference": _built_in(
+        options.FreeEnergyDifferenceOptions, "ensemble.free_energy:FreeEnergyDifference"
+    ),
+    "phonon_frequencies": _built_in(
+        options.PhononFrequenciesOptions, "phonons.frequencies:PhononFrequencies"
+    ),
+    "phonon_hvp": _built_in(options.PhononHVPOptions, "phonons.hvp:PhononHVP"),
+    "replay": _built_in(options.ReplayOptions, "replay:Replay"),
+    "volume_difference": _built_in(
+        options.VolumeDifferenceOptions, "ensemble.phase_difference:VolumeDifference"
+    ),
 }
 
 
-def registry() -> dict[str, type[Any]]:
-    """Every known loss class by name.
+def loss_types() -> dict[str, LossType]:
+    """Return every known type of loss by name.
 
     Raises:
         InputError: If another package's entry point cannot be imported or is not a loss.
@@ -45,23 +85,26 @@ def registry() -> dict[str, type[Any]]:
         if point.name in known:
             raise InputError(f"two losses are called {point.name!r}", where=point.value)
         try:
-            loss = point.load()
+            found = point.load()
         except (ImportError, AttributeError) as error:
             problem = f"loss {point.name!r} cannot be imported"
             raise InputError(problem, where=point.value, found=str(error)) from error
-        if not (isinstance(loss, type) and issubclass(loss, Loss) and hasattr(loss, "Options")):
+        from mlip_refine.losses.base import Loss  # noqa: PLC0415 - imports torch, as the other package has
+
+        if not (isinstance(found, type) and issubclass(found, Loss) and hasattr(found, "Options")):
             raise InputError(f"{point.name!r} is not a loss class with Options", where=point.value)
-        known[point.name] = loss
+        known[point.name] = LossType(found.Options, point.value, _first_line(found))
     return known
 
 
-def build_losses(nodes: Iterable[LocatedNode]) -> list[Loss]:
+def build_losses(nodes: Iterable[LocatedNode]) -> "list[Loss]":
     """Losses from the raw nodes of a config, their options checked.
 
     Raises:
         InputError: For an unknown type, wrong options, or two losses of one name.
     """
-    known, losses = registry(), list[Loss]()
+    known = loss_types()
+    losses: list[Loss] = []
     for node in nodes:
         if node.type not in known:
             word = nearest(node.type, known)
@@ -74,6 +117,6 @@ def build_losses(nodes: Iterable[LocatedNode]) -> list[Loss]:
         if node.name in {loss.name for loss in losses}:
             problem = f"two losses are called {node.name!r}"
             raise InputError(problem, where=node.where(), fix="Give each a key 'name'.")
-        loss_class = known[node.type]
-        losses.append(loss_class.create(node.name, node.weight, validate_node(loss_class.Options, node)))
+        checked = validate_node(known[node.type].options, node)
+        losses.append(known[node.type].loss_class.create(node.name, node.weight, checked))
     return losses

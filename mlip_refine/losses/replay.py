@@ -3,20 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mlip_refine.config import Section
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import BatchLoss, LossResult
-
-
-class ReplayOptions(Section):
-    """Options of `replay`: weights as in MACE's stress loss."""
-
-    energy_weight: float = Field(1.0, ge=0, description="On the squared error of the energy per atom, 1/eV².")
-    forces_weight: float = Field(100.0, ge=0, description="On the squared error of force components, Å²/eV².")
-    stress_weight: float = Field(10.0, ge=0, description="On the squared error of stress components, Å⁶/eV².")
+from mlip_refine.losses.options import ReplayOptions
 
 
 class Replay(BatchLoss):

@@ -1,5 +1,6 @@
 """Losses by name: built in, from other packages, and refused."""
 
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from textwrap import dedent
@@ -8,7 +9,8 @@ import pytest
 
 from mlip_refine.config import Section, load_config
 from mlip_refine.errors import InputError
-from mlip_refine.losses import BatchLoss, LossResult, Replay, build_losses, registry
+from mlip_refine.losses import BatchLoss, LossResult, Replay, build_losses
+from mlip_refine.losses.registry import loss_types
 
 
 class TemperatureDrop(BatchLoss):
@@ -40,7 +42,7 @@ def installed(monkeypatch):
 
     def install(**targets: str) -> None:
         points = [EntryPoint(name, value, "mlip_refine.losses") for name, value in targets.items()]
-        module = sys.modules[registry.__module__]  # its name in the package is that of the function
+        module = sys.modules[loss_types.__module__]
         monkeypatch.setattr(module, "entry_points", lambda group: points)
 
     monkeypatch.setattr("collections.TemperatureDrop", TemperatureDrop, raising=False)
@@ -93,7 +95,7 @@ def test_two_losses_of_one_name_are_refused(tmp_path):
 
 def test_a_loss_of_another_package(tmp_path, installed):
     installed(temperature_drop="collections:TemperatureDrop")
-    assert registry()["temperature_drop"] is TemperatureDrop
+    assert loss_types()["temperature_drop"].loss_class is TemperatureDrop
     (loss,) = _losses(tmp_path, "- {type: temperature_drop, depth: 4.5}\n")
     assert isinstance(loss, TemperatureDrop)
     assert loss.depth == 4.5
@@ -115,15 +117,21 @@ def test_a_loss_of_another_package(tmp_path, installed):
 def test_broken_registrations_are_refused(installed, name, target, message):
     installed(**{name: target})
     with pytest.raises(InputError, match=message) as caught:
-        registry()
+        loss_types()
     assert str(caught.value).startswith(target)
 
 
 def test_built_in_names():
-    assert set(registry()) == {
+    assert set(loss_types()) == {
         *("angular_distribution", "bulk_modulus", "cell_angles", "density", "elastic_constants", "enthalpy"),
         *("enthalpy_difference", "free_energy_difference", "heat_capacity", "lattice", "linear_expansion"),
         *("phonon_frequencies", "phonon_hvp"),
         *("pressure", "radial_distribution", "replay", "stress", "structure_factor", "thermal_expansion"),
         *("volume", "volume_difference"),
     }
+
+
+def test_options_of_all_losses_are_read_without_torch():
+    code = "import mlip_refine.losses.registry, sys; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

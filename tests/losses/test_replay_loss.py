@@ -6,7 +6,8 @@ from mace.modules.loss import WeightedEnergyForcesStressLoss
 from mace.tools.torch_geometric import Batch, Data
 
 from mlip_refine.errors import InputError
-from mlip_refine.losses.replay import Replay, ReplayOptions
+from mlip_refine.losses.options import ReplayOptions
+from mlip_refine.losses.replay import Replay
 
 SIZES = (2, 3, 1)
 F64 = torch.float64

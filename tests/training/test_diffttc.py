@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mlip_refine.losses import EnsembleSource, Frames, FreeEnergyDifference
-from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifferenceOptions
+from mlip_refine.losses.options import FreeEnergyDifferenceOptions
 from mlip_refine.quantities import KB, MEV, Measured
 from mlip_refine.statistics import bar_estimate, kish_size, log_weights, statistical_inefficiency
 

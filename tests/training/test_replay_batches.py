@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mlip_refine.losses.replay import Replay, ReplayOptions
+from mlip_refine.losses.options import ReplayOptions
+from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import GPA
 from mlip_refine.training.gradients.replay import backpropagate_batch

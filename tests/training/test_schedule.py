@@ -20,8 +20,8 @@ from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, FreeEnergyDifference, PotentialLoss
 from mlip_refine.losses.base import Frames, LossResult
-from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifferenceOptions
-from mlip_refine.losses.replay import Replay, ReplayOptions
+from mlip_refine.losses.options import FreeEnergyDifferenceOptions, ReplayOptions
+from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import GraphBuilder, Potential
 from mlip_refine.potential.batching import Chunker
 from mlip_refine.quantities import Measured

@@ -16,7 +16,8 @@ from mlip_refine.data import find_table
 from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult
 from mlip_refine.losses.elastic.stress import SymmetricStress
-from mlip_refine.losses.elastic.targets import ElasticConstantsOptions, Wanted
+from mlip_refine.losses.elastic.targets import Wanted
+from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables.cell import Pressure
 from mlip_refine.observables.elasticity import FluctuationElasticity
 from mlip_refine.quantities import Measured, Target

@@ -13,7 +13,7 @@ from mlip_refine.crystals.tensors import stress_to_voigt
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, LossResult, PotentialLoss
 from mlip_refine.losses.elastic.match import CellValues, ElasticMatch
-from mlip_refine.losses.elastic.targets import ElasticConstantsOptions
+from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables.base import Observable, average, measure
 from mlip_refine.observables.cell import Stress
 from mlip_refine.observables.elasticity import Deformation, deformation_constants, errors_of_stresses

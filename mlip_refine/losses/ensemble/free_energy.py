@@ -3,28 +3,13 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mlip_refine.config import EnergyPerAtom, PositiveEnergyPerAtom, Pressure, Section, Temperature
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, LossResult
+from mlip_refine.losses.options import FreeEnergyDifferenceOptions
 from mlip_refine.quantities import MEV, Measured, Target
 from mlip_refine.statistics import FreeEnergyEstimate, entropy_difference, exp_estimate
-
-
-class FreeEnergyDifferenceOptions(Section):
-    """Options of `free_energy_difference`."""
-
-    from_: str = Field(alias="from", description="Phase I of ΔG = G_II - G_I.")
-    to: str = Field(description="Phase II of ΔG = G_II - G_I.")
-    temperature: Temperature = Field(description="Where the target holds, K.")
-    pressure: Pressure = Field(0.0, description="Where the target holds, GPa.")
-    target: EnergyPerAtom = Field(0.0, description="Wanted ΔG, meV/atom; 0 is coexistence.")
-    uncertainty: PositiveEnergyPerAtom = Field(0.3, description="Standard error σ of the target, meV/atom.")
-    initial: str = Field(
-        "compute", min_length=1, description="File with the initial ΔG (from free-energy), or compute."
-    )
 
 
 class FreeEnergyDifference(EnsembleLoss):
@@ -41,8 +26,6 @@ class FreeEnergyDifference(EnsembleLoss):
     def __init__(self, name: str, weight: float, options: FreeEnergyDifferenceOptions) -> None:
         """Keep the options; `prepare` must give ΔG_θ0 before the first evaluation."""
         super().__init__(name, weight)
-        if options.from_ == options.to:
-            raise InputError(f"loss {name!r} compares a phase with itself", found=options.to)
         self.options = options
         state = (options.temperature, options.pressure)
         self.phase_from = EnsembleSource(options.from_, *state)

@@ -1,9 +1,10 @@
 """Every observable as a loss: the mean of ((value - target)/σ)² over its values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import torch
 from ase import Atoms
@@ -19,11 +20,38 @@ from mlip_refine.losses.base import (
     LossResult,
     require_cells,
 )
-from mlip_refine.losses.ensemble import curve_options, observable_options
 from mlip_refine.losses.ensemble.observable_options import ObservableOptions
-from mlip_refine.losses.targets import Wanted
-from mlip_refine.observables import Observable, Sample, average, measure
+from mlip_refine.observables import HeatCapacityP, HeatCapacityV, Observable, Sample, average, measure
 from mlip_refine.quantities import Measured, Target
+
+
+@dataclass(frozen=True)
+class TargetValues:
+    """Targets of some of the values of an observable, in its unit.
+
+    Attributes:
+        labels: Labels of these values.
+        places: Their indices among all values of the observable `[k]`.
+        values: Targets `[k]`, float64.
+        uncertainties: Standard uncertainties of the targets `[k]`, float64.
+    """
+
+    labels: tuple[str, ...]
+    places: Tensor
+    values: Tensor
+    uncertainties: Tensor
+
+    @classmethod
+    def of(cls, known: Sequence[str], targets: Mapping[str, tuple[float, float]]) -> Self:
+        """Collect targets with uncertainties by label; `known` are the labels of all outputs."""
+        values, uncertainties = torch.tensor(list(targets.values()), dtype=torch.float64).unbind(1)
+        places = torch.tensor([known.index(label) for label in targets])
+        return cls(tuple(targets), places, values, uncertainties)
+
+    def deviations(self, outputs: Tensor) -> Tensor:
+        """Outputs `[m]` minus targets, in standard uncertainties `[k]`."""
+        chosen = outputs[self.places.to(outputs.device)]
+        return (chosen - self.values.to(outputs)) / self.uncertainties.to(outputs)
 
 
 class ObservableLoss(EnsembleLoss):
@@ -43,7 +71,7 @@ class ObservableLoss(EnsembleLoss):
             options.phase, options.temperature, options.pressure, options.lattice_constants
         )
         self._table: Table | None = None
-        self._matched: tuple[Observable, Wanted] | None = None
+        self._matched: tuple[Observable, TargetValues] | None = None
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
@@ -80,7 +108,8 @@ class ObservableLoss(EnsembleLoss):
             InputError: Targets that do not fit the observable, or an observable that the phase does not have.
         """
         observable = self.options.observable(crystals[self.source], self._table)
-        wanted = self.options.wanted(self.name, observable.labels, self._table)
+        targets = self.options.targets(self.name, observable.labels, self._table)
+        wanted = TargetValues.of(observable.labels, targets)
         self.probes = frozenset({"energy"}) | observable.probes
         self._matched = (_Kept(observable) if self.options.structural else observable, wanted)
 
@@ -133,7 +162,7 @@ class _Deviations(Observable):
     labels = ("rms", "largest")
     unit = "sigma"
 
-    def __init__(self, observable: Observable, wanted: Wanted) -> None:
+    def __init__(self, observable: Observable, wanted: TargetValues) -> None:
         self.observable, self.wanted = observable, wanted
 
     def columns(self, sample: Sample) -> Tensor:
@@ -162,27 +191,16 @@ class _Kept(Observable):
         return self.observable.derive(means, sample)
 
 
-def _loss_of(options: type[ObservableOptions]) -> type[ObservableLoss]:
-    """The loss of an observable, described as its options are."""
-    name = options.__name__.replace("Options", "Loss")
-    attributes: dict[str, Any] = {"Options": options, "__doc__": options.__doc__}
-    return type(name, (ObservableLoss,), attributes)
+class HeatCapacity(Observable):
+    """C_P where the cell moves, C_V where it is fixed, per atom in k_B."""
 
+    labels = ("heat_capacity",)
+    unit = "k_B"
 
-OBSERVABLE_LOSSES = {
-    "angular_distribution": _loss_of(curve_options.AngularDistributionOptions),
-    "bulk_modulus": _loss_of(observable_options.BulkModulusOptions),
-    "cell_angles": _loss_of(observable_options.CellAnglesOptions),
-    "density": _loss_of(observable_options.DensityOptions),
-    "enthalpy": _loss_of(observable_options.EnthalpyOptions),
-    "heat_capacity": _loss_of(observable_options.HeatCapacityOptions),
-    "lattice": _loss_of(observable_options.LatticeOptions),
-    "linear_expansion": _loss_of(observable_options.LinearExpansionOptions),
-    "pressure": _loss_of(observable_options.PressureOptions),
-    "radial_distribution": _loss_of(curve_options.RadialDistributionOptions),
-    "stress": _loss_of(observable_options.StressOptions),
-    "structure_factor": _loss_of(curve_options.StructureFactorOptions),
-    "thermal_expansion": _loss_of(observable_options.ThermalExpansionOptions),
-    "volume": _loss_of(observable_options.VolumeOptions),
-}
-"""Losses by the names of their observables."""
+    def columns(self, sample: Sample) -> Tensor:
+        """First two moments of enthalpy or energy of every frame `[n, 2]`."""
+        return (HeatCapacityP() if sample.free_cell else HeatCapacityV()).columns(sample)
+
+    def derive(self, means: Tensor, sample: Sample) -> Tensor:
+        """Heat capacity `[1]`."""
+        return (HeatCapacityP() if sample.free_cell else HeatCapacityV()).derive(means, sample)

@@ -1,31 +1,47 @@
-"""What a config says of every observable that is a loss, and how the observable is made of it."""
+"""Options of the losses on observables, and how an observable is made of them.
+
+This module imports no torch: a config is checked, and `mlip-refine schema` and `losses` answer, without it.
+Observables are named by dotted names, or imported where they are made.
+"""
 
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from ase import Atoms, units
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
-from mlip_refine import observables
-from mlip_refine.config import Dimension, Length, Pressure, Section, Temperature, problem
+from mlip_refine.config import Count, Dimension, Length, Pressure, Section, Temperature, problem
 from mlip_refine.config.units import LENGTH, PRESSURE
-from mlip_refine.data import Table
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.losses.targets import Values, Wanted, given_targets, parse_values, table_targets
-from mlip_refine.observables import Lattice, Observable, Sample
-from mlip_refine.observables.cell import conventional_lattice
-from mlip_refine.quantities import MEV
+from mlip_refine.losses.targets import (
+    Curve,
+    Targets,
+    Values,
+    given_targets,
+    parse_values,
+    spacing,
+    table_targets,
+)
+
+if TYPE_CHECKING:
+    from mlip_refine.data import Table
+    from mlip_refine.observables import Lattice, Observable
 
 _ANGLE = Dimension("angle", {"°": 1.0, "deg": 1.0, "rad": math.degrees(1.0)})
 _DENSITY = Dimension("density", {"g/cm³": 1.0, "g/cm3": 1.0, "kg/m³": 1e-3, "kg/m3": 1e-3}, above=0.0)
 _VOLUME = Dimension("atomic volume", {"Å³/atom": 1.0, "Å3/atom": 1.0, "nm³/atom": 1e3}, above=0.0)
-_ENTHALPY = Dimension("enthalpy", {"eV/atom": 1.0, "meV/atom": MEV})
+_ENTHALPY = Dimension("enthalpy", {"eV/atom": 1.0, "meV/atom": 1e-3})
 _EXPANSION = Dimension("thermal expansion", {"/K": 1.0, "ppm/K": 1e-6})
 _GAS_CONSTANT = float(units._k * units._Nav)
 _HEAT_CAPACITY = Dimension("heat capacity", {"k_B": 1.0, "J/mol/K": 1.0 / _GAS_CONSTANT}, above=0.0)
+_NUMBER = Dimension("number", {"1": 1.0})
+_WAVE_NUMBER = Dimension("wave number", {"/Å": 1.0, "/A": 1.0, "/nm": 0.1}, least=0.0)
+
+WaveNumber = Annotated[float, _WAVE_NUMBER]
+Bounds = Annotated[tuple[float, float], Field(strict=False)]
 
 _SEVERAL: Any = float | str | list[float | str] | dict[str, float | str] | None
 """What a config may write for `Values`."""
@@ -34,23 +50,23 @@ Cell = Literal["free", "fixed", "any"]
 
 
 class ObservableOptions(Section):
-    """Options that all observables share. A subclass says what they are of."""
+    """Options that all losses on observables share; a subclass names its observable."""
 
     dimension: ClassVar[Dimension]
-    """Kind of the quantity, in the unit of the observable."""
+    """Physical dimension of the values, in the unit of the observable."""
 
     cell: ClassVar[Cell] = "any"
-    """Cells that tell it: in others it is no function of the potential, or another one."""
+    """Cells in which the observable is defined: moving (free), fixed, or any."""
 
     structural: ClassVar[bool] = False
-    """Whether it depends on positions and cells alone, and takes a while."""
+    """Whether the observable depends on positions and cells alone and is slow: its columns are then kept."""
 
     phase: str = Field(description="A phase among phases.")
-    temperature: Temperature = Field(description="Where the target holds, K.")
-    pressure: Pressure = Field(0.0, description="Where the target holds, GPa.")
+    temperature: Temperature = Field(description="Temperature of the target, K.")
+    pressure: Pressure = Field(0.0, description="Pressure of the target, GPa.")
     target: Values | None = Field(
         None,
-        description="Wanted value with or without unit; of several a list, or some of them by label.",
+        description="Target value with or without unit; for several values a list, or some of them by label.",
     )
     uncertainty: Values | None = Field(
         None, description="Standard error of the target, or of each; beside a table instead of what it says."
@@ -60,27 +76,32 @@ class ObservableOptions(Section):
     )
 
     @abstractmethod
-    def observable(self, crystal: Atoms, table: Table | None) -> Observable:
-        """The observable of a phase, from its ideal crystal in the box that is sampled."""
+    def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":
+        """Return the observable of a phase, given its ideal crystal in the box that is sampled."""
 
-    def wanted(self, loss: str, known: Sequence[str], table: Table | None) -> Wanted:
-        """What the outputs with these labels should be: here as the config says.
+    def targets(self, loss: str, known: Sequence[str], table: "Table | None") -> Targets:
+        """Return target and uncertainty by label: here those of the config.
+
+        Args:
+            loss: Name of the loss, for messages.
+            known: Labels of all values of the observable.
+            table: Table that the options name, if any.
 
         Raises:
             InputError: Targets that do not fit the labels.
         """
         if table is not None or self.given_target is None or self.uncertainty is None:
             raise MlipRefineError(f"loss {loss!r} has no targets without its table")
-        return Wanted.of(known, given_targets(loss, known, self.given_target, self.uncertainty))
+        return given_targets(loss, known, self.given_target, self.uncertainty)
 
     @property
     def lattice_constants(self) -> tuple[float, ...]:
-        """Of a cell that is prescribed, Å; empty: the phase says what its cell is and does."""
+        """Lattice constants of a prescribed cell, Å; empty: the cell of the phase."""
         return ()
 
     @property
     def given_target(self) -> Values | None:
-        """The target, or what a subclass takes where there is none."""
+        """The target of the config, or the default of a subclass."""
         return self.target
 
     @field_validator("target", mode="plain", json_schema_input_type=_SEVERAL)
@@ -105,26 +126,27 @@ class ObservableOptions(Section):
 
 
 class ScalarOptions(ObservableOptions):
-    """Options of observables that are one value, or a few told apart by labels."""
+    """Options of observables with one value, or a few values with labels."""
 
-    kind: ClassVar[type[Observable]]
+    kind: ClassVar["str | type[Observable]"]
 
     columns: dict[str, str] = Field(
         {},
         description="Columns of the table by label; empty: those that are called like labels.",
     )
 
-    def observable(self, crystal: Atoms, table: Table | None) -> Observable:  # noqa: ARG002 - others need them
-        """The observable, which here needs nothing."""
-        return self.kind()
+    def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":  # noqa: ARG002 - others need them
+        """Return the observable, which needs neither crystal nor table."""
+        kind = resolve_name(self.kind) if isinstance(self.kind, str) else self.kind
+        found: Observable = kind()
+        return found
 
-    def wanted(self, loss: str, known: Sequence[str], table: Table | None) -> Wanted:
-        """Targets by label, of the config or of the table at the state."""
+    def targets(self, loss: str, known: Sequence[str], table: "Table | None") -> Targets:
+        """Return target and uncertainty by label, of the config or of the table at the state."""
         if table is None:
-            return super().wanted(loss, known, None)
+            return super().targets(loss, known, None)
         state = {"temperature": self.temperature, "pressure": self.pressure}
-        targets = table_targets(loss, known, table, self.columns, state, self.dimension, self.uncertainty)
-        return Wanted.of(known, targets)
+        return table_targets(loss, known, table, self.columns, state, self.dimension, self.uncertainty)
 
     @model_validator(mode="after")
     def _columns_of_a_table(self) -> Self:
@@ -134,7 +156,7 @@ class ScalarOptions(ObservableOptions):
 
 
 class InCellOptions(ScalarOptions):
-    """Options of what can be told in a cell that is prescribed."""
+    """Options of observables that may be taken in a cell with given lattice constants."""
 
     lattice: Annotated[tuple[Length, ...], Field(strict=False, max_length=2)] = Field(
         (), description="Lattice constants (a) or (a, c) of a fixed cell, Å; empty: the cell of the phase."
@@ -142,7 +164,7 @@ class InCellOptions(ScalarOptions):
 
     @property
     def lattice_constants(self) -> tuple[float, ...]:
-        """Of the prescribed cell, Å."""
+        """Lattice constants of the prescribed cell, Å."""
         return self.lattice
 
 
@@ -151,7 +173,7 @@ class PressureOptions(InCellOptions):
 
     dimension = PRESSURE
     cell = "fixed"
-    kind = observables.Pressure
+    kind = "mlip_refine.observables:Pressure"
 
     @property
     def given_target(self) -> Values:
@@ -164,7 +186,7 @@ class StressOptions(InCellOptions):
 
     dimension = PRESSURE
     cell = "fixed"
-    kind = observables.Stress
+    kind = "mlip_refine.observables:Stress"
 
     @property
     def given_target(self) -> Values:
@@ -177,7 +199,7 @@ class DensityOptions(ScalarOptions):
 
     dimension = _DENSITY
     cell = "free"
-    kind = observables.Density
+    kind = "mlip_refine.observables:Density"
 
 
 class VolumeOptions(ScalarOptions):
@@ -185,26 +207,29 @@ class VolumeOptions(ScalarOptions):
 
     dimension = _VOLUME
     cell = "free"
-    kind = observables.Volume
+    kind = "mlip_refine.observables:Volume"
 
 
 class UnitCellOptions(ScalarOptions):
-    """Options of what is told of the unit cell."""
+    """Options of observables of the unit cell."""
 
     ratios: dict[
         str, Annotated[tuple[float | None, ...], Field(strict=False, min_length=3, max_length=3)]
     ] = Field(
         {},
-        description="By constant, for every vector of the box its length in units of it, null where it does "
-        "not show it; empty: constants of the conventional unit cell, by the symmetry of the phase.",
+        description="By constant: for every vector of the box its length in units of it, null where it "
+        "does not show it; empty: constants of the conventional unit cell, from the "
+        "symmetry of the phase.",
     )
 
-    def lattice(self, crystal: Atoms) -> Lattice:
-        """Lattice constants of a phase.
+    def lattice(self, crystal: Atoms) -> "Lattice":
+        """Return the lattice constants of a phase as an observable.
 
         Raises:
             InputError: Ratios that are not above zero, or a box that does not show any constant.
         """
+        from mlip_refine.observables import Lattice, conventional_lattice
+
         if self.ratios:
             return Lattice(self.ratios)
         return conventional_lattice(crystal.cell.array, crystal.positions, crystal.numbers)
@@ -216,7 +241,7 @@ class LatticeOptions(UnitCellOptions):
     dimension = LENGTH
     cell = "free"
 
-    def observable(self, crystal: Atoms, table: Table | None) -> Observable:  # noqa: ARG002 - as in the base
+    def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":  # noqa: ARG002 - as in the base
         """Lattice constants of the phase."""
         return self.lattice(crystal)
 
@@ -227,9 +252,11 @@ class LinearExpansionOptions(UnitCellOptions):
     dimension = _EXPANSION
     cell = "free"
 
-    def observable(self, crystal: Atoms, table: Table | None) -> Observable:  # noqa: ARG002 - as in the base
+    def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":  # noqa: ARG002 - as in the base
         """Expansion of the lattice constants of the phase."""
-        return observables.LinearExpansion(self.lattice(crystal))
+        from mlip_refine.observables import LinearExpansion
+
+        return LinearExpansion(self.lattice(crystal))
 
 
 class ThermalExpansionOptions(ScalarOptions):
@@ -237,7 +264,7 @@ class ThermalExpansionOptions(ScalarOptions):
 
     dimension = _EXPANSION
     cell = "free"
-    kind = observables.ThermalExpansion
+    kind = "mlip_refine.observables:ThermalExpansion"
 
 
 class CellAnglesOptions(ScalarOptions):
@@ -245,14 +272,14 @@ class CellAnglesOptions(ScalarOptions):
 
     dimension = _ANGLE
     cell = "free"
-    kind = observables.CellAngles
+    kind = "mlip_refine.observables:CellAngles"
 
 
 class EnthalpyOptions(InCellOptions):
     """Enthalpy ⟨U + PV⟩/N without the kinetic part, eV/atom."""
 
     dimension = _ENTHALPY
-    kind = observables.Enthalpy
+    kind = "mlip_refine.observables:Enthalpy"
 
 
 class BulkModulusOptions(ScalarOptions):
@@ -260,30 +287,151 @@ class BulkModulusOptions(ScalarOptions):
 
     dimension = PRESSURE.bounded(above=0.0)
     cell = "free"
-    kind = observables.BulkModulus
-
-
-class HeatCapacity(Observable):
-    """C_P where the cell moves, C_V where it is fixed, per atom in k_B."""
-
-    labels = ("heat_capacity",)
-    unit = "k_B"
-
-    def columns(self, sample: Sample) -> Tensor:
-        """First two moments of enthalpy or energy `[n, 2]`."""
-        return _heat_capacity(sample).columns(sample)
-
-    def derive(self, means: Tensor, sample: Sample) -> Tensor:
-        """Heat capacity `[1]`."""
-        return _heat_capacity(sample).derive(means, sample)
-
-
-def _heat_capacity(sample: Sample) -> Observable:
-    return observables.HeatCapacityP() if sample.free_cell else observables.HeatCapacityV()
+    kind = "mlip_refine.observables:BulkModulus"
 
 
 class HeatCapacityOptions(InCellOptions):
     """Heat capacity per atom with its kinetic part, C_P where the cell moves, else C_V, k_B."""
 
     dimension = _HEAT_CAPACITY
-    kind = HeatCapacity
+    kind = "mlip_refine.losses.ensemble.observable:HeatCapacity"
+
+
+class CurveOptions(ObservableOptions):
+    """Options of observables that are a curve over bins of equal width.
+
+    Targets are given for every bin, or a table has them, at any places: it is interpolated to the bins.
+    """
+
+    dimension = _NUMBER
+    structural = True
+    abscissa: ClassVar[str]
+    """Unit of the axis on which the bins lie."""
+
+    bins: Count | None = Field(
+        None, description="Number of bins; null: bins as wide as the rows of the table are apart."
+    )
+    column: str | None = Field(None, description="Column of the table; null: the only one beside the first.")
+    within: Bounds | None = Field(
+        None,
+        description="Part of the table that is compared, in the unit of its first column; null: all.",
+    )
+
+    @abstractmethod
+    def curve(self, table: "Table | None") -> "tuple[Observable, Curve]":
+        """Return the observable and its bins, which follow the table where the config leaves them open."""
+
+    def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":  # noqa: ARG002 - as in the base
+        """Return the curve as an observable."""
+        return self.curve(table)[0]
+
+    def targets(self, loss: str, known: Sequence[str], table: "Table | None") -> Targets:
+        """Return target and uncertainty of every bin, of the config or of the table where it has values."""
+        if table is None:
+            return super().targets(loss, known, None)
+        error = self.uncertainty if isinstance(self.uncertainty, float) else None
+        return self.curve(table)[1].targets(loss, table, self.column, error)
+
+    @model_validator(mode="after")
+    def _every_key_counts(self) -> Self:
+        if self.table is None and (self.column or self.within):
+            raise problem("a table beside it", key="column" if self.column else "within")
+        if self.table is not None and not isinstance(self.uncertainty, float | None):
+            raise problem("one number beside a table", key="uncertainty")
+        return self
+
+    def _bins(self, length: float, table: "Table | None", default: int) -> int:
+        """Number of bins on a length: as given, from the spacing of the table, or the default."""
+        return self.bins or (default if table is None else max(1, round(length / spacing(table))))
+
+
+class RadialDistributionOptions(CurveOptions):
+    """Radial distribution function g(r); over Å."""
+
+    abscissa = "Å"
+
+    largest: Length | None = Field(None, description="Largest distance, Å; null: of the table, or 8 Å.")
+    pair: Annotated[tuple[str | None, str | None], Field(strict=False)] = Field(
+        (None, None), description="Elements of the two atoms; null is any."
+    )
+
+    def curve(self, table: "Table | None") -> "tuple[Observable, Curve]":
+        """Return g(r) from zero on, and its bins."""
+        from mlip_refine.observables import RadialDistribution
+
+        largest = self.largest or (8.0 if table is None else float(table.index.values.max()))
+        found = RadialDistribution(largest, self._bins(largest, table, 160), self.pair)
+        return found, Curve(found.labels, found.radii, self.abscissa, found.unit, self.within)
+
+
+class AngularDistributionOptions(CurveOptions):
+    """Distribution of the angles between neighbours, its integral one; over cos θ or degrees."""
+
+    distance: Length = Field(description="Largest distance of a neighbour, Å.")
+    variable: Literal["angle", "cosine"] = Field(
+        "angle", description="Axis of the density: the angle in ° or cos θ."
+    )
+    triple: Annotated[tuple[str | None, str | None, str | None], Field(strict=False)] = Field(
+        (None, None, None),
+        description="Elements of one neighbour, the atom in the middle and the other neighbour; null is any.",
+    )
+
+    def curve(self, table: "Table | None") -> "tuple[Observable, Curve]":
+        """Return the density over the whole range, and its bins."""
+        from mlip_refine.observables import AngularDistribution
+
+        length, unit = (180.0, "°") if self.variable == "angle" else (2.0, "1")
+        found = AngularDistribution(self.distance, self._bins(length, table, 90), self.variable, self.triple)
+        return found, Curve(found.labels, found.middles, unit, found.unit, self.within, density=True)
+
+
+class StructureFactorOptions(CurveOptions):
+    """Static structure factor S(q); over 1/Å."""
+
+    abscissa = "1/Å"
+
+    smallest: WaveNumber | None = Field(
+        None, description="Lower end of the shells, 1/Å; null: that of the table."
+    )
+    largest: WaveNumber | None = Field(
+        None, description="Upper end of the shells, 1/Å; null: that of the table."
+    )
+    scattering_lengths: dict[str, float] | None = Field(
+        None, description="Scattering lengths by element, in any unit; null: all atoms scatter alike."
+    )
+
+    def curve(self, table: "Table | None") -> "tuple[Observable, Curve]":
+        """Return S(q) in shells, and the shells."""
+        from mlip_refine.observables import StructureFactor
+
+        q = (math.nan,) if table is None else table.index.values
+        smallest = float(min(q)) if self.smallest is None else self.smallest
+        largest = float(max(q)) if self.largest is None else self.largest
+        bins = self._bins(largest - smallest, table, 100)
+        found = StructureFactor(smallest, largest, bins, self.scattering_lengths)
+        return found, Curve(found.labels, found.wave_numbers, self.abscissa, found.unit, self.within)
+
+    @model_validator(mode="after")
+    def _shells(self) -> Self:
+        if self.table is None and (self.smallest is None or self.largest is None):
+            raise problem("where the shells begin and end", key="smallest")
+        return self
+
+
+OBSERVABLES: dict[str, type[ObservableOptions]] = {
+    "angular_distribution": AngularDistributionOptions,
+    "bulk_modulus": BulkModulusOptions,
+    "cell_angles": CellAnglesOptions,
+    "density": DensityOptions,
+    "enthalpy": EnthalpyOptions,
+    "heat_capacity": HeatCapacityOptions,
+    "lattice": LatticeOptions,
+    "linear_expansion": LinearExpansionOptions,
+    "pressure": PressureOptions,
+    "radial_distribution": RadialDistributionOptions,
+    "stress": StressOptions,
+    "structure_factor": StructureFactorOptions,
+    "thermal_expansion": ThermalExpansionOptions,
+    "volume": VolumeOptions,
+}
+"""Options of every loss on an observable by its name in a config; each of them makes an `ObservableLoss`."""

@@ -1,12 +1,10 @@
 """Differences of two phases that give the slope of their line: dT/dP = ΔV/ΔS = T ΔV/ΔH (Clapeyron)."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from ase import Atoms
-from pydantic import Field
 
-from mlip_refine.config import Dimension, EnergyPerAtom, PositiveEnergyPerAtom, Pressure, Section, Temperature
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import (
     PERFECT,
@@ -16,37 +14,9 @@ from mlip_refine.losses.base import (
     LossResult,
     require_cells,
 )
+from mlip_refine.losses.options import EnthalpyDifferenceOptions, TwoPhaseOptions, VolumeDifferenceOptions
 from mlip_refine.observables import Enthalpy, Observable, Volume, average, measure
 from mlip_refine.quantities import MEV, Measured, Target
-
-_VOLUME = Dimension("volume per atom", {"Å³/atom": 1.0, "Å3/atom": 1.0, "nm³/atom": 1e3})
-
-
-class DifferenceOptions(Section):
-    """Options that differences of two phases share."""
-
-    from_: str = Field(alias="from", description="Phase I of the difference II - I.")
-    to: str = Field(description="Phase II of the difference II - I.")
-    temperature: Temperature = Field(description="Where the target holds, K.")
-    pressure: Pressure = Field(0.0, description="Where the target holds, GPa.")
-    target: float
-    uncertainty: float
-
-
-class EnthalpyDifferenceOptions(DifferenceOptions):
-    """Options of `enthalpy_difference`."""
-
-    target: EnergyPerAtom = Field(description="Wanted ΔH, meV/atom.")
-    uncertainty: PositiveEnergyPerAtom = Field(description="Standard error σ of the target, meV/atom.")
-
-
-class VolumeDifferenceOptions(DifferenceOptions):
-    """Options of `volume_difference`."""
-
-    target: Annotated[float, _VOLUME] = Field(description="Wanted ΔV, Å³/atom.")
-    uncertainty: Annotated[float, _VOLUME.bounded(above=0.0)] = Field(
-        description="Standard error σ of the target, Å³/atom."
-    )
 
 
 class PhaseDifference(EnsembleLoss):
@@ -55,22 +25,16 @@ class PhaseDifference(EnsembleLoss):
     Subclasses say which: an observable with a single value, the factor to their unit, and its name.
     """
 
-    Options: ClassVar[type[DifferenceOptions]]
+    Options: ClassVar[type[TwoPhaseOptions]]
     squares = True
     observable: ClassVar[Observable]
     factor: ClassVar[float] = 1.0
     unit: ClassVar[str]
     symbol: ClassVar[str]
 
-    def __init__(self, name: str, weight: float, options: DifferenceOptions) -> None:
-        """Keep the options.
-
-        Raises:
-            InputError: A phase that is compared with itself.
-        """
+    def __init__(self, name: str, weight: float, options: TwoPhaseOptions) -> None:
+        """Keep the options."""
         super().__init__(name, weight)
-        if options.from_ == options.to:
-            raise InputError(f"loss {name!r} compares a phase with itself", found=options.to)
         state = (options.temperature, options.pressure)
         self.phase_from = EnsembleSource(options.from_, *state)
         self.phase_to = EnsembleSource(options.to, *state)

@@ -9,15 +9,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from mlip_refine.config import Count, Paths, Section, problem
-from mlip_refine.config.section import CountOrZero
 from mlip_refine.crystals.phonons.hessian import require_hessian
 from mlip_refine.data.phonons.budget import Batch, Epochs, dealt
 from mlip_refine.data.phonons.checks import functional_warnings
@@ -28,6 +24,7 @@ from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.data.phonons.splits import check_parts
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import LossResult, PotentialLoss
+from mlip_refine.losses.options import PhononOptions
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.potential.neighbours import MULTIPLE
 from mlip_refine.progress import console
@@ -37,74 +34,6 @@ type Gradients = Sequence[Tensor | None]
 
 type Deviation = Callable[[Tensor], Tensor]
 """What a difference costs, component by component."""
-
-
-class PhononOptions(Section):
-    """Options of all losses on phonons."""
-
-    data: Paths = Field(
-        description="Phonon calculations of phonopy or phono3py: files, folders, or an index.csv of many."
-    )
-    split: Literal["train", "val", "test", "kappa103"] | None = Field(
-        "train", description="Part that is trained on, by the index or by material; null: all, kappa103 too."
-    )
-    lowest_frequency: float | None = Field(
-        None, description="THz; materials that the index has below this are left out, such as unstable ones."
-    )
-    functional: str | None = Field(
-        None, description="Of what the model was trained on, such as PBE; phonons of another are warned of."
-    )
-    skip_refused: bool = Field(
-        False,
-        description="Leave out calculations that fail a check, or have elements that the model does not "
-        "know, and say which.",
-    )
-    validation: Literal["train", "val", "test", "kappa103"] | None = Field(
-        None, description="Part of the same data whose whole loss is measured now and then; null: none."
-    )
-    validate_every: Count = Field(50, description="Updates from one validation to the next.")
-    batch_size: Count = Field(4, description="Materials in one update.")
-    edge_budget: Count | None = Field(
-        None,
-        description="Edges in one update, counted for every direction; small cells come together, a large "
-        "one alone; null: batch_size materials.",
-    )
-    error: Literal["mse", "huber", "l1"] = Field(
-        "mse",
-        description="Mean over components of r², of r²/2 that turns linear at huber_delta, or of |r|.",
-    )
-    huber_delta: float = Field(0.1, gt=0, description="Where huber turns linear, in the unit of the loss.")
-    precision: Literal["model", "float64"] = Field(
-        "model", description="float64: evaluate in double precision whatever default_dtype is."
-    )
-    seed: CountOrZero = Field(0, description="Of the order of materials and of random probes.")
-
-    @model_validator(mode="after")
-    def _other_part(self) -> Self:
-        if self.validation is not None and self.validation == self.split:
-            raise problem("another part than split", key="validation")
-        return self
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if self.edge_budget is not None and "batch_size" in self.model_fields_set:
-            raise problem(
-                "no batch_size: edge_budget settles how many materials an update has", key="batch_size"
-            )
-        return self
-
-    def for_validation(self) -> Self:
-        """Options of the loss that measures the validation part, all of it at a time."""
-        return self.model_copy(update={"split": self.validation, "validation": None})
-
-    @property
-    def deviation(self) -> Deviation:
-        """The error of single components."""
-        if self.error == "huber":
-            return lambda r: torch.nn.functional.huber_loss(
-                r, torch.zeros_like(r), reduction="none", delta=self.huber_delta
-            )
-        return torch.abs if self.error == "l1" else torch.square
 
 
 @dataclass(frozen=True)
@@ -271,6 +200,15 @@ class PhononLoss(PotentialLoss):
         """The loss of the batch of this update, without derivatives."""
         with torch.no_grad():
             return self.evaluate(potential)
+
+    @property
+    def deviation(self) -> Deviation:
+        """The error of single components that the options choose."""
+        if self.options.error == "huber":
+            return lambda r: torch.nn.functional.huber_loss(
+                r, torch.zeros_like(r), reduction="none", delta=self.options.huber_delta
+            )
+        return torch.abs if self.options.error == "l1" else torch.square
 
     @property
     def fit(self) -> Fit:

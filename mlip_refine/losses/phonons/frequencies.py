@@ -3,14 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Self
+from typing import Self
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mlip_refine.config import Count
 from mlip_refine.crystals.phonons.dynamical_matrix import (
     BlochSums,
     commensurate_points,
@@ -22,23 +20,9 @@ from mlip_refine.crystals.phonons.dynamical_matrix import (
 from mlip_refine.crystals.phonons.hessian import hessian_gradients, hessian_products, unit_displacements
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError
-from mlip_refine.losses.phonons.base import BatchResult, Gradients, PhononLoss, PhononOptions, mean_over
+from mlip_refine.losses.options import PhononFrequenciesOptions
+from mlip_refine.losses.phonons.base import BatchResult, Gradients, PhononLoss, mean_over
 from mlip_refine.potential import Potential, Structure
-
-
-class PhononFrequenciesOptions(PhononOptions):
-    """Options of `phonon_frequencies`."""
-
-    mesh: Annotated[tuple[Count, Count, Count], Field(strict=False)] | None = Field(
-        None,
-        description="Γ-centred mesh of wave vectors; null: those that the supercell holds.",
-    )
-    floor: float = Field(
-        0.1,
-        gt=0,
-        allow_inf_nan=False,
-        description="THz; lower frequencies count by their squares, so that zero has a derivative.",
-    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +119,7 @@ class PhononFrequencies(PhononLoss):
         squares = squared_frequencies(wanted.sums.matrices(constants))
         floor = self.options.floor
         difference = frequencies(squares, floor) - frequencies(wanted.squares, floor)
-        error = wanted.weights @ self.options.deviation(difference).mean(1)
+        error = wanted.weights @ self.deviation(difference).mean(1)
         bare = frequencies(squares.detach()) - frequencies(wanted.squares)
         return error, float(wanted.weights @ bare.abs().mean(1))
 

@@ -3,22 +3,20 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from mlip_refine.config import Count, Length, problem
 from mlip_refine.crystals.phonons.hessian import summed
 from mlip_refine.data.phonons.force_constants import Fit
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError
-from mlip_refine.losses.phonons.base import BatchResult, Gradients, PhononLoss, PhononOptions, mean_over
+from mlip_refine.losses.options import PhononHVPOptions
+from mlip_refine.losses.phonons.base import BatchResult, Gradients, PhononLoss, mean_over
 from mlip_refine.losses.phonons.probes import (
     Probe,
-    ProbeKind,
     ThermalSpread,
     displaced_probes,
     drawn_probes,
@@ -30,57 +28,8 @@ from mlip_refine.losses.phonons.probes import (
 )
 from mlip_refine.potential import Graphs, Potential, Work
 
-_ALL = 10**6
-"""Directions of a material in an update, more than there are displacements."""
-
 type Product = Callable[..., Tensor]
 """Products of Hessians with directions `[n_atoms, 3]`, eV/Å², from a potential and a batch."""
-
-
-class PhononHVPOptions(PhononOptions):
-    """Options of `phonon_hvp`."""
-
-    backend: Literal["hvp", "central", "displacements", "forces"] = Field(
-        "hvp",
-        description="hvp: exact second derivatives. central: central differences of forces. "
-        "displacements: forces of the displaced cells of the reference, minus those at rest; needs no force "
-        "constants. forces: the model's whole forces there, as in ordinary fine-tuning, beside the same "
-        "labels: where the reference is at rest, the model shall be, too.",
-    )
-    probe: ProbeKind | None = Field(
-        None,
-        description="one_hot (default): one atom along one axis. irreducible: among the columns that differ "
-        "by symmetry. rademacher: all atoms, random signs. thermal: displacements of the harmonic crystal, "
-        "large along soft modes. full: all irreducible columns, with weights.",
-    )
-    probes: Count = Field(1, description="Directions, or displacements, of every material in one update.")
-    mass_weighted: bool = Field(
-        False, description="Compare dynamical matrices, times the mean mass of the material."
-    )
-    relative: bool = Field(
-        False,
-        description="Compare Hessians over the root mean square of a component of Φ v in the reference, so "
-        "that soft materials count as much as stiff ones.",
-    )
-    step: Length = Field(0.01, description="central: largest component of a displacement, Å.")
-
-    @property
-    def of_displacements(self) -> bool:
-        """Whether directions are the displacements of the reference."""
-        return self.backend in ("displacements", "forces")
-
-    def for_validation(self) -> Self:
-        """Options of the loss that measures the validation part: whole Hessians, or all displacements."""
-        changes = {"probes": _ALL} if self.of_displacements else {"probe": "full"}
-        return super().for_validation().model_copy(update=changes)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.of_displacements and self.probe is not None:
-            raise problem("no probe: the displacements are those of the reference", key="probe")
-        if self.probe == "full" and "probes" in self.model_fields_set:
-            raise problem("no number of probes: full has all irreducible columns", key="probes")
-        return self
 
 
 class _Part(NamedTuple):
@@ -237,7 +186,7 @@ class PhononHVP(PhononLoss):
         scale = torch.cat([p.scale / p.size for p in mine]).to(real)
         wanted = scale * torch.cat([p.product for p in mine]).to(real)
         residual = scale * product - wanted
-        components = (self.options.deviation(residual), residual.square(), wanted.square())
+        components = (self.deviation(residual), residual.square(), wanted.square())
         weights = torch.tensor([p.weight for p in mine], dtype=torch.float64).to(real)
         sums = torch.stack([weights * _graph_means(graphs, x) for x in components], dim=1)
         gradients: Gradients = []

@@ -16,15 +16,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlip_refine.data.phonons.reference import PhononReference
-
-type ProbeKind = Literal["one_hot", "irreducible", "rademacher", "thermal", "full"]
+from mlip_refine.losses.options import ProbeKind
 
 SOFTEST = 0.1
 """Frequency, of the root mean square one, below which thermal displacements grow no further."""

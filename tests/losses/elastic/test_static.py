@@ -20,7 +20,8 @@ from mlip_refine.losses import Frames, build_losses
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic.match import CellValues, ElasticMatch
 from mlip_refine.losses.elastic.stress import SymmetricStress
-from mlip_refine.losses.elastic.targets import ElasticConstantsOptions, Wanted
+from mlip_refine.losses.elastic.targets import Wanted
+from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables import Pressure, Stress, measure
 from mlip_refine.quantities import GPA, KB
 

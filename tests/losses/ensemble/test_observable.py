@@ -9,8 +9,9 @@ from ase.build import bulk
 
 from mlip_refine import testing
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.losses import EnsembleSource, Frames, ObservableLoss, ScalarOptions, registry
-from mlip_refine.losses.ensemble.observable import OBSERVABLE_LOSSES
+from mlip_refine.losses import EnsembleSource, Frames, ObservableLoss, ScalarOptions
+from mlip_refine.losses.ensemble.observable_options import OBSERVABLES
+from mlip_refine.losses.registry import BUILT_IN, LossType, loss_types
 from mlip_refine.observables import Density, RadialDistribution, average
 from mlip_refine.quantities import GPA, KB
 
@@ -185,7 +186,7 @@ EVERY = {
 
 
 def test_every_observable_is_a_loss_of_its_name():
-    assert set(EVERY) == set(OBSERVABLE_LOSSES) < set(registry())
+    assert set(EVERY) == set(OBSERVABLES) < set(loss_types())
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_sources_are_shared_with_other_losses(made):
     assert made("volume", target=17, uncertainty=1).probes == {"energy"}
 
 
-@pytest.mark.parametrize("kind", sorted(k for k, c in OBSERVABLE_LOSSES.items() if c.Options.cell != "any"))
+@pytest.mark.parametrize("kind", sorted(k for k, options in OBSERVABLES.items() if options.cell != "any"))
 def test_a_cell_that_does_not_tell_is_refused(made, argon, kind):
     loss = made(kind, ARGON, **EVERY[kind])
     wrong = argon(torch.tensor(0.01).double(), free_cell=loss.options.cell != "free")
@@ -249,7 +250,7 @@ def test_a_cell_that_does_not_tell_is_refused(made, argon, kind):
 
 
 def test_a_loss_that_does_not_know_its_phase_says_so(made, gas):
-    options = OBSERVABLE_LOSSES["volume"].Options(phase="one", temperature=T, target=1.0, uncertainty=1.0)
+    options = OBSERVABLES["volume"](phase="one", temperature=T, target=1.0, uncertainty=1.0)
     with pytest.raises(MlipRefineError, match="does not know its phase"):
         _evaluate(ObservableLoss("volume", 1.0, options), gas(0, 3, 2, P, 0.0))
 
@@ -297,7 +298,7 @@ def test_wrong_options_are_refused_once(made, kind, options, message):
 class OwnOptions(ScalarOptions):
     """Options of an observable of another package."""
 
-    dimension = OBSERVABLE_LOSSES["density"].Options.dimension
+    dimension = OBSERVABLES["density"].dimension
     kind = Density
 
 
@@ -308,7 +309,8 @@ class OwnLoss(ObservableLoss):
 
 
 def test_an_observable_of_another_package_is_a_loss(made, gas, monkeypatch):
-    monkeypatch.setitem(registry.__globals__["BUILT_IN"], "own", OwnLoss)
+    monkeypatch.setattr("collections.OwnLoss", OwnLoss, raising=False)
+    monkeypatch.setitem(BUILT_IN, "own", LossType(OwnOptions, "collections:OwnLoss", "its own"))
     frames = gas(1, 100, N, P, EXCESS)
     result = _evaluate(made("own", pressure=P, target=1.0, uncertainty=0.1), frames)
     expected = float(average(Density(), frames.sample, -frames.work)[0])

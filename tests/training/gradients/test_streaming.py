@@ -8,7 +8,7 @@ import torch
 
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, FreeEnergyDifference
-from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifferenceOptions
+from mlip_refine.losses.options import FreeEnergyDifferenceOptions
 from mlip_refine.potential import Potential, Work, batching
 from mlip_refine.quantities import Measured
 from mlip_refine.training.gradients.streaming import backpropagate, ensemble_losses, probe_energies

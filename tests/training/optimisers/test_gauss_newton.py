@@ -9,8 +9,8 @@ import torch
 from mlip_refine.config import Training, config_from_dict
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import FreeEnergyDifference, build_losses
-from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifferenceOptions
-from mlip_refine.losses.replay import Replay, ReplayOptions
+from mlip_refine.losses.options import FreeEnergyDifferenceOptions, ReplayOptions
+from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import batching
 from mlip_refine.quantities import Measured
 from mlip_refine.training import trainer as loop

@@ -10,7 +10,7 @@ from ase import Atoms
 
 from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import FreeEnergyDifference
-from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifferenceOptions
+from mlip_refine.losses.options import FreeEnergyDifferenceOptions
 from mlip_refine.quantities import GPA, KB, MEV, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.workflows.finetune.evaluation import (
