@@ -38,12 +38,12 @@ def test_losses_lists_every_loss_with_its_options(run):
     code, printed, _ = run("losses")
     assert code == 0
     text = " ".join(printed.split())
-    assert "free_energy_difference: ((ΔG_θ - target)/σ)² with" in text
-    assert "from: Phase I of ΔG = G_II - G_I. (required)" in text
+    assert "free_energy_difference: ((ΔG - target)/σ)², ΔG = G_II - G_I" in text
+    assert "from: Phase I of the difference II - I. (required)" in text
     assert "uncertainty: " in text
     assert "meV/atom. (default 0.3)" in text
-    assert "replay: energy_weight ⟨(ΔE/N)²⟩" in text
-    assert "forces_weight: On the squared error of force components, Å²/eV². (default 100.0)" in text
+    assert "replay: Mean squared errors of energy, forces and stress" in text
+    assert "forces_weight: Weight of the squared error of force components, Å²/eV². (default 100.0)" in text
 
 
 def test_help_names_the_commands(run):
