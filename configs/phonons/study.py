@@ -1,10 +1,10 @@
 """The study of phonon fine-tuning: its frames, its tables, its curves.
 
-    python tests/studies/phonons.py frames DISTILLED INDEX FOLDER
-    python tests/studies/phonons.py tables OUTPUT BASE NAME=PHONONS...
-    python tests/studies/phonons.py curves OUTPUT NAME=RUN[,RUN...]...
-    python tests/studies/phonons.py part INDEX COUNT OUTPUT
-    python tests/studies/phonons.py learning OUTPUT BASE SERIES:COUNT=PHONONS,RUN...
+    python configs/phonons/study.py frames DISTILLED INDEX FOLDER
+    python configs/phonons/study.py tables OUTPUT BASE NAME=PHONONS...
+    python configs/phonons/study.py curves OUTPUT NAME=RUN[,RUN...]...
+    python configs/phonons/study.py part INDEX COUNT OUTPUT
+    python configs/phonons/study.py learning OUTPUT BASE SERIES:COUNT=PHONONS,RUN...
 
 `frames` writes train.extxyz and valid.extxyz into FOLDER from the labelled frames in DISTILLED, without the
 materials that INDEX keeps for the test or has in the benchmark of thermal conductivity, and without frames
@@ -15,7 +15,6 @@ first. `part` writes an index with only COUNT of the stable materials to train o
 parts are within larger ones. `learning` draws what was gained by runs of `mlip-refine finetune` on COUNT
 materials, and how well they have the Hessians of the validation part.
 """
-# ruff: noqa: T201
 
 import csv
 import json

@@ -1,12 +1,11 @@
 """Molecular dynamics that a free-energy matching run needs until its targets are met: schemes side by side.
 
-    python tests/studies/resampling.py run FOLDER SCHEME SEED [KEY=VALUE]...
-    python tests/studies/resampling.py table FOLDER
+    python configs/resampling/study.py run FOLDER SCHEME SEED [KEY=VALUE]...
+    python configs/resampling/study.py table FOLDER
 
 A run ends when every ΔG of the log is within `WITHIN` of its target in `IN_A_ROW` updates, and goes on where
 it was if it was interrupted. All schemes of a seed start from the same frames.
 """
-# ruff: noqa: T201
 
 import json
 import math
@@ -16,12 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlip_refine.config import load_config
+from mlip_refine import finetune, load_config
 from mlip_refine.training.trainer import StepReport
 from mlip_refine.workflows.finetune.records import read_log
-from mlip_refine.workflows.finetune.run import _anchor, _trainer, prepare
 
-CONFIG = Path(__file__).parents[2] / "configs" / "studies" / "resampling.yaml"
+CONFIG = Path(__file__).with_name("resampling.yaml")
 WITHIN, IN_A_ROW = 0.5, 3
 SCHEMES = {
     "plain": {
@@ -42,8 +40,7 @@ def run(folder: Path, scheme: str, seed: int, overrides: list[str]) -> None:
     """Run a scheme with a seed until its targets are met."""
     words = [f"{key}={json.dumps(value)}" for key, value in SCHEMES[scheme].items()]
     words += [f"name={scheme}-{seed}", f"seed={seed}", f"output.folder={folder}", *overrides]
-    prepared = prepare(load_config(CONFIG, words), resume=True)
-    _share_first_frames(folder, prepared.folder, seed)
+    config = load_config(CONFIG, words)
 
     def report(update: StepReport) -> None:
         measured = " ".join(str(d["delta_g"]) for d in update.diagnostics.values() if "delta_g" in d)
@@ -52,15 +49,16 @@ def run(folder: Path, scheme: str, seed: int, overrides: list[str]) -> None:
         )
         alpha = math.nan if update.alpha is None else update.alpha
         print(f"{update.step:3d} {measured}  {sizes}  {alpha:.2f} {update.md_steps / 1e6:.3f}", flush=True)
-        if reached(prepared.folder) is not None:
-            raise Reached
+        if reached(config.run_folder) is not None:
+            raise Reached(f"{scheme}-{seed}: reached after update {update.step}")
 
-    trainer = _trainer(prepared, _anchor(prepared), report)
-    trainer.resume()
+    def opened(own: Path) -> None:
+        _share_first_frames(folder, own, seed)
+
     try:
-        trainer.run()
-    except Reached:
-        print(f"{scheme}-{seed}: reached after update {trainer.step}")
+        finetune(config, resume=True, report=report, opened=opened)
+    except Reached as end:
+        print(end)
 
 
 def _share_first_frames(folder: Path, own: Path, seed: int) -> None:

@@ -1,13 +1,12 @@
 """The tables and the figure of the titanium study, from run folders of `elastic` and `finetune`.
 
-    python tests/studies/titanium_fusion.py FOLDER OUTPUT NAME=ELASTIC[,...][:FINETUNE[,...]]...
+    python configs/titanium_fusion/study.py FOLDER OUTPUT NAME=ELASTIC[,...][:FINETUNE[,...]]...
 
 FOLDER holds the runs; ELASTIC is a run of `mlip-refine elastic configs/titanium_fusion/evaluate.yaml`, or
 several that share its temperatures; FINETUNE the run that made its potential from the DFT model, or its
 stages in order. Writes OUTPUT/results.md, results.json and elastic.png. Constants are the stress-strain
 coefficients at the stress of the cell, which measurements show.
 """
-# ruff: noqa: T201
 
 import json
 import sys
