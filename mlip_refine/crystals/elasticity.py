@@ -1,4 +1,4 @@
-"""Elastic constants at zero temperature, with all atoms where their strained neighbours leave them.
+"""Elastic constants at zero temperature, with internal relaxation.
 
 C = (1/V)[∂²U/∂ε² - Λᵀ H⁻¹ Λ] from analytic second derivatives: H = ∂²U/∂u∂u without translations, and
 Λ = ∂²U/∂u∂ε, the forces that a strain raises (Born and Huang 1954). The linear strain ε is turned into the
@@ -12,8 +12,9 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from mlip_refine.crystals.moduli import reuss_average
 from mlip_refine.crystals.relaxation import Rest, relax, response
-from mlip_refine.crystals.second_order import Quadratic, quadratic
+from mlip_refine.crystals.second_order import second_order
 from mlip_refine.crystals.symmetry import Symmetry, crystal_symmetry, primitive_cell
 from mlip_refine.crystals.tensors import from_linear_strain, from_mandel, project, to_stress_strain
 from mlip_refine.potential import Potential
@@ -24,12 +25,12 @@ class StaticElasticity:
     """Elastic constants of a crystal at zero temperature, in its own frame.
 
     Attributes:
-        atoms: The crystal at rest for which they hold.
-        symmetry: Its symmetry.
+        atoms: The crystal at rest.
+        symmetry: Symmetry of the crystal.
         constants: C `[6, 6]`, eV/Å³, in the Lagrangian strain at the stress of the crystal.
         clamped: C without internal relaxation: every atom moves with the strain `[6, 6]`, eV/Å³.
-        stress: `[3, 3]`, eV/Å³, tensile positive.
-        energy: `[]`, eV.
+        stress: Stress `[3, 3]`, eV/Å³, tensile positive.
+        energy: Energy `[]`, eV.
         asymmetry: Largest component of C that the symmetry of the crystal forbids, before projection, eV/Å³.
         softest: Smallest curvature against displacements without strain, eV/Å²; below zero the crystal is no
             minimum. None for one atom, which has no such displacement.
@@ -49,6 +50,11 @@ class StaticElasticity:
         """Stress-strain coefficients B `[6, 6]`, eV/Å³; C where there is no stress."""
         return to_stress_strain(self.constants, self.stress)
 
+    @property
+    def bulk_modulus(self) -> Tensor:
+        """Bulk modulus -V ∂P/∂V with the shape of the cell free, Reuss's average of B `[]`, eV/Å³."""
+        return reuss_average(self.coefficients).bulk
+
 
 def static_elasticity(
     potential: Potential,
@@ -59,15 +65,16 @@ def static_elasticity(
     symmetrise: bool = True,
     create_graph: bool = False,
 ) -> StaticElasticity:
-    """Let a crystal come to rest and find its elastic constants.
+    """Relax a crystal and compute its elastic constants.
 
     Args:
-        potential: In float64.
+        potential: Potential in float64.
         atoms: The crystal.
-        rest: Under which conditions it is at rest. The default holds its cell.
-        primitive: Take the primitive cell of the crystal: the same tensor from fewer derivatives.
-        symmetrise: Project the tensors onto the symmetry of the crystal.
-        create_graph: Keep the tensors differentiable in the parameters, what is free following them.
+        rest: Conditions under which it is at rest. The default holds its cell.
+        primitive: Whether to take the primitive cell: the same tensor from fewer derivatives.
+        symmetrise: Whether to project the tensors onto the symmetry of the crystal.
+        create_graph: Whether to keep the tensors differentiable in the parameters of the potential, with the
+            response of the relaxed crystal to them.
 
     Raises:
         InputError: The potential is in single precision, or atoms lie on each other.
@@ -76,40 +83,28 @@ def static_elasticity(
     crystal = relax(potential, primitive_cell(atoms) if primitive else atoms, rest)
     deformation = response(potential, crystal, rest) if create_graph else None
     structure = potential.graphs.from_atoms(crystal)
-    energy = quadratic(potential, structure, deformation, create_graph=create_graph)
+    energy = second_order(potential, structure, deformation, create_graph=create_graph)
     symmetry = crystal_symmetry(np.array(crystal.cell), crystal.positions, crystal.numbers)
-    raw = _constants(energy, energy.clamped - _softening(energy))
-    constants, clamped = raw, _constants(energy, energy.clamped)
+    translations = energy.translations @ energy.translations.T
+    # What internal displacements relax: Λᵀ H⁻¹ Λ.
+    relaxation = energy.coupling.T @ torch.linalg.solve(
+        energy.force_constants + translations, energy.coupling
+    )
+    strained = from_mandel(torch.stack([energy.clamped - relaxation, energy.clamped])) / energy.volume
+    raw, clamped = from_linear_strain(strained, energy.stress)
     projected = project(raw, symmetry.rotations)
-    if symmetrise:
-        constants, clamped = projected, project(clamped, symmetry.rotations)
+    softest = None
+    if len(crystal) > 1:
+        matrix = energy.force_constants.detach()
+        lift = 2 * torch.linalg.matrix_norm(matrix, 2) * translations
+        softest = float(torch.linalg.eigvalsh(matrix + lift)[0])
     return StaticElasticity(
         atoms=crystal,
         symmetry=symmetry,
-        constants=constants,
-        clamped=clamped,
+        constants=projected if symmetrise else raw,
+        clamped=project(clamped, symmetry.rotations) if symmetrise else clamped,
         stress=energy.stress,
         energy=energy.energy,
         asymmetry=float((raw - projected).detach().abs().max()),
-        softest=_softest(energy),
+        softest=softest,
     )
-
-
-def _constants(crystal: Quadratic, second: Tensor) -> Tensor:
-    """C from second derivatives in the strain `[6, 6]`, eV, in the orthonormal basis."""
-    return from_linear_strain(from_mandel(second) / crystal.volume, crystal.stress)
-
-
-def _softening(crystal: Quadratic) -> Tensor:
-    """Λᵀ H⁻¹ Λ `[6, 6]`, eV: what internal displacements relax."""
-    lifted = crystal.force_constants + crystal.translations @ crystal.translations.T
-    softening: Tensor = crystal.coupling.T @ torch.linalg.solve(lifted, crystal.coupling)
-    return softening
-
-
-def _softest(crystal: Quadratic) -> float | None:
-    if crystal.n == 3:
-        return None
-    matrix = crystal.force_constants.detach()
-    lift = 2 * torch.linalg.matrix_norm(matrix, 2) * crystal.translations @ crystal.translations.T
-    return float(torch.linalg.eigvalsh(matrix + lift)[0])

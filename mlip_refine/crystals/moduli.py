@@ -13,8 +13,8 @@ class Moduli:
     """Isotropic moduli.
 
     Attributes:
-        bulk: K `[...]`, in the unit of the tensor.
-        shear: G `[...]`, in the unit of the tensor.
+        bulk: Bulk modulus K `[...]`, in the unit of the tensor.
+        shear: Shear modulus G `[...]`, in the unit of the tensor.
     """
 
     bulk: Tensor
@@ -32,7 +32,7 @@ class Moduli:
 
 
 def voigt_average(tensor: Tensor) -> Moduli:
-    """Moduli at uniform strain, an upper bound, of Voigt matrices `[..., 6, 6]`.
+    """Return the moduli at uniform strain, an upper bound, of Voigt matrices `[..., 6, 6]`.
 
     Under pressure they are those of the stress-strain coefficients.
     """
@@ -41,19 +41,19 @@ def voigt_average(tensor: Tensor) -> Moduli:
 
 
 def reuss_average(tensor: Tensor) -> Moduli:
-    """Moduli at uniform stress, a lower bound (see `voigt_average`)."""
+    """Return the moduli at uniform stress, a lower bound (see `voigt_average`)."""
     spherical, total = _invariants(torch.linalg.inv(to_mandel(tensor)))
     return Moduli(1 / (3 * spherical), 5 / (2 * (total - spherical)))
 
 
 def hill_average(tensor: Tensor) -> Moduli:
-    """Means of the two bounds (see `voigt_average`)."""
+    """Return the means of the two bounds (see `voigt_average`)."""
     upper, lower = voigt_average(tensor), reuss_average(tensor)
     return Moduli((upper.bulk + lower.bulk) / 2, (upper.shear + lower.shear) / 2)
 
 
 def _invariants(mandel: Tensor) -> tuple[Tensor, Tensor]:
-    """The spherical part C_iijj/3 and the trace C_ijij: what an isotropic average keeps.
+    """Return the spherical part C_iijj/3 and the trace C_ijij, which determine an isotropic average.
 
     Of an isotropic tensor they are 3K and 3K + 10G.
     """

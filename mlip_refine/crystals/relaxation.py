@@ -1,4 +1,4 @@
-"""Newton's way to the crystal at rest, and how it moves when the parameters change.
+"""Relaxation of crystals by Newton's method, and how the relaxed crystal responds to the parameters.
 
 At zero temperature the state of a crystal is where its enthalpy U + P V has no slope, in the displacements of
 the atoms and, if the cell is free, in the strain. The strain counts here as a length, times the mean distance
@@ -12,17 +12,17 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.crystals.second_order import Quadratic, quadratic
+from mlip_refine.crystals.second_order import SecondOrderEnergy, second_order
 from mlip_refine.crystals.tensors import mandel_basis
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 
 Freedom = Literal["atoms", "cell"]
-"""What finds its place: the atoms in a cell that is held, or the cell with them."""
+"""What relaxes: the atoms in a cell that is held, or the cell with them."""
 
 AT_REST = 1e-9
-"""Largest component of the slope, eV/Å, from where one last step ends: it leaves what rounding leaves."""
+"""Largest component of the slope, eV/Å, below which one last step ends the relaxation at rounding."""
 
 _STEPS = 200
 _LONGEST = 0.15
@@ -36,28 +36,28 @@ class Rest(NamedTuple):
     """Conditions under which a crystal is at rest.
 
     Attributes:
-        freedom: Whether the cell is held.
-        pressure: On a free cell, GPa.
+        freedom: Whether only the atoms relax, or the cell with them.
+        pressure: Pressure on a free cell, GPa.
     """
 
     freedom: Freedom = "atoms"
     pressure: float = 0.0
 
-    def enthalpy(self, crystal: Quadratic) -> Tensor:
-        """U + P V, or U of a cell that is held `[]`, eV."""
+    def enthalpy(self, crystal: SecondOrderEnergy) -> Tensor:
+        """Return U + P V, or U of a cell that is held `[]`, eV."""
         pressure = self.pressure * GPA if self.freedom == "cell" else 0.0
         return crystal.energy + pressure * crystal.volume
 
-    def slope(self, crystal: Quadratic) -> Tensor:
-        """Gradient in what is free `[n]` or `[n + 6]`, eV/Å."""
+    def slope(self, crystal: SecondOrderEnergy) -> Tensor:
+        """Return the gradient of the enthalpy in the free variables `[n]` or `[n + 6]`, eV/Å."""
         if self.freedom == "atoms":
             return crystal.gradient[: crystal.n]
         pv = self.pressure * GPA * crystal.volume * _trace(crystal)
         strain = (crystal.gradient[crystal.n :] + pv) / _length(crystal)
         return torch.cat([crystal.gradient[: crystal.n], strain])
 
-    def curvature(self, crystal: Quadratic) -> Tensor:
-        """Second derivatives in what is free `[n, n]` or `[n + 6, n + 6]`, eV/Å²; of translations, 1."""
+    def curvature(self, crystal: SecondOrderEnergy) -> Tensor:
+        """Return its second derivatives `[n, n]` or `[n + 6, n + 6]`, eV/Å²; for translations they are 1."""
         lift = crystal.translations @ crystal.translations.T
         if self.freedom == "atoms":
             return crystal.force_constants + lift
@@ -69,8 +69,8 @@ class Rest(NamedTuple):
         above = torch.cat([crystal.force_constants + lift, coupling], dim=1)
         return torch.cat([above, torch.cat([coupling.T, strain], dim=1)])
 
-    def deformation(self, crystal: Quadratic, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Displacements `[N, 3]`, Å, and strain `[3, 3]` of a step in what is free."""
+    def deformation(self, crystal: SecondOrderEnergy, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return displacements `[N, 3]`, Å, and strain `[3, 3]` of a step in the free variables."""
         basis = mandel_basis(step)
         displacements = step[: crystal.n].view(-1, 3)
         if self.freedom == "atoms":
@@ -79,23 +79,29 @@ class Rest(NamedTuple):
 
 
 def relax(potential: Potential, atoms: Atoms, rest: Rest) -> Atoms:
-    """Let a crystal come to rest by Newton's method, which keeps its symmetry.
+    """Relax a crystal by Newton's method, which keeps its symmetry.
 
     Args:
-        potential: In float64.
+        potential: Potential in float64.
         atoms: The crystal.
-        rest: Under which conditions.
+        rest: Conditions under which it is at rest.
 
     Raises:
         InputError: The potential is in single precision.
-        MlipRefineError: It does not come to rest, or memory runs out.
+        MlipRefineError: The crystal does not come to rest, or memory runs out.
     """
-    here, longest = _expanded(potential, atoms), _LONGEST
+    here, longest = second_order(potential, potential.graphs.from_atoms(atoms)), _LONGEST
     for _ in range(_STEPS):
-        moved = _moved(atoms, *rest.deformation(here, _step(rest, here, longest)))
-        if rest.slope(here).abs().max() < AT_REST:
+        slope = rest.slope(here)
+        # Newton's step with all curvatures above zero, no component longer than allowed.
+        values, modes = torch.linalg.eigh(rest.curvature(here))
+        curvatures = values.abs().clamp(min=_SOFTEST * float(values.abs().max()))
+        step = -modes @ (modes.T @ slope / curvatures)
+        step = step * (longest / step.abs().max()).clamp(max=1.0)
+        moved = _deformed(atoms, *rest.deformation(here, step))
+        if slope.abs().max() < AT_REST:
             return moved
-        there = _expanded(potential, moved)
+        there = second_order(potential, potential.graphs.from_atoms(moved))
         if rest.enthalpy(there) <= rest.enthalpy(here) + 1e-12 * here.energy.abs().clamp(min=1.0):
             atoms, here, longest = moved, there, min(2 * longest, _LONGEST)
         else:
@@ -107,42 +113,30 @@ def relax(potential: Potential, atoms: Atoms, rest: Rest) -> Atoms:
 
 
 def response(potential: Potential, atoms: Atoms, rest: Rest) -> tuple[Tensor, Tensor]:
-    """How a crystal at rest moves when the parameters change: zero, with the right derivatives.
+    """Return how a crystal at rest moves with the parameters: zero, with the right derivatives.
 
     The slope g(y, θ) = 0 holds at every θ, so that dy/dθ = -K⁻¹ ∂g/∂θ with K = ∂g/∂y: one step of Newton's
     method with K held.
 
     Args:
-        potential: In float64.
+        potential: Potential in float64.
         atoms: The crystal at rest.
-        rest: Under which conditions.
+        rest: Conditions under which it is at rest.
 
     Returns:
         Displacements `[N, 3]`, Å, and strain `[3, 3]`.
     """
     structure = potential.graphs.from_atoms(atoms)
-    held = quadratic(potential, structure)
+    held = second_order(potential, structure)
     first = potential.curvature(potential.graphs.collate([structure]))
     strain = torch.einsum("ij,aij->a", first.gradient.strain[0], mandel_basis(held.gradient))
     gradient = torch.cat([first.gradient.positions.reshape(-1), strain])
-    slope = rest.slope(Quadratic(held.energy, gradient, held.hessian, held.volume))
+    slope = rest.slope(SecondOrderEnergy(held.energy, gradient, held.hessian, held.volume))
     return rest.deformation(held, -torch.linalg.solve(rest.curvature(held), slope))
 
 
-def _expanded(potential: Potential, atoms: Atoms) -> Quadratic:
-    return quadratic(potential, potential.graphs.from_atoms(atoms))
-
-
-def _step(rest: Rest, crystal: Quadratic, longest: float) -> Tensor:
-    """Newton's step with all curvatures above zero, no component longer than allowed, Å."""
-    values, modes = torch.linalg.eigh(rest.curvature(crystal))
-    curvatures = values.abs().clamp(min=_SOFTEST * float(values.abs().max()))
-    step = -modes @ (modes.T @ rest.slope(crystal) / curvatures)
-    shortened: Tensor = step * (longest / step.abs().max()).clamp(max=1.0)
-    return shortened
-
-
-def _moved(atoms: Atoms, displacements: Tensor, strain: Tensor) -> Atoms:
+def _deformed(atoms: Atoms, displacements: Tensor, strain: Tensor) -> Atoms:
+    """Return the crystal strained, and then displaced."""
     moved: Atoms = atoms.copy()
     deformation = np.eye(3) + strain.cpu().numpy()
     moved.set_cell(np.array(atoms.cell) @ deformation.T, scale_atoms=False)
@@ -150,13 +144,13 @@ def _moved(atoms: Atoms, displacements: Tensor, strain: Tensor) -> Atoms:
     return moved
 
 
-def _trace(crystal: Quadratic) -> Tensor:
-    """The unit tensor in the orthonormal basis `[6]`."""
+def _trace(crystal: SecondOrderEnergy) -> Tensor:
+    """Return the unit tensor in the orthonormal basis `[6]`."""
     trace: Tensor = mandel_basis(crystal.gradient).diagonal(dim1=1, dim2=2).sum(1)
     return trace
 
 
-def _length(crystal: Quadratic) -> Tensor:
-    """Mean distance of atoms, Å; a constant."""
+def _length(crystal: SecondOrderEnergy) -> Tensor:
+    """Return the mean distance of atoms, Å; a constant."""
     length: Tensor = (3 * crystal.volume.detach() / crystal.n) ** (1 / 3)
     return length

@@ -23,14 +23,14 @@ type Gradients = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class SecondOrderEnergy:
     """Energy of a crystal of N atoms to second order; n = 3N.
 
     Attributes:
-        energy: `[]`, eV.
-        gradient: In the displacements and the strain `[n + 6]`, eV/Å and eV.
-        hessian: `[n + 6, n + 6]`, eV/Å², eV/Å and eV, symmetric.
-        volume: `[]`, Å³.
+        energy: Energy `[]`, eV.
+        gradient: Gradient in the displacements and the strain `[n + 6]`, eV/Å and eV.
+        hessian: Second derivatives in both `[n + 6, n + 6]`, eV/Å², eV/Å and eV, symmetric.
+        volume: Volume `[]`, Å³.
     """
 
     energy: Tensor
@@ -70,23 +70,24 @@ class Quadratic:
         return one.repeat(self.n // 3, 1) / math.sqrt(self.n / 3)
 
 
-def quadratic(
+def second_order(
     potential: Potential,
     structure: Structure,
     deformation: tuple[Tensor, Tensor] | None = None,
     *,
     create_graph: bool = False,
-) -> Quadratic:
-    """Find the energy of a crystal to second order, all directions in batches that suit the device.
+) -> SecondOrderEnergy:
+    """Expand the energy of a crystal to second order, all directions in batches that suit the device.
 
-    The graph of all directions would take memory as the square of the number of atoms. It is not kept: what
-    is back-propagated is found once more, batch by batch.
+    The graph of all directions would take memory as the square of the number of atoms. It is not kept: the
+    backward pass evaluates every batch once more.
 
     Args:
-        potential: In float64.
+        potential: Potential in float64.
         structure: The crystal.
-        deformation: Strain it first by ε `[3, 3]`, then displace its atoms by u `[N, 3]`, Å: (u, ε).
-        create_graph: Make everything differentiable, once, in the parameters and in the deformation.
+        deformation: Displacements u `[N, 3]`, Å, and strain ε `[3, 3]` that are applied to the crystal first:
+            it is strained, then its atoms are displaced.
+        create_graph: Whether everything is differentiable, once, in the parameters and in the deformation.
 
     Raises:
         InputError: The potential is in single precision.
@@ -94,7 +95,7 @@ def quadratic(
     """
     if potential.dtype != torch.float64:
         raise InputError(
-            "second derivatives of a crystal at rest take double precision",
+            "second derivatives of a crystal need double precision",
             found=f"default_dtype: {str(potential.dtype).removeprefix('torch.')}",
             expected="float64",
         )
@@ -104,7 +105,7 @@ def quadratic(
     if not create_graph:
         return expansion.values(u, strain)
     found: tuple[Tensor, ...] = _Streamed.apply(expansion, u, strain, *expansion.parameters)
-    return Quadratic(*found)
+    return SecondOrderEnergy(*found)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class _Expansion:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What they are differentiable in."""
+        """Trainable parameters of the potential."""
         return list(self.potential.trainable_parameters().values())
 
     @property
@@ -124,26 +125,29 @@ class _Expansion:
         """The crystal once for every direction: displacements, then strains."""
         return [self.structure] * (3 * len(self.structure.positions) + 6)
 
-    def values(self, u: Tensor, strain: Tensor) -> Quadratic:
-        """Without a graph. One forward pass serves several directions for each copy of the crystal."""
+    def values(self, u: Tensor, strain: Tensor) -> SecondOrderEnergy:
+        """Return the expansion without a graph; a forward pass serves several directions for each copy."""
         count, work = len(self.copies), Work.HESSIAN
         # Copy c has the directions c, c + at_once, ...
         at_once = self.potential.chunks(self.copies, work)[0].stop
 
-        def some(part: slice, graphs: Graphs) -> Quadratic:
-            """Rows of the directions of some copies `[copies, blocks, n + 6]`, as the hessian."""
+        def some(part: slice, graphs: Graphs) -> SecondOrderEnergy:
+            """Return an expansion whose hessian holds the rows of some copies `[copies, blocks, n + 6]`."""
             with torch.no_grad():
                 curvature = self.potential.curvature(_deformed(graphs, u, strain))
                 firsts = range(part.start, part.start + count, at_once)
                 rows = torch.stack([self._rows(curvature, first) for first in firsts], dim=1)
-                return _detached(_with_rows(curvature, rows))
+                found = _with_rows(curvature, rows)
+            # Even without a graph of its own a view holds that of its base.
+            numbers = (found.energy, found.gradient, found.hessian, found.volume)
+            return SecondOrderEnergy(*(x.detach() for x in numbers))
 
         parts = list(self.potential.in_chunks(work, self.copies[:at_once], some))
         rows = torch.cat([part.hessian for part in parts]).transpose(0, 1).reshape(-1, count)[:count]
         return replace(parts[0], hessian=_symmetric(rows))
 
-    def gradients(self, u: Tensor, strain: Tensor, adjoint: Quadratic) -> Iterator[Gradients]:
-        """Of adjoint · expansion in u, ε and the parameters: the part of every batch of directions."""
+    def gradients(self, u: Tensor, strain: Tensor, adjoint: SecondOrderEnergy) -> Iterator[Gradients]:
+        """Yield the gradient of adjoint · expansion in u, ε and the parameters, a part for every batch."""
         leaves = [u, strain, *self.parameters]
 
         def gradient(part: slice, graphs: Graphs) -> Gradients:
@@ -159,7 +163,7 @@ class _Expansion:
         yield from self.potential.in_chunks(Work.HESSIAN_GRADIENT, self.copies, gradient)
 
     def _rows(self, curvature: Curvature, first: int, *, create_graph: bool = False) -> Tensor:
-        """Rows `[copies, n + 6]` of the directions from one on, one for each copy; zero past the last."""
+        """Return rows `[copies, n + 6]`, one direction for each copy from `first` on; zero past the last."""
         cell = curvature.graphs.cell
         unit = torch.zeros(len(cell), len(self.copies), dtype=cell.dtype, device=cell.device)
         unit.diagonal(first).fill_(1.0)
@@ -169,12 +173,12 @@ class _Expansion:
 
 
 class _Streamed(torch.autograd.Function):
-    """The expansion as a function of u, ε and the parameters."""
+    """The expansion as a differentiable function of u, ε and the parameters."""
 
     @staticmethod
     def forward(ctx: Any, expansion: _Expansion, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.expansion = expansion
-        # The parameters too, so that a change before the backward pass is noticed.
+        # The parameters too, so that autograd notices a change before the backward pass.
         ctx.save_for_backward(*inputs)
         found = expansion.values(*inputs[:2])
         return found.energy, found.gradient, found.hessian, found.volume
@@ -184,25 +188,20 @@ class _Streamed(torch.autograd.Function):
     def backward(ctx: Any, *adjoints: Tensor) -> tuple[Tensor | None, ...]:
         energy, gradient, hessian, volume = adjoints
         u, strain = (x.detach().requires_grad_() for x in ctx.saved_tensors[:2])
-        adjoint = Quadratic(energy, gradient, _symmetric(hessian), volume)
+        adjoint = SecondOrderEnergy(energy, gradient, _symmetric(hessian), volume)
         total = reduce(summed, ctx.expansion.gradients(u, strain, adjoint))
         return None, *total
 
 
 def _deformed(graphs: Graphs, u: Tensor, strain: Tensor) -> Graphs:
-    """Every copy of the crystal in a batch, deformed."""
+    """Return a batch of copies of the crystal, each deformed by u and ε."""
     return deformed(graphs, u.repeat(graphs.n_graphs, 1), strain.expand(graphs.n_graphs, 3, 3))
 
 
-def _with_rows(curvature: Curvature, rows: Tensor) -> Quadratic:
-    """Energy, gradient and volume of the first of all copies, and some rows as the hessian."""
+def _with_rows(curvature: Curvature, rows: Tensor) -> SecondOrderEnergy:
+    """Return energy, gradient and volume of the first copy, with some rows as the hessian."""
     gradient = _flat(curvature.gradient, curvature.graphs.n_graphs)[0]
-    return Quadratic(curvature.energy[0], gradient, rows, curvature.graphs.volume[0])
-
-
-def _detached(found: Quadratic) -> Quadratic:
-    """Without hold on any graph: a view has that of its base even where none is made."""
-    return Quadratic(*(x.detach() for x in (found.energy, found.gradient, found.hessian, found.volume)))
+    return SecondOrderEnergy(curvature.energy[0], gradient, rows, curvature.graphs.volume[0])
 
 
 def _symmetric(rows: Tensor) -> Tensor:
@@ -210,6 +209,6 @@ def _symmetric(rows: Tensor) -> Tensor:
 
 
 def _flat(second: Second, copies: int) -> Tensor:
-    """Displacements and strain of each copy in one row `[copies, n + 6]`."""
+    """Return derivatives in displacements and strain, one row for each copy `[copies, n + 6]`."""
     strain = torch.einsum("rij,aij->ra", second.strain, mandel_basis(second.strain))
     return torch.cat([second.positions.reshape(copies, -1), strain], dim=1)

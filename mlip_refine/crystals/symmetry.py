@@ -1,7 +1,10 @@
-"""The symmetry of a crystal: its point group, its standard axes, and its independent elastic constants."""
+"""The symmetry of a crystal: point group, standard axes, independent elastic constants, supercells, meshes.
+
+spglib is called here alone in this room, and all its tolerances are named here.
+"""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,16 @@ from mlip_refine.crystals.tensors import project, rotate
 from mlip_refine.errors import InputError, MlipRefineError
 
 TOLERANCE = 1e-3
-"""How far, in Å, atoms may be from where the symmetry has them."""
+"""How far atoms of crystals from a config may be from symmetric places, Å."""
+
+PHONON_TOLERANCE = 1e-5
+"""How far atoms of supercells with force constants may be from symmetric places, Å."""
+
+MESH_TOLERANCE = 1e-4
+"""How far atoms may be from symmetric places where wave vectors are reduced by symmetry, Å."""
 
 SINGULAR = 1e-8
-"""Singular values below this part of the largest are zero."""
+"""Singular values below this fraction of the largest count as zero."""
 
 _LAST_GROUPS = {
     2: "-1",
@@ -64,7 +73,7 @@ INDEPENDENT: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Symmetry:
-    """The symmetry of a crystal, in the frame that it is given in.
+    """The symmetry of a crystal, in the frame in which it is given.
 
     Attributes:
         space_group: International symbol, such as P6_3/mmc.
@@ -85,7 +94,7 @@ class Symmetry:
     to_standard: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse rotations that are not those of the Laue class: the constants would not tell the tensor."""
+        """Refuse rotations that are not those of the Laue class, whose constants would not fix the tensor."""
         found = int(torch.linalg.matrix_rank(self.invariants().flatten(1), rtol=SINGULAR))
         if found != len(INDEPENDENT[self.laue]):
             raise MlipRefineError(
@@ -94,12 +103,12 @@ class Symmetry:
             )
 
     def invariants(self) -> Tensor:
-        """Tensors with the symmetry of the crystal, from which all others follow `[36, 6, 6]`, float64."""
+        """Return tensors that span all those with the symmetry of the crystal `[36, 6, 6]`, float64."""
         units = torch.eye(36, dtype=torch.float64).view(36, 1, 6, 6)
         return rotate((units + units.mT) / 2, self.rotations.double()).mean(1)
 
     def independent(self, matrix: Tensor) -> dict[str, Tensor]:
-        """The independent components of a tensor of this symmetry, in the standard axes.
+        """Return the independent components of a tensor of this symmetry, in the standard axes.
 
         Args:
             matrix: Voigt matrix `[6, 6]` in the crystal's own frame.
@@ -108,7 +117,7 @@ class Symmetry:
         return {name: standard[int(name[1]) - 1, int(name[2]) - 1] for name in INDEPENDENT[self.laue]}
 
     def constants_of(self, tensor: Tensor) -> Tensor:
-        """The independent constants `[m]` of the symmetric part of a tensor, given the crystal's symmetry.
+        """Return the independent constants `[m]` of the symmetric part of a tensor, after projection.
 
         Args:
             tensor: Voigt matrix `[6, 6]` in the crystal's own frame, such as one with noise.
@@ -126,20 +135,22 @@ def crystal_symmetry(
     """Find the symmetry of a crystal.
 
     Args:
-        cell: Rows `[3, 3]`, Å.
-        positions: `[n_atoms, 3]`, Å.
+        cell: Cell vectors as rows `[3, 3]`, Å.
+        positions: Positions `[n_atoms, 3]`, Å.
         numbers: Atomic numbers `[n_atoms]`.
-        tolerance: How far atoms may be from where the symmetry has them, Å.
+        tolerance: How far atoms may be from symmetric places, Å.
 
     Raises:
-        InputError: The atoms are so close that no symmetry can be told.
+        InputError: No symmetry is found because atoms are too close to each other.
     """
     crystal = _primitive((cell, np.linalg.solve(cell.T, positions.T).T, numbers), tolerance)
     found = symmetry_dataset(crystal, tolerance)
     # Columns are the lattice vectors: x' = W x of fractional coordinates is h W h⁻¹ of Cartesian ones.
     columns = crystal[0].T
     rotations = columns @ np.unique(found.rotations, axis=0) @ np.linalg.inv(columns)
-    standard = _orthogonal(np.array(found.std_rotation_matrix))
+    # The rotation to the axes of a cell that is not quite ideal is not quite one: take the nearest.
+    left, _, right = np.linalg.svd(np.array(found.std_rotation_matrix))
+    standard: NDArray[np.float64] = left @ right
     if found.number in _TWOFOLD_ACROSS_A:
         standard = _THIRTY_DEGREES @ standard
     return Symmetry(
@@ -151,18 +162,26 @@ def crystal_symmetry(
 
 
 def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
-    """The smallest cell of the same crystal, in the same frame; the cell itself if there is no smaller one.
+    """Return the smallest cell of a crystal in the same frame; the given one if there is no smaller one.
 
     Args:
         atoms: A crystal.
-        tolerance: How far atoms may be from where lattice translations have them, Å.
+        tolerance: How far atoms may be from where lattice translations take others, Å.
 
     Raises:
         InputError: Atoms that are the same by symmetry have other masses.
     """
     crystal = (np.array(atoms.cell), atoms.get_scaled_positions(wrap=False), atoms.numbers)
     if atoms.has("masses"):
-        _require_equal_masses(atoms, symmetry_dataset(crystal, tolerance).equivalent_atoms)
+        masses, equivalent = atoms.get_masses(), symmetry_dataset(crystal, tolerance).equivalent_atoms
+        other = np.flatnonzero(masses != masses[equivalent])
+        if len(other):
+            i, j = int(other[0]), int(equivalent[other[0]])
+            raise InputError(
+                "atoms that are the same by symmetry have other masses",
+                found=f"{masses[i]:g} of atom {i}, {masses[j]:g} of atom {j}",
+                fix="Give them one mass, such as the mean over isotopes.",
+            )
     found = _primitive(crystal, tolerance)
     if found is None or len(found[2]) == len(atoms):
         return atoms
@@ -176,53 +195,84 @@ def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
 
 
 def supercell_matrix(cell: Atoms, length: float, tolerance: float = TOLERANCE) -> NDArray[np.int64]:
-    """How often to repeat a primitive cell so that faces are as far apart as asked, and all symmetry stays.
+    """Return how often to repeat a primitive cell so that faces are far apart and all symmetry stays.
 
     Lattice vectors that rotations of the crystal mix are repeated equally often: the supercell, too, has
     all of the point group. M⁻¹ W M is then a matrix of integers for every rotation W.
 
     Args:
-        cell: Primitive.
+        cell: Primitive cell.
         length: Least distance of opposite faces, Å.
-        tolerance: How far atoms may be from where the symmetry has them, Å.
+        tolerance: How far atoms may be from symmetric places, Å.
 
     Returns:
         M `[3, 3]`, diagonal.
     """
     heights = 1 / np.linalg.norm(cell.cell.reciprocal(), axis=1)
     multiples = np.ceil(length / heights - 1e-9).astype(np.int64)
-    crystal = (cell.cell.array, cell.get_scaled_positions(), cell.numbers)
-    mixed = symmetry_dataset(crystal, tolerance).rotations.any(axis=0)
+    mixed = symmetry_dataset(_spglib_cell(cell), tolerance).rotations.any(axis=0)
     _, kinds = connected_components(mixed, directed=False)
     matrix: NDArray[np.int64] = np.diag([multiples[kinds == kind].max() for kind in kinds])
     return matrix
 
 
-def _require_equal_masses(atoms: Atoms, equivalent: NDArray[np.int64]) -> None:
-    masses = atoms.get_masses()
-    other = np.flatnonzero(masses != masses[equivalent])
-    if len(other):
-        i, j = int(other[0]), int(equivalent[other[0]])
-        raise InputError(
-            "atoms that are the same by symmetry have other masses",
-            found=f"{masses[i]:g} of atom {i}, {masses[j]:g} of atom {j}",
-            fix="Give them one mass, such as the mean over isotopes.",
-        )
+def space_group_number(crystal: Atoms) -> int:
+    """Return the number of the space group; of a magnetic crystal that of the family of its magnetic group.
+
+    Args:
+        crystal: A crystal with its magnetic moments. Where spglib finds no symmetry the number is 1.
+    """
+    cell = _spglib_cell(crystal)
+    moments = crystal.get_initial_magnetic_moments()
+    if moments.any():
+        magnetic = spglib.get_magnetic_symmetry_dataset((*cell, moments), symprec=MESH_TOLERANCE)
+        kind = None if magnetic is None else spglib.get_magnetic_spacegroup_type(magnetic.uni_number)
+        return 1 if kind is None else int(kind.number)
+    group = spglib.get_symmetry_dataset(cell, symprec=MESH_TOLERANCE)
+    return 1 if group is None else int(group.number)
+
+
+def mesh_points(crystal: Atoms, mesh: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a Γ-centred mesh, reduced by the symmetry of a crystal with its magnetic moments.
+
+    Args:
+        crystal: Primitive cell.
+        mesh: Points along each reciprocal vector.
+
+    Returns:
+        Wave vectors `[n_q, 3]` in the reciprocal lattice, and their weights `[n_q]`, which add up to 1.
+    """
+    cell = _spglib_cell(crystal)
+    moments = crystal.get_initial_magnetic_moments()
+    if moments.any():
+        operations: Any = spglib.get_magnetic_symmetry((*cell, moments), symprec=MESH_TOLERANCE)
+        rotations = np.unique(operations["rotations"], axis=0)
+        found: Any = spglib.get_stabilized_reciprocal_mesh(list(mesh), rotations, is_shift=[0, 0, 0])
+    else:
+        found = spglib.get_ir_reciprocal_mesh(list(mesh), cell, is_shift=[0, 0, 0], symprec=MESH_TOLERANCE)
+    mapping, grid = found
+    places, counts = np.unique(mapping, return_counts=True)
+    return grid[places] / np.array(mesh), counts / counts.sum()
+
+
+def _spglib_cell(crystal: Atoms) -> Any:
+    """Return a crystal as spglib takes it: cell, fractional coordinates, atomic numbers."""
+    return crystal.cell.array, crystal.get_scaled_positions(), crystal.numbers
 
 
 def _primitive(crystal: Any, tolerance: float) -> Any:
-    """The primitive cell of a crystal as spglib has it, in the same frame; `None` where there is none.
+    """Return spglib's primitive cell of a crystal in the same frame, or `None` where it finds none.
 
-    A larger box need not have the operations of the crystal, and is told to have only those that it keeps.
+    The point group is found from it: spglib gives a larger box only the operations that the box keeps.
     """
     return spglib.standardize_cell(crystal, to_primitive=True, no_idealize=True, symprec=tolerance)
 
 
 def symmetry_dataset(crystal: Any, tolerance: float) -> Any:
-    """What spglib tells of a crystal (cell, fractional coordinates, numbers), or of `None`.
+    """Return spglib's dataset of a crystal (cell, fractional coordinates, numbers).
 
     Raises:
-        InputError: No symmetry, the atoms being too close.
+        InputError: No symmetry is found because atoms are too close, or the crystal is `None`.
     """
     found = None if crystal is None else spglib.get_symmetry_dataset(crystal, symprec=tolerance)
     if found is None:
@@ -230,15 +280,8 @@ def symmetry_dataset(crystal: Any, tolerance: float) -> Any:
     return found
 
 
-def _orthogonal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The nearest orthogonal matrix: that of a cell that is not quite ideal is not quite a rotation."""
-    left, _, right = np.linalg.svd(matrix)
-    nearest: NDArray[np.float64] = left @ right
-    return nearest
-
-
 def _orthogonal_group(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same group `[n, 3, 3]` with orthogonal matrices, near those of a cell that is not quite ideal.
+    """Return the same group with orthogonal matrices, near those of a cell that is not quite ideal.
 
     Σ RᵀR is a metric that every matrix of the group keeps: in its orthonormal axes they are orthogonal, and a
     group as before.

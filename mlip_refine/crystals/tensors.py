@@ -23,28 +23,28 @@ _NUMBER = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
 
 
 def to_voigt(tensor: Tensor) -> Tensor:
-    """Components of tensors `[..., 3, 3, 3, 3]` as Voigt matrices `[..., 6, 6]`."""
+    """Return the components of tensors `[..., 3, 3, 3, 3]` as Voigt matrices `[..., 6, 6]`."""
     return tensor[..., _ROWS, _COLUMNS, :, :][..., _ROWS, _COLUMNS]
 
 
 def from_voigt(matrix: Tensor) -> Tensor:
-    """Tensors `[..., 3, 3, 3, 3]` of Voigt matrices `[..., 6, 6]`."""
+    """Return the tensors `[..., 3, 3, 3, 3]` of Voigt matrices `[..., 6, 6]`."""
     number = torch.tensor(_NUMBER, device=matrix.device)
     return matrix[..., number[:, :, None, None], number[None, None]]
 
 
 def stress_to_voigt(stress: Tensor) -> Tensor:
-    """Components of symmetric tensors `[..., 3, 3]` in Voigt order `[..., 6]`."""
+    """Return the components of symmetric tensors `[..., 3, 3]` in Voigt order `[..., 6]`."""
     return stress[..., _ROWS, _COLUMNS]
 
 
 def stress_from_voigt(components: Tensor) -> Tensor:
-    """Symmetric tensors `[..., 3, 3]` of components in Voigt order `[..., 6]`."""
+    """Return the symmetric tensors `[..., 3, 3]` of components in Voigt order `[..., 6]`."""
     return components[..., torch.tensor(_NUMBER, device=components.device)]
 
 
 def to_mandel(matrix: Tensor) -> Tensor:
-    """Matrices in the orthonormal basis of symmetric tensors (Mandel), of Voigt matrices `[..., 6, 6]`.
+    """Return Voigt matrices `[..., 6, 6]` in the orthonormal basis of symmetric tensors (Mandel).
 
     There rotations are orthogonal, the inverse is the compliance, and eigenvalues do not depend on the frame.
     """
@@ -53,13 +53,13 @@ def to_mandel(matrix: Tensor) -> Tensor:
 
 
 def from_mandel(matrix: Tensor) -> Tensor:
-    """Voigt matrices of matrices in the orthonormal basis `[..., 6, 6]`."""
+    """Return the Voigt matrices of matrices in the orthonormal basis `[..., 6, 6]`."""
     scale = _scale(matrix)
     return matrix / scale[:, None] / scale
 
 
 def mandel_basis(like: Tensor) -> Tensor:
-    """The orthonormal basis of symmetric tensors `[6, 3, 3]`, in Voigt order, of the type of `like`."""
+    """Return the orthonormal basis of symmetric tensors `[6, 3, 3]` in Voigt order, typed as `like`."""
     basis = torch.zeros(6, 3, 3, dtype=like.dtype, device=like.device)
     for number, (i, j) in enumerate(VOIGT):
         basis[number, i, j] = basis[number, j, i] = 1.0 if i == j else math.sqrt(0.5)
@@ -67,13 +67,17 @@ def mandel_basis(like: Tensor) -> Tensor:
 
 
 def rotate(matrix: Tensor, rotations: Tensor) -> Tensor:
-    """Voigt matrices `[..., 6, 6]` of the crystal turned by R, x' = R x, with R `[..., 3, 3]`."""
-    turn = _mandel_rotation(rotations.to(matrix))
+    """Return Voigt matrices `[..., 6, 6]` of the crystal turned by R, x' = R x, with R `[..., 3, 3]`."""
+    rotations = rotations.to(matrix)
+    basis = mandel_basis(rotations)
+    turned = rotations[..., None, :, :] @ basis @ rotations.mT[..., None, :, :]
+    # How rotations act on symmetric tensors, in their orthonormal basis.
+    turn = torch.einsum("aij,...bij->...ab", basis, turned)
     return from_mandel(turn @ to_mandel(matrix) @ turn.mT)
 
 
 def project(matrix: Tensor, rotations: Tensor) -> Tensor:
-    """Mean of a Voigt matrix `[6, 6]` over a point group of rotations `[n_rotations, 3, 3]`.
+    """Return the mean of a Voigt matrix `[6, 6]` over a point group of rotations `[n_rotations, 3, 3]`.
 
     This is the nearest tensor with the symmetry of the crystal.
     """
@@ -81,45 +85,45 @@ def project(matrix: Tensor, rotations: Tensor) -> Tensor:
 
 
 def from_linear_strain(born: Tensor, stress: Tensor) -> Tensor:
-    """C from second derivatives in the linear symmetric strain at the same stress, both of U or of F.
+    """Return C from second derivatives in the linear symmetric strain at the same stress, both of U or of F.
 
     C_ijkl = (1/V) ∂²U/∂ε_ij∂ε_kl - ¼(σ_ik δ_jl + σ_il δ_jk + σ_jk δ_il + σ_jl δ_ik), by the chain rule with
     η = ε + ε²/2.
 
     Args:
-        born: (1/V) ∂²U/∂ε∂ε `[..., 6, 6]`.
-        stress: (1/V) ∂U/∂ε `[..., 3, 3]`.
+        born: Second derivatives (1/V) ∂²U/∂ε∂ε `[..., 6, 6]`.
+        stress: Stress (1/V) ∂U/∂ε `[..., 3, 3]`.
     """
     return born - _stress_terms(stress) / 4
 
 
 def to_stress_strain(constants: Tensor, stress: Tensor) -> Tensor:
-    """Stress-strain coefficients B of a crystal under stress (Wallace 1970).
+    """Return the stress-strain coefficients B of a crystal under stress (Wallace 1970).
 
     B_ijkl = C_ijkl + ½(σ_ik δ_jl + σ_il δ_jk + σ_jk δ_il + σ_jl δ_ik - 2 σ_ij δ_kl). Under a stress that is
     no pressure, B_ijkl differs from B_klij.
 
     Args:
-        constants: C `[..., 6, 6]`.
-        stress: The total stress, with its kinetic part at finite temperature `[..., 3, 3]`.
+        constants: Elastic constants C `[..., 6, 6]`.
+        stress: Total stress, with its kinetic part at finite temperature `[..., 3, 3]`.
     """
     return constants + _stress_strain_terms(stress)
 
 
 def from_stress_strain(coefficients: Tensor, stress: Tensor) -> Tensor:
-    """C from the stress-strain coefficients B (see `to_stress_strain`)."""
+    """Return C from the stress-strain coefficients B (see `to_stress_strain`)."""
     return coefficients - _stress_strain_terms(stress)
 
 
 def kinetic_term(n_atoms: int, temperature: float, volume: Tensor) -> Tensor:
-    """Part of the momenta in C^T, (N kT/V)(δ_ik δ_jl + δ_il δ_jk) `[..., 6, 6]`, eV/Å³.
+    """Return the part of the momenta in C^T, (N kT/V)(δ_ik δ_jl + δ_il δ_jk) `[..., 6, 6]`, eV/Å³.
 
     It belongs to the Lagrangian strain: the linear one would have half of it.
 
     Args:
         n_atoms: Number of atoms.
-        temperature: K.
-        volume: `[...]`, Å³.
+        temperature: Temperature, K.
+        volume: Volume `[...]`, Å³.
     """
     pattern = torch.tensor([2.0, 2.0, 2.0, 1.0, 1.0, 1.0], dtype=volume.dtype, device=volume.device)
     return (n_atoms * KB * temperature / volume)[..., None, None] * pattern.diag()
@@ -128,16 +132,17 @@ def kinetic_term(n_atoms: int, temperature: float, volume: Tensor) -> Tensor:
 def isothermal_from_fluctuations(
     born: Tensor, stress_covariance: Tensor, n_atoms: int, temperature: float, volume: Tensor
 ) -> Tensor:
-    """Isothermal constants C^T of a fixed cell `[..., 6, 6]` (Squire, Holt and Hoover 1969; Lutsko 1989).
+    """Return the isothermal constants C^T of a fixed cell `[..., 6, 6]`.
 
-    C^T = ⟨C^B⟩ - (V/kT)[⟨σσ⟩ - ⟨σ⟩⟨σ⟩] + (N kT/V)(δ_ik δ_jl + δ_il δ_jk).
+    C^T = ⟨C^B⟩ - (V/kT)[⟨σσ⟩ - ⟨σ⟩⟨σ⟩] + (N kT/V)(δ_ik δ_jl + δ_il δ_jk)
+    (Squire, Holt and Hoover 1969; Lutsko 1989).
 
     Args:
-        born: ⟨C^B⟩, the mean of `from_linear_strain` of every frame `[..., 6, 6]`.
-        stress_covariance: Of the components of the configurations' stress in Voigt order `[..., 6, 6]`.
+        born: Born term ⟨C^B⟩, the mean of `from_linear_strain` of every frame `[..., 6, 6]`.
+        stress_covariance: Covariance of the configurations' stress components in Voigt order `[..., 6, 6]`.
         n_atoms: Number of atoms.
-        temperature: K.
-        volume: `[...]`, Å³.
+        temperature: Temperature, K.
+        volume: Volume `[...]`, Å³.
     """
     fluctuation = (volume / (KB * temperature))[..., None, None] * stress_covariance
     return born - fluctuation + kinetic_term(n_atoms, temperature, volume)
@@ -146,14 +151,14 @@ def isothermal_from_fluctuations(
 def adiabatic(
     isothermal: Tensor, thermal_stress: Tensor, heat_capacity: Tensor, temperature: float, volume: Tensor
 ) -> Tensor:
-    """Adiabatic constants C^S = C^T + (T V/C_v) λλ (Wallace 1972).
+    """Return the adiabatic constants C^S = C^T + (T V/C_v) λλ (Wallace 1972).
 
     Args:
-        isothermal: C^T `[..., 6, 6]`.
-        thermal_stress: λ = ∂σ/∂T at fixed strain `[..., 3, 3]`, eV/Å³/K.
-        heat_capacity: C_v of the whole cell `[...]`, eV/K.
-        temperature: K.
-        volume: Of the whole cell `[...]`, Å³.
+        isothermal: Isothermal constants C^T `[..., 6, 6]`.
+        thermal_stress: Thermal stress λ = ∂σ/∂T at fixed strain `[..., 3, 3]`, eV/Å³/K.
+        heat_capacity: Heat capacity C_v of the whole cell `[...]`, eV/K.
+        temperature: Temperature, K.
+        volume: Volume of the whole cell `[...]`, Å³.
     """
     coupling = stress_to_voigt(thermal_stress)
     factor = temperature * volume / heat_capacity
@@ -161,19 +166,19 @@ def adiabatic(
 
 
 def stability(coefficients: Tensor) -> Tensor:
-    """Eigenvalues of the symmetric part of B at the applied stress `[..., 6]`, ascending, eV/Å³.
+    """Return the eigenvalues of the symmetric part of B at the applied stress `[..., 6]`, ascending, eV/Å³.
 
     A crystal is stable if all are above zero (Born's criteria; under stress Wang et al. 1993).
 
     Args:
-        coefficients: B `[..., 6, 6]`; without stress it is C.
+        coefficients: Stress-strain coefficients B `[..., 6, 6]`; without stress they are C.
     """
     values: Tensor = torch.linalg.eigvalsh(to_mandel((coefficients + coefficients.mT) / 2))
     return values
 
 
 def _stress_terms(stress: Tensor) -> Tensor:
-    """σ_ik δ_jl + σ_il δ_jk + σ_jk δ_il + σ_jl δ_ik `[..., 6, 6]`."""
+    """Return σ_ik δ_jl + σ_il δ_jk + σ_jk δ_il + σ_jl δ_ik `[..., 6, 6]`."""
     one = torch.eye(3, dtype=stress.dtype, device=stress.device)
     term = to_voigt(torch.einsum("...ik,jl->...ijkl", stress, one))
     other = to_voigt(torch.einsum("...il,jk->...ijkl", stress, one))
@@ -189,10 +194,3 @@ def _stress_strain_terms(stress: Tensor) -> Tensor:
 def _scale(like: Tensor) -> Tensor:
     root = math.sqrt(2.0)
     return torch.tensor([1.0, 1.0, 1.0, root, root, root], dtype=like.dtype, device=like.device)
-
-
-def _mandel_rotation(rotations: Tensor) -> Tensor:
-    """How rotations `[..., 3, 3]` act on symmetric tensors, in their orthonormal basis `[..., 6, 6]`."""
-    basis = mandel_basis(rotations)
-    turned = rotations[..., None, :, :] @ basis @ rotations.mT[..., None, :, :]
-    return torch.einsum("aij,...bij->...ab", basis, turned)

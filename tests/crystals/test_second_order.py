@@ -5,7 +5,7 @@ import torch
 from ase.build import bulk
 from torch import Tensor
 
-from mlip_refine.crystals.second_order import Quadratic, quadratic
+from mlip_refine.crystals.second_order import SecondOrderEnergy, second_order
 from mlip_refine.potential import Graphs, Potential, batching
 
 STENCIL = {2: -1 / 12, 1: 2 / 3, -1: -2 / 3, -2: 1 / 12}
@@ -24,7 +24,7 @@ def _moved() -> tuple[Tensor, Tensor]:
     return (0.02 * u).requires_grad_(), (0.005 * (strain + strain.T)).requires_grad_()
 
 
-def _contracted(found: Quadratic) -> Tensor:
+def _contracted(found: SecondOrderEnergy) -> Tensor:
     """All of it with weights of its own, so that everything has a part in the gradient."""
     random = torch.Generator().manual_seed(5)
     total = 0.3 * found.energy + 0.2 * found.volume
@@ -33,9 +33,11 @@ def _contracted(found: Quadratic) -> Tensor:
     return total
 
 
-def _expanded(potential: Potential, moved: tuple[Tensor, Tensor], *, create_graph: bool = True) -> Quadratic:
+def _expanded(
+    potential: Potential, moved: tuple[Tensor, Tensor], *, create_graph: bool = True
+) -> SecondOrderEnergy:
     structure = potential.graphs.from_atoms(bulk("Ti", "hcp", a=2.93, c=4.65))
-    return quadratic(potential, structure, moved, create_graph=create_graph)
+    return second_order(potential, structure, moved, create_graph=create_graph)
 
 
 def _gradients(potential: Potential) -> tuple[Tensor, ...]:

@@ -6,13 +6,12 @@ neither on where a path begins nor on crossings. Imaginary frequencies are below
 non-analytic term.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
-import spglib
 from ase import Atoms
 from ase.dft.kpoints import parse_path_string
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from phonopy import Phonopy
 from phonopy.phonon.band_structure import get_band_qpoints
 from scipy.integrate import trapezoid
 
+from mlip_refine.crystals.symmetry import space_group_number
 from mlip_refine.errors import InputError
 
 type Floats = NDArray[np.float64]
@@ -27,7 +27,7 @@ type Floats = NDArray[np.float64]
 POINTS = 51
 """Wave vectors on the longest line of a path."""
 
-_FAMILIES = {
+_FIRST_GROUPS = {
     "cubic": 195,
     "hexagonal": 143,
     "tetragonal": 75,
@@ -35,13 +35,13 @@ _FAMILIES = {
     "monoclinic": 3,
     "triclinic": 1,
 }
-"""First space group of every family of crystals; trigonal ones count as hexagonal."""
+"""Number of the first space group of every crystal family; trigonal crystals count as hexagonal."""
 
 _LATTICE_TOLERANCES = (2e-4, 1e-3, 5e-3)
-"""How far lengths and angles may be from those of a symmetric lattice, relative, in the order of trial."""
+"""Relative deviations of lengths and angles from those of a symmetric lattice, in the order of trial."""
 
 _DIGITS = 6
-"""Decimals in files: a micro-terahertz."""
+"""Decimals in files, a micro-terahertz."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class BandPath:
 
     @property
     def ticks(self) -> tuple[tuple[float, str], ...]:
-        """Where lines begin and end, with their labels; `U|K` where they do not meet."""
+        """Places where lines begin and end, with their labels; `U|K` where they do not meet."""
         ticks = [(float(self.distances[0][0]), self.ends[0][0])]
         for i, (_, end) in enumerate(self.ends):
             following = self.ends[i + 1][0] if i + 1 < len(self.ends) else end
@@ -74,26 +74,26 @@ class Bands:
     """Frequencies along a path.
 
     Attributes:
-        path: Where.
-        frequencies: Of every line `[n_q, n_modes]`, THz, ascending.
+        path: The path.
+        frequencies: Frequencies on every line `[n_q, n_modes]`, THz, ascending.
     """
 
     path: BandPath
     frequencies: tuple[Floats, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data for JSON."""
         return {
             "ends": [list(pair) for pair in self.path.ends],
             "ticks": [[round(place, _DIGITS), label] for place, label in self.path.ticks],
-            "points": _plain(self.path.points),
-            "distances_per_A": _plain(self.path.distances),
-            "frequencies_THz": _plain(self.frequencies),
+            "points": [np.round(line, _DIGITS).tolist() for line in self.path.points],
+            "distances_per_A": [np.round(line, _DIGITS).tolist() for line in self.path.distances],
+            "frequencies_THz": [np.round(line, _DIGITS).tolist() for line in self.frequencies],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read plain data; `KeyError`, `TypeError` or `ValueError` if it is not this."""
+        """Read plain data of `as_json`; `KeyError`, `TypeError` or `ValueError` if it is not of that form."""
         ends = tuple((str(first), str(last)) for first, last in data["ends"])
         names = ("points", "distances_per_A", "frequencies_THz")
         points, distances, frequencies = (tuple(np.array(x, dtype=float) for x in data[n]) for n in names)
@@ -105,10 +105,10 @@ class BandErrors:
     """Absolute differences of two band structures, THz.
 
     Attributes:
-        mean: Over the length of the path, of every band in ascending order `[n_modes]`.
-        largest: Of every band `[n_modes]`.
-        lines: Ends of the line on which each band has its largest difference.
-        points: Wave vector of that.
+        mean: Mean over the length of the path of every band, in ascending order `[n_modes]`.
+        largest: Largest difference of every band `[n_modes]`.
+        lines: Ends of the line on which each band has its largest difference `[n_modes]`.
+        points: Wave vectors of the largest differences `[n_modes]`.
     """
 
     mean: tuple[float, ...]
@@ -122,7 +122,7 @@ class BandErrors:
         return float(np.mean(self.mean))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data for JSON."""
         return {
             "mean_THz": round(self.mean_of_all, _DIGITS),
             "largest_THz": round(max(self.largest), _DIGITS),
@@ -141,7 +141,7 @@ class BandErrors:
 
 
 def band_path(primitive: Atoms, n: int = POINTS) -> BandPath:
-    """The lines of high symmetry of a crystal, in the reciprocal lattice of the cell as it is given.
+    """Return the lines of high symmetry of a crystal, in the reciprocal lattice of the cell as it is given.
 
     Points and labels are those of Setyawan and Curtarolo (Comput. Mater. Sci. 49, 299, 2010) of the Bravais
     lattice, as ASE has them.
@@ -153,21 +153,39 @@ def band_path(primitive: Atoms, n: int = POINTS) -> BandPath:
     Raises:
         InputError: The lattice has less symmetry than the crystal: the cell is not precise enough.
     """
-    path = _standard_path(primitive)
+    number, path = space_group_number(primitive), None
+    # The smallest tolerance at which the lattice is as symmetric as the crystal.
+    for tolerance in _LATTICE_TOLERANCES:
+        family = primitive.cell.get_bravais_lattice(eps=tolerance).crystal_family
+        if _FIRST_GROUPS[family] >= max(first for first in _FIRST_GROUPS.values() if first <= number):
+            path = primitive.cell.bandpath(npoints=0, eps=tolerance)
+            break
+    if path is None:
+        raise InputError(
+            "the cell has less symmetry than the atoms in it",
+            found=f"space group {number} in a {family} lattice",
+            fix="Give its lattice vectors with more digits, or let it come to rest.",
+        )
     sections = parse_path_string(path.path)
     ends = tuple(pair for section in sections for pair in pairwise(section))
     reciprocal = np.linalg.inv(primitive.cell.array)
     corners = [[path.special_points[label] for label in section] for section in sections]
     points = tuple(np.array(line) for line in get_band_qpoints(corners, n, reciprocal))
-    return BandPath(ends, points, _distances(points, reciprocal))
+    distances, start = [], 0.0
+    for line in points:
+        steps = np.linalg.norm(np.diff(line, axis=0) @ reciprocal.T, axis=1)
+        along = start + np.concatenate([[0.0], np.cumsum(steps)])
+        distances.append(along)
+        start = float(along[-1])
+    return BandPath(ends, points, tuple(distances))
 
 
 def bands(phonon: Phonopy, path: BandPath) -> Bands:
-    """Frequencies of a crystal along a path, which may be that of another cell with like lattice vectors.
+    """Compute the frequencies of a crystal along a path.
 
     Args:
-        phonon: With force constants.
-        path: Where.
+        phonon: Phonopy's object with force constants.
+        path: Path of this crystal, or of another cell whose lattice vectors correspond.
     """
     found = np.array(phonon.run_qpoints(np.concatenate(path.points)).frequencies)
     ends = np.cumsum([len(line) for line in path.points])[:-1]
@@ -175,7 +193,7 @@ def bands(phonon: Phonopy, path: BandPath) -> Bands:
 
 
 def band_errors(model: Bands, reference: Bands) -> BandErrors:
-    """Absolute differences of every band; an imaginary frequency counts as the number below zero.
+    """Return the absolute differences of every band; imaginary frequencies are numbers below zero.
 
     Raises:
         InputError: The two are not of one path and one number of modes.
@@ -202,43 +220,3 @@ def band_errors(model: Bands, reference: Bands) -> BandErrors:
         lines=tuple(reference.path.ends[i] for i in owners),
         points=tuple(tuple(point) for point in points.tolist()),
     )
-
-
-def _standard_path(primitive: Atoms) -> Any:
-    """ASE's path, with the smallest tolerance at which the lattice is as symmetric as the crystal."""
-    number = _space_group(primitive)
-    for tolerance in _LATTICE_TOLERANCES:
-        family = primitive.cell.get_bravais_lattice(eps=tolerance).crystal_family
-        if _FAMILIES[family] >= max(first for first in _FAMILIES.values() if first <= number):
-            return primitive.cell.bandpath(npoints=0, eps=tolerance)
-    raise InputError(
-        "the cell has less symmetry than the atoms in it",
-        found=f"space group {number} in a {family} lattice",
-        fix="Give its lattice vectors with more digits, or let it come to rest.",
-    )
-
-
-def _space_group(primitive: Atoms) -> int:
-    """Number of the space group, of a magnetic crystal that of the family of its magnetic one."""
-    cell: Any = (primitive.cell.array, primitive.get_scaled_positions(), primitive.numbers)
-    moments = primitive.get_initial_magnetic_moments()
-    if moments.any():
-        magnetic = spglib.get_magnetic_symmetry_dataset((*cell, moments), symprec=1e-4)
-        kind = None if magnetic is None else spglib.get_magnetic_spacegroup_type(magnetic.uni_number)
-        return 1 if kind is None else int(kind.number)
-    group = spglib.get_symmetry_dataset(cell, symprec=1e-4)
-    return 1 if group is None else int(group.number)
-
-
-def _distances(points: Sequence[Floats], reciprocal: Floats) -> tuple[Floats, ...]:
-    distances, start = [], 0.0
-    for line in points:
-        steps = np.linalg.norm(np.diff(line, axis=0) @ reciprocal.T, axis=1)
-        along = start + np.concatenate([[0.0], np.cumsum(steps)])
-        distances.append(along)
-        start = float(along[-1])
-    return tuple(distances)
-
-
-def _plain(arrays: Sequence[Floats]) -> list[Any]:
-    return [np.round(array, _DIGITS).tolist() for array in arrays]

@@ -13,16 +13,16 @@ from mlip_refine.errors import InputError
 type Floats = NDArray[np.float64]
 
 _WIDTH = 0.02
-"""Of a mode, of the largest frequency: with a mesh of 15 points overlaps have then settled to 0.001."""
+"""Width of a mode over the largest frequency: with a mesh of 15 points overlaps then settle to 0.001."""
 
 _NARROWEST = 0.01
-"""Width where no mode has a frequency to speak of, THz."""
+"""Smallest width, where no mode has a frequency worth mentioning, THz."""
 
 _REACH = 4.0
-"""Of a Gaussian, in its width: what lies beyond is 6e-5 of a mode."""
+"""Half the range of a Gaussian in its width: what lies beyond is 6e-5 of a mode."""
 
 _PER_WIDTH = 4
-"""Frequencies per width: sums over them are integrals."""
+"""Frequencies per width, so that sums over them are integrals."""
 
 _DIGITS = 6
 
@@ -32,8 +32,8 @@ class DensityOfStates:
     """States per frequency of one primitive cell.
 
     Attributes:
-        frequencies: Evenly spaced `[n]`, THz; imaginary ones are below zero.
-        states: `[n]`, 1/THz; their integral is the number of modes.
+        frequencies: Evenly spaced frequencies `[n]`, THz; imaginary ones are below zero.
+        states: States per frequency `[n]`, 1/THz; their integral is the number of modes.
     """
 
     frequencies: Floats
@@ -41,11 +41,11 @@ class DensityOfStates:
 
     @property
     def n_modes(self) -> float:
-        """The integral."""
+        """Integral of the density: the number of modes."""
         return float(self.states.sum() * (self.frequencies[1] - self.frequencies[0]))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data for JSON."""
         return {
             "frequencies_THz": np.round(self.frequencies, _DIGITS).tolist(),
             "states_per_THz": np.round(self.states, _DIGITS).tolist(),
@@ -53,20 +53,20 @@ class DensityOfStates:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read plain data; `KeyError`, `TypeError` or `ValueError` if it is not this."""
+        """Read plain data of `as_json`; `KeyError`, `TypeError` or `ValueError` if it is not of that form."""
         return cls(*(np.array(data[name], dtype=float) for name in ("frequencies_THz", "states_per_THz")))
 
 
 def densities_of_states(
     phonons: Sequence[Phonopy], width: float | None = None
 ) -> tuple[DensityOfStates, ...]:
-    """Densities of states of several crystals at the same frequencies.
+    """Compute the densities of states of several crystals at the same frequencies.
 
     Modes are Gaussians. Unlike that of tetrahedra their integral on a grid is the number of modes even where
     bands are flat, and two densities differ no more than their frequencies do.
 
     Args:
-        phonons: With frequencies on a mesh (`phonon_properties`); a reference and models at the same time.
+        phonons: Phonopy's objects with frequencies on a mesh (`phonon_properties`): a reference and models.
         width: Standard deviation, THz; None takes 2 % of the largest frequency, imaginary ones included.
 
     Raises:
@@ -79,29 +79,28 @@ def densities_of_states(
     highest = max(float(one.frequencies.max()) for one in meshes)
     sigma = width or max(_WIDTH * max(-lowest, highest), _NARROWEST)
     ends = (lowest - _REACH * sigma, highest + _REACH * sigma)
-    return tuple(_density(phonon, sigma, ends) for phonon in phonons)
+    densities = []
+    for phonon in phonons:
+        found = phonon.run_total_dos(
+            sigma=sigma,
+            freq_min=ends[0],
+            freq_max=ends[1],
+            freq_pitch=sigma / _PER_WIDTH,
+            use_tetrahedron_method=False,
+        )
+        densities.append(DensityOfStates(np.array(found.frequency_points), np.array(found.dos)))
+    return tuple(densities)
 
 
 def overlap(model: DensityOfStates, reference: DensityOfStates) -> float:
-    """Share of states that two densities have in common, ∫min(g, g')dω/∫max(g, g')dω: 0 to 1.
+    """Return the share of states that two densities have in common, ∫min(g, g')dω/∫max(g, g')dω: 0 to 1.
 
     Raises:
         InputError: They are not at the same frequencies.
     """
     if not np.array_equal(model.frequencies, reference.frequencies):
         raise InputError(
-            "the densities of states are not at the same frequencies", fix="Find them in one call."
+            "the densities of states are not at the same frequencies", fix="Compute them in one call."
         )
     common = np.minimum(model.states, reference.states).sum()
     return float(common / np.maximum(model.states, reference.states).sum())
-
-
-def _density(phonon: Phonopy, sigma: float, ends: tuple[float, float]) -> DensityOfStates:
-    found = phonon.run_total_dos(
-        sigma=sigma,
-        freq_min=ends[0],
-        freq_max=ends[1],
-        freq_pitch=sigma / _PER_WIDTH,
-        use_tetrahedron_method=False,
-    )
-    return DensityOfStates(np.array(found.frequency_points), np.array(found.dos))

@@ -2,16 +2,15 @@
 
 D_ab(jk, q) = (m_j m_k)^-1/2 Σ_l' Φ_ab(j0, kl') exp[iq·(r_kl' - r_j0)], as phonopy has it (Togo and Tanaka,
 Scr. Mater. 108, 1, 2015): r_kl' is the image of an atom of the supercell that is nearest to r_j0, and where
-several are, their mean counts. At wave vectors that the supercell holds that is exact. No non-analytic term.
+several are, their mean counts. At wave vectors that the supercell holds that is exact. There is no
+non-analytic term.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import spglib
 import torch
 from ase import Atoms
 from ase.units import _amu, _e
@@ -20,18 +19,14 @@ from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 from phonopy.structure.cells import get_smallest_vectors
 from torch import Tensor
 
-from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
-from mlip_refine.data.phonons.reference import PhononReference
+from mlip_refine.crystals.symmetry import MESH_TOLERANCE
 from mlip_refine.data.phonons.spacegroups import Translations
 
 TERAHERTZ = math.sqrt(_e / _amu) * 1e10 / (2 * math.pi * 1e12)
 """Frequency of a curvature of 1 eV/Å²/amu, THz."""
 
 SAME = 1e-3
-"""Frequencies this close are one, THz: far below what matters, far above rounding."""
-
-_PLACE = 1e-4
-"""How far atoms may be from where lattice translations have them, Å."""
+"""Frequencies this close count as one, THz: far below what matters, far above rounding."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +46,18 @@ class BlochSums:
     def of(
         cls, supercell: Atoms, translations: Translations, primitive: NDArray[Any], points: NDArray[Any]
     ) -> Self:
-        """Prepare the sums.
+        """Compute the phases at wave vectors.
 
         Args:
-            supercell: The cell of the force constants.
-            translations: Its lattice translations.
+            supercell: Supercell of the force constants.
+            translations: Lattice translations of the supercell.
             primitive: Lattice vectors of the primitive cell as rows `[3, 3]`, Å.
             points: Wave vectors `[n_q, 3]` in its reciprocal lattice, without 2π.
         """
         chosen = translations.primitive_atoms.tolist()
         scaled = supercell.get_scaled_positions(wrap=False)
         vectors, counts = get_smallest_vectors(
-            supercell.cell.array, scaled, scaled[chosen], store_dense_svecs=True, symprec=_PLACE
+            supercell.cell.array, scaled, scaled[chosen], store_dense_svecs=True, symprec=MESH_TOLERANCE
         )
         # The images of a pair are consecutive: `first` of them, and how many.
         number, first = counts[..., 0], counts[..., 1]
@@ -77,7 +72,7 @@ class BlochSums:
         return cls(torch.from_numpy(phases.copy()), translations.primitive_index)
 
     def matrices(self, force_constants: Tensor) -> Tensor:
-        """Dynamical matrices, hermitian.
+        """Return the dynamical matrices, hermitian.
 
         Args:
             force_constants: Rows of the atoms of the primitive cell `[n_prim, n_atoms, 3, 3]`, eV/Å².
@@ -93,7 +88,7 @@ class BlochSums:
 
 
 def squared_frequencies(matrices: Tensor, same: float = SAME) -> Tensor:
-    """Eigenvalues of dynamical matrices, ascending, with derivatives that degeneracy does not spoil.
+    """Return the eigenvalues of dynamical matrices, with derivatives that degeneracy does not spoil.
 
     By Hellmann and Feynman, ∂λ = v†∂D v. Of modes of one frequency no single v is defined, but their
     subspace is: each has the mean of their derivatives. A change of D that keeps the symmetry moves them
@@ -101,10 +96,10 @@ def squared_frequencies(matrices: Tensor, same: float = SAME) -> Tensor:
 
     Args:
         matrices: Hermitian `[..., n, n]`, eV/Å²/amu.
-        same: Neighbouring frequencies closer than this are one, THz.
+        same: Neighbouring frequencies closer than this count as one, THz.
 
     Returns:
-        `[..., n]`, eV/Å²/amu; below zero where the crystal is unstable.
+        Eigenvalues in ascending order `[..., n]`, eV/Å²/amu; below zero where the crystal is unstable.
     """
     values, vectors = torch.linalg.eigh(matrices.detach())
     moved = torch.einsum("...im,...ij,...jm->...m", vectors.conj(), matrices, vectors).real
@@ -118,12 +113,12 @@ def squared_frequencies(matrices: Tensor, same: float = SAME) -> Tensor:
 
 
 def frequencies(squares: Tensor, floor: float = 0.0) -> Tensor:
-    """Frequencies from their squares, THz; imaginary ones are below zero.
+    """Return frequencies from their squares, THz; imaginary ones are below zero.
 
     Args:
         squares: Eigenvalues λ, eV/Å²/amu.
-        floor: Where frequencies turn into multiples of their squares, THz: λ/(λ² + floor⁴)^¼, so that the
-            derivative exists at zero too. At ten times the floor that is 2.5e-5 too low.
+        floor: Frequency below which frequencies turn into multiples of their squares, THz: λ/(λ² + floor⁴)^¼,
+            so that the derivative exists at zero too. At ten times the floor that is 2.5e-5 too low.
     """
     if floor == 0:
         roots: Tensor = squares.sign() * squares.abs().sqrt() * TERAHERTZ
@@ -133,41 +128,13 @@ def frequencies(squares: Tensor, floor: float = 0.0) -> Tensor:
     return found
 
 
-def primitive_crystal(reference: PhononReference) -> Atoms:
-    """The primitive cell of a reference, in the place that its atoms have in the supercell."""
-    return HarmonicCrystal.of_reference(reference).primitive
-
-
 def commensurate_points(supercell: NDArray[Any], primitive: NDArray[Any]) -> NDArray[np.float64]:
-    """The wave vectors that a supercell holds `[n_q, 3]`, in the reciprocal lattice of the primitive cell.
+    """Return the wave vectors that a supercell holds `[n_q, 3]`, in the primitive reciprocal lattice.
 
     Args:
         supercell: Lattice vectors as rows `[3, 3]`, Å.
-        primitive: Of the primitive cell, the same.
+        primitive: Lattice vectors of the primitive cell as rows `[3, 3]`, Å.
     """
     multiples = np.rint(supercell @ np.linalg.inv(primitive)).astype(int)
     points: NDArray[np.float64] = get_commensurate_points(multiples.T)
     return points
-
-
-def mesh_points(crystal: Atoms, mesh: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A Γ-centred mesh, reduced by the symmetry of a crystal with its magnetic moments.
-
-    Args:
-        crystal: Primitive cell.
-        mesh: Points along each reciprocal vector.
-
-    Returns:
-        Wave vectors `[n_q, 3]` in the reciprocal lattice, and their weights `[n_q]`, which add up to 1.
-    """
-    cell: Any = (crystal.cell.array, crystal.get_scaled_positions(), crystal.numbers)
-    moments = crystal.get_initial_magnetic_moments()
-    if moments.any():
-        operations: Any = spglib.get_magnetic_symmetry((*cell, moments), symprec=_PLACE)
-        rotations = np.unique(operations["rotations"], axis=0)
-        found: Any = spglib.get_stabilized_reciprocal_mesh(list(mesh), rotations, is_shift=[0, 0, 0])
-    else:
-        found = spglib.get_ir_reciprocal_mesh(list(mesh), cell, is_shift=[0, 0, 0], symprec=_PLACE)
-    mapping, grid = found
-    places, counts = np.unique(mapping, return_counts=True)
-    return grid[places] / np.array(mesh), counts / counts.sum()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from phonopy import Phonopy, PhonopyGruneisen
 
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
-from mlip_refine.crystals.phonons.pressed_crystals import pressures_of_volumes
+from mlip_refine.crystals.phonons.quasi_harmonic import pressures_of_volumes
 from mlip_refine.crystals.phonons.thermodynamics import ZERO
 from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.errors import InputError, StatisticsError
@@ -28,7 +28,7 @@ from mlip_refine.quantities import HBAR, KB
 type Floats = NDArray[np.float64]
 
 CHANGE = 0.01
-"""Difference of the outer volumes, of the volume: γ is then wrong by some 1e-4 of itself."""
+"""Difference of the outer volumes over the volume: γ is then wrong by a fraction of about 1e-4."""
 
 _DIGITS = 6
 
@@ -37,8 +37,8 @@ class Mode(NamedTuple):
     """One mode.
 
     Attributes:
-        parameter: γ.
-        frequency: THz.
+        parameter: Grüneisen parameter γ.
+        frequency: Frequency, THz.
         point: Wave vector, in the reciprocal lattice of the primitive cell.
     """
 
@@ -46,19 +46,27 @@ class Mode(NamedTuple):
     frequency: float
     point: tuple[float, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "parameter": round(self.parameter, _DIGITS),
+            "frequency_THz": round(self.frequency, _DIGITS),
+            "point": [round(x, _DIGITS) for x in self.point],
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Gruneisen:
     """Mode Grüneisen parameters on a mesh.
 
     Attributes:
-        volumes: Of the primitive cells, smallest first `[3]`, Å³.
+        volumes: Volumes of the primitive cells, smallest first `[3]`, Å³.
         points: Irreducible wave vectors `[n_q, 3]`, in the reciprocal lattice of the primitive cell.
-        weights: Of the wave vectors, in sum 1 `[n_q]`.
-        frequencies: At the volume in the middle `[n_q, n_modes]`, THz; imaginary ones are below zero.
-        parameters: γ `[n_q, n_modes]`, NaN where `counted` is not.
-        counted: Modes that are real `[n_q, n_modes]`, without translations.
-        imaginary: Modes that are not, without translations `[n_q, n_modes]`.
+        weights: Weights of the wave vectors, which add up to 1 `[n_q]`.
+        frequencies: Frequencies at the middle volume `[n_q, n_modes]`, THz; imaginary ones are below zero.
+        parameters: Grüneisen parameters γ `[n_q, n_modes]`, NaN for modes that are not `counted`.
+        counted: Whether a mode is real, and no translation `[n_q, n_modes]`.
+        imaginary: Whether a mode is imaginary, and no translation `[n_q, n_modes]`.
     """
 
     volumes: tuple[float, float, float]
@@ -71,24 +79,24 @@ class Gruneisen:
 
     @property
     def imaginary_share(self) -> float:
-        """Share of modes that are imaginary: they have no γ and are in no mean."""
+        """Share of modes that are imaginary; they have no γ and are left out of means."""
         return float(self.weights @ self.imaginary.mean(axis=1))
 
     @property
     def lowest(self) -> Mode:
-        """The mode with the smallest γ."""
+        """Mode with the smallest γ."""
         return self._mode(int(np.nanargmin(self.parameters)))
 
     @property
     def highest(self) -> Mode:
-        """The mode with the largest γ."""
+        """Mode with the largest γ."""
         return self._mode(int(np.nanargmax(self.parameters)))
 
     def mean(self, temperature: float) -> float:
-        """Mean of γ over real modes, each with its heat capacity; NaN at 0 K.
+        """Return the mean of γ over real modes, weighted with their heat capacities; NaN at 0 K.
 
         Args:
-            temperature: K.
+            temperature: Temperature, K.
         """
         if temperature <= 0:
             return float("nan")
@@ -99,20 +107,20 @@ class Gruneisen:
         return float((weights * np.nan_to_num(self.parameters)).sum() / weights.sum())
 
     def as_json(self, temperatures: Sequence[float]) -> dict[str, Any]:
-        """Plain data, with means at temperatures, K."""
+        """Return plain data for JSON, with means at temperatures, K."""
         means = [self.mean(temperature) for temperature in temperatures]
         return {
             "volumes_A3": [round(volume, _DIGITS) for volume in self.volumes],
             "temperatures_K": list(temperatures),
             "mean": [round(mean, _DIGITS) if np.isfinite(mean) else None for mean in means],
-            "lowest": _plain(self.lowest),
-            "highest": _plain(self.highest),
+            "lowest": self.lowest.as_json(),
+            "highest": self.highest.as_json(),
             "imaginary_share": self.imaginary_share,
             "lowest_frequency_THz": round(float(self.frequencies.min()), _DIGITS),
         }
 
     def modes_as_json(self) -> dict[str, Any]:
-        """Plain data of every mode: by wave vector, the parameter of one that does not count is None."""
+        """Return plain data of every mode for JSON; the parameter of a mode that is not counted is None."""
         parameters = np.round(self.parameters, _DIGITS).astype(object)
         parameters[~self.counted] = None
         return {
@@ -131,13 +139,16 @@ class Gruneisen:
 def outer_volumes(
     potential: Potential, crystal: HarmonicCrystal, pressure: float = 0.0, change: float = CHANGE
 ) -> tuple[HarmonicCrystal, HarmonicCrystal]:
-    """A crystal at rest under a little more and a little less pressure, the smaller one first.
+    """Relax a crystal under a little more and a little less pressure.
 
     Args:
-        potential: In float64.
-        crystal: At rest under the pressure.
-        pressure: GPa.
-        change: Difference of their volumes, of the volume.
+        potential: Potential in float64.
+        crystal: Crystal at rest under the pressure.
+        pressure: Pressure, GPa.
+        change: Difference of the two volumes over the volume of the crystal.
+
+    Returns:
+        The smaller crystal and the larger one.
 
     Raises:
         InputError: The potential is in single precision, or does not know an element.
@@ -150,12 +161,12 @@ def outer_volumes(
 
 
 def gruneisen(phonon: Phonopy, smaller: Phonopy, larger: Phonopy, mesh: Sequence[int]) -> Gruneisen:
-    """Mode Grüneisen parameters of a crystal.
+    """Compute the mode Grüneisen parameters of a crystal.
 
     Args:
-        phonon: At its volume, with force constants; the lattice vectors of all three correspond.
-        smaller: At a smaller volume.
-        larger: At a larger volume.
+        phonon: Phonopy's object with force constants; the lattice vectors of all three correspond.
+        smaller: The same at a smaller volume.
+        larger: The same at a larger volume.
         mesh: Points along each reciprocal vector, with Γ among them.
 
     Raises:
@@ -174,7 +185,10 @@ def gruneisen(phonon: Phonopy, smaller: Phonopy, larger: Phonopy, mesh: Sequence
         three.set_mesh(list(mesh), is_gamma_center=True)
     found: Any = three.get_mesh()
     points, weights, frequencies, _, parameters = (np.array(values) for values in found)
-    translations = _translations(points, frequencies)
+    # The three modes at Γ nearest to zero.
+    translations = np.zeros(frequencies.shape, dtype=bool)
+    for q in np.flatnonzero(np.abs(points - np.rint(points)).max(axis=1) < 1e-8):
+        translations[q, np.argsort(np.abs(frequencies[q]))[:3]] = True
     counted = (frequencies >= ZERO) & ~translations
     if not counted.any():
         raise StatisticsError("no mode of the crystal is real", needed="a crystal that is not unstable")
@@ -187,19 +201,3 @@ def gruneisen(phonon: Phonopy, smaller: Phonopy, larger: Phonopy, mesh: Sequence
         counted=counted,
         imaginary=~counted & ~translations,
     )
-
-
-def _translations(points: Floats, frequencies: Floats) -> NDArray[np.bool_]:
-    """The three modes at Γ nearest to zero."""
-    three = np.zeros(frequencies.shape, dtype=bool)
-    for q in np.flatnonzero(np.abs(points - np.rint(points)).max(axis=1) < 1e-8):
-        three[q, np.argsort(np.abs(frequencies[q]))[:3]] = True
-    return three
-
-
-def _plain(mode: Mode) -> dict[str, Any]:
-    return {
-        "parameter": round(mode.parameter, _DIGITS),
-        "frequency_THz": round(mode.frequency, _DIGITS),
-        "point": [round(x, _DIGITS) for x in mode.point],
-    }

@@ -1,4 +1,4 @@
-"""A crystal in a supercell, its force constants by a potential, and phonopy's view of both.
+"""A crystal in a supercell, its force constants by a potential, and phonopy's object for both.
 
 Force constants are compact: rows of the atoms of one primitive cell `[n_prim, N, 3, 3]`, eV/Å², symmetric in
 all ways that the crystal is. Phonopy computes what follows from them (Togo and Tanaka, Scr. Mater. 108, 1,
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mlip_refine.crystals.phonons import hessian
 from mlip_refine.crystals.relaxation import Rest, relax
+from mlip_refine.crystals.symmetry import PHONON_TOLERANCE
 from mlip_refine.data.phonons.reader import phonon_crystal
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
@@ -29,10 +30,7 @@ type Method = Literal["hessian", "displacements"]
 """Exact second derivatives, or differences of forces."""
 
 DISPLACEMENT = 0.01
-"""Of one atom where differences of forces are taken, Å."""
-
-SYMPREC = 1e-5
-"""How far atoms may be from symmetric places, Å."""
+"""Displacement of one atom where differences of forces are taken, Å."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +38,9 @@ class HarmonicCrystal:
     """A supercell at rest with its symmetry.
 
     Attributes:
-        supercell: N atoms, Å.
-        translations: Its lattice translations, as permutations.
-        symmetry: Its space group, modulo those.
+        supercell: Supercell of N atoms.
+        translations: Lattice translations of the supercell, as permutations.
+        symmetry: Space group of the supercell, modulo its translations.
         primitive_matrix: Primitive lattice vectors as columns, in those of the supercell `[3, 3]`.
         symprec: How far atoms may be from symmetric places, Å.
     """
@@ -51,14 +49,16 @@ class HarmonicCrystal:
     translations: Translations
     symmetry: CrystalSymmetry
     primitive_matrix: NDArray[np.float64]
-    symprec: float = SYMPREC
+    symprec: float = PHONON_TOLERANCE
 
     @classmethod
-    def of(cls, supercell: Atoms, primitive_matrix: NDArray[np.float64], symprec: float = SYMPREC) -> Self:
+    def of(
+        cls, supercell: Atoms, primitive_matrix: NDArray[np.float64], symprec: float = PHONON_TOLERANCE
+    ) -> Self:
         """Find the symmetry of a supercell.
 
         Args:
-            supercell: At rest.
+            supercell: Supercell at rest.
             primitive_matrix: Primitive lattice vectors as columns, in those of the supercell `[3, 3]`.
             symprec: How far atoms may be from symmetric places, Å.
         """
@@ -66,7 +66,9 @@ class HarmonicCrystal:
         return cls(*phonon_crystal(phonon), primitive_matrix, symprec)
 
     @classmethod
-    def of_cell(cls, cell: Atoms, supercell_matrix: NDArray[np.int64], symprec: float = SYMPREC) -> Self:
+    def of_cell(
+        cls, cell: Atoms, supercell_matrix: NDArray[np.int64], symprec: float = PHONON_TOLERANCE
+    ) -> Self:
         """Repeat a cell, primitive or not.
 
         Args:
@@ -81,23 +83,23 @@ class HarmonicCrystal:
 
     @classmethod
     def of_reference(cls, reference: PhononReference) -> Self:
-        """The crystal of a reference calculation, atom by atom."""
+        """Return the crystal of a reference calculation, atom by atom."""
         supercell, primitive = reference.supercell_matrix.numpy(), reference.primitive_matrix.numpy()
         matrix = np.linalg.solve(supercell, primitive)
         return cls(reference.supercell, reference.translations, reference.symmetry, matrix)
 
     @property
     def primitive(self) -> Atoms:
-        """The primitive cell, its atoms where they are in the supercell."""
+        """Primitive cell, its atoms where they are in the supercell."""
         crystal: Atoms = self.supercell[self.translations.primitive_atoms.tolist()]
         crystal.set_cell(self.primitive_matrix.T @ self.supercell.cell.array, scale_atoms=False)
         return crystal
 
     def phonopy(self, force_constants: Tensor | None = None) -> Phonopy:
-        """Phonopy's object for the crystal, whose atoms have the same order.
+        """Return phonopy's object for the crystal, whose atoms have the same order.
 
         Args:
-            force_constants: `[n_prim, N, 3, 3]`, eV/Å².
+            force_constants: Force constants `[n_prim, N, 3, 3]`, eV/Å².
         """
         phonon = _phonopy(self.supercell, self.primitive_matrix, self.symprec)
         if force_constants is not None:
@@ -105,12 +107,12 @@ class HarmonicCrystal:
         return phonon
 
     def moved(self, primitive: Atoms) -> Self:
-        """The crystal with another primitive cell: the same atoms, at other places in another lattice.
+        """Return the crystal with another primitive cell: the same atoms, at other places in another lattice.
 
         Its symmetry is found anew: it is the same if the cell came to rest from this one.
 
         Args:
-            primitive: As `primitive` has it.
+            primitive: Primitive cell with the atoms in the order of `primitive`.
         """
         cell = np.linalg.solve(self.primitive_matrix.T, primitive.cell.array)
         kinds = self.translations.primitive_index.numpy()
@@ -122,11 +124,11 @@ class HarmonicCrystal:
         return self.of(supercell, self.primitive_matrix, self.symprec)
 
     def at_rest(self, potential: Potential, rest: Rest) -> Self:
-        """The crystal where a potential has it at rest.
+        """Return the crystal after relaxation by a potential.
 
         Args:
-            potential: In float64.
-            rest: Under which conditions.
+            potential: Potential in float64.
+            rest: Conditions under which it is at rest.
 
         Raises:
             InputError: The potential is in single precision, or does not know an element.
@@ -135,22 +137,22 @@ class HarmonicCrystal:
         return self.moved(relax(potential, self.primitive, rest))
 
     def structure(self, potential: Potential) -> Structure:
-        """The supercell with its neighbours."""
+        """Return the supercell with its neighbours."""
         return potential.graphs.from_atoms(self.supercell)
 
     def force_constants(
         self, potential: Potential, method: Method = "hessian", displacement: float = DISPLACEMENT
     ) -> Tensor:
-        """Force constants by a potential, without a graph.
+        """Compute force constants by a potential, without a graph.
 
         Args:
-            potential: In either precision; differences of forces want float64.
-            method: Exact, from the columns of the Hessian that differ by symmetry; or phonopy's finite
-                differences.
-            displacement: Of one atom where differences are taken, Å.
+            potential: Potential in either precision; differences of forces want float64.
+            method: `hessian`, exact from the columns that differ by symmetry; or `displacements`, phonopy's
+                finite differences.
+            displacement: Displacement of one atom where differences are taken, Å.
 
         Returns:
-            `[n_prim, N, 3, 3]`, eV/Å², float64, on the CPU, symmetrised.
+            Force constants `[n_prim, N, 3, 3]`, eV/Å², float64, on the CPU, symmetrised.
 
         Raises:
             InputError: The potential does not know an element.
@@ -161,21 +163,21 @@ class HarmonicCrystal:
                 potential, self.structure(potential), self.translations, self.symmetry
             )
         else:
-            found = self._by_differences(potential, displacement)
+            phonon = self.phonopy()
+            phonon.generate_displacements(distance=displacement)
+            cells = [cell for cell in phonon.supercells_with_displacements or [] if cell is not None]
+            crystals = [self.supercell.copy() for _ in cells]
+            for crystal, cell in zip(crystals, cells, strict=True):
+                crystal.positions = cell.positions
+            phonon.forces = forces(potential, crystals)
+            phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+            found = torch.from_numpy(np.array(phonon.force_constants))
         symmetric = self.symmetry.symmetrised(self.translations, found)
         return self.translations.symmetrised(symmetric)
 
-    def _by_differences(self, potential: Potential, displacement: float) -> Tensor:
-        phonon = self.phonopy()
-        phonon.generate_displacements(distance=displacement)
-        cells = [cell for cell in phonon.supercells_with_displacements or [] if cell is not None]
-        phonon.forces = forces(potential, [_moved(self.supercell, cell.positions) for cell in cells])
-        phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
-        return torch.from_numpy(np.array(phonon.force_constants))
-
 
 def forces(potential: Potential, crystals: Sequence[Atoms]) -> NDArray[np.float64]:
-    """Forces on equal numbers of atoms `[n, N, 3]`, eV/Å, without a graph.
+    """Compute forces on crystals with equal numbers of atoms `[n, N, 3]`, eV/Å, without a graph.
 
     Raises:
         InputError: The potential does not know an element.
@@ -205,9 +207,3 @@ def _phonopy_atoms(atoms: Atoms) -> PhonopyAtoms:
         masses=atoms.get_masses(),
         magnetic_moments=moments if moments.any() else None,
     )
-
-
-def _moved(atoms: Atoms, positions: NDArray[np.float64]) -> Atoms:
-    moved: Atoms = atoms.copy()
-    moved.positions = positions
-    return moved

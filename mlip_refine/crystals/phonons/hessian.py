@@ -19,12 +19,12 @@ type Column = tuple[int, int]
 
 
 class _Check(NamedTuple):
-    """Displacement between two points of a difference, Å, and largest relative errors.
+    """Tolerances of `require_hessian`.
 
     Attributes:
-        step: Of every atom.
-        difference: Of products beside differences of forces.
-        exact: Of what holds without any differences: symmetry and sum rule.
+        step: Displacement of every atom between two points of a difference, Å.
+        difference: Largest relative error of products against differences of forces.
+        exact: Largest relative error of symmetry and sum rule, which hold without any differences.
     """
 
     step: float
@@ -33,7 +33,7 @@ class _Check(NamedTuple):
 
 
 _CHECKS = {torch.float32: _Check(5e-3, 2e-2, 1e-3), torch.float64: _Check(1e-3, 1e-6, 1e-9)}
-"""By precision. `titanium-compact` has 2e-5 and 3e-8, and 1e-8 and 3e-17, in a cell of 36 atoms."""
+"""Tolerances by precision. `titanium-compact` has 2e-5 and 3e-8, and 1e-8 and 3e-17, with 36 atoms."""
 
 _STENCIL = {2: -1 / 12, 1: 2 / 3, -1: -2 / 3, -2: 1 / 12}
 """Central difference of fourth order."""
@@ -42,18 +42,19 @@ _STENCIL = {2: -1 / 12, 1: 2 / 3, -1: -2 / 3, -2: 1 / 12}
 def hessian_products(
     potential: Potential, structures: Sequence[Structure], directions: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Products of Hessians with directions, without a graph.
+    """Compute products of Hessians with directions, without a graph.
 
     Args:
-        potential: In either precision: single precision costs 1e-6 (108 atoms of `titanium-compact`).
-        structures: One for every direction; one structure may come many times.
+        potential: Potential in either precision: single precision costs 1e-6 (108 atoms of
+            `titanium-compact`).
+        structures: Structure of every direction; one structure may come many times.
         directions: Displacements `[n_atoms, 3]`, Å.
 
     Returns:
-        For every direction `[n_atoms, 3]`, eV/Å², float64, on the device of the potential.
+        A product for every direction `[n_atoms, 3]`, eV/Å², float64, on the device of the potential.
 
     Raises:
-        MlipRefineError: If memory runs out for a single system.
+        MlipRefineError: Memory runs out for a single system.
     """
 
     def products(part: slice, graphs: Graphs) -> list[Tensor]:
@@ -69,19 +70,19 @@ def hessian_gradients(
     directions: Sequence[Tensor],
     adjoints: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    """Derivatives of Σ adjoint · (Hessian · direction) in the trainable parameters, in their order.
+    """Differentiate Σ adjoint · (Hessian · direction) in the trainable parameters, in their order.
 
     Args:
-        potential: The model.
-        structures: As in `hessian_products`.
-        directions: As in `hessian_products`.
-        adjoints: Of every product `[n_atoms, 3]`.
+        potential: The potential.
+        structures: Structures, as in `hessian_products`.
+        directions: Displacements, as in `hessian_products`.
+        adjoints: Adjoint of every product `[n_atoms, 3]`.
 
     Returns:
-        Per parameter its gradient, or `None` where the products do not depend on it.
+        Gradient in every parameter, or `None` where the products do not depend on it.
 
     Raises:
-        MlipRefineError: If memory runs out for a single system.
+        MlipRefineError: Memory runs out for a single system.
     """
     parameters = list(potential.trainable_parameters().values())
 
@@ -97,13 +98,13 @@ def hessian_gradients(
 
 
 def summed(total: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients added one by one; `None` counts as zero."""
+    """Add gradients one by one; `None` counts as zero."""
     pairs = zip(total, more, strict=True)
     return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
 def unit_displacements(n_atoms: int, columns: Sequence[Column]) -> list[Tensor]:
-    """Displacements of one atom along one axis by 1 Å, float64 `[n_atoms, 3]` each."""
+    """Return displacements of one atom along one axis by 1 Å, float64 `[n_atoms, 3]` each."""
     found = torch.zeros(len(columns), n_atoms, 3, dtype=torch.float64)
     for direction, (atom, axis) in zip(found, columns, strict=True):
         direction[atom, axis] = 1.0
@@ -111,18 +112,18 @@ def unit_displacements(n_atoms: int, columns: Sequence[Column]) -> list[Tensor]:
 
 
 def hessian_columns(potential: Potential, structure: Structure, columns: Sequence[Column]) -> Tensor:
-    """Columns of the Hessian of one structure, without a graph.
+    """Compute columns of the Hessian of one structure, without a graph.
 
     Args:
-        potential: The model.
-        structure: Usually a supercell.
-        columns: Atom and axis of each.
+        potential: The potential.
+        structure: The structure, usually a supercell.
+        columns: Atom and axis of each column.
 
     Returns:
-        `[n_columns, n_atoms, 3]`, eV/Å², float64.
+        Columns `[n_columns, n_atoms, 3]`, eV/Å², float64.
 
     Raises:
-        MlipRefineError: If memory runs out for a single system.
+        MlipRefineError: Memory runs out for a single system.
     """
     directions = unit_displacements(len(structure.positions), columns)
     return torch.stack(hessian_products(potential, [structure] * len(columns), directions))
@@ -131,19 +132,19 @@ def hessian_columns(potential: Potential, structure: Structure, columns: Sequenc
 def force_constants(
     potential: Potential, structure: Structure, translations: Translations, symmetry: CrystalSymmetry
 ) -> Tensor:
-    """Force constants of a supercell from as few columns as its symmetry allows, without a graph.
+    """Compute force constants of a supercell from as few columns as its symmetry allows, without a graph.
 
     Args:
-        potential: The model.
+        potential: The potential.
         structure: The supercell at rest.
-        translations: Its lattice translations.
-        symmetry: Its space group, modulo those.
+        translations: Lattice translations of the supercell.
+        symmetry: Space group of the supercell, modulo its translations.
 
     Returns:
         Rows of the atoms of the primitive cell `[n_prim, n_atoms, 3, 3]`, eV/Å², float64, on the CPU.
 
     Raises:
-        MlipRefineError: If memory runs out for a single system.
+        MlipRefineError: Memory runs out for a single system.
     """
     columns = symmetry.irreducible(translations)
     values = hessian_columns(potential, structure, [(c.atom, c.axis) for c in columns])
@@ -151,17 +152,17 @@ def force_constants(
 
 
 def require_hessian(potential: Potential, structure: Structure) -> None:
-    """Check products of the Hessian on the model and the kernels as they run, and refuse wrong ones.
+    """Check second derivatives of the potential with the kernels that it runs with.
 
     A random product must be the difference of forces, the Hessian must be symmetric, and its product with a
     translation must vanish.
 
     Args:
-        potential: The model.
-        structure: What it is checked on; atoms are displaced by about 0.01 Å.
+        potential: The potential.
+        structure: Structure of the check; its atoms are displaced by about 0.01 Å.
 
     Raises:
-        MlipRefineError: With what was found and what was allowed.
+        MlipRefineError: The products are wrong, with the error that was found and the one allowed.
     """
     graphs = potential.graphs.collate([structure])
     random = torch.Generator().manual_seed(1)
@@ -169,27 +170,19 @@ def require_hessian(potential: Potential, structure: Structure) -> None:
     curvature = potential.curvature(graphs)
     hv, hw, ht = (curvature.along(d).positions.detach() for d in (v, w, torch.ones_like(v)))
     check = _CHECKS[potential.dtype]
-    difference = _difference(potential, graphs, v, check.step)
-    _require("differences of forces", hv - difference, hv, check.difference)
-    asymmetry = ((w * hv).sum() - (v * hw).sum()) / v.norm()
-    _require("the symmetry of second derivatives", asymmetry, hv, check.exact)
-    _require("the sum rule of translations", ht, hv, check.exact)
-
-
-def _difference(potential: Potential, graphs: Graphs, direction: Tensor, step: float) -> Tensor:
-    """The product with a direction from forces of displaced atoms `[n_atoms, 3]`, eV/Å²."""
-    total = torch.zeros_like(direction)
+    difference = torch.zeros_like(v)
     for steps, weight in _STENCIL.items():
-        moved = graphs.displaced(steps * step * direction)
-        total -= weight / step * potential.evaluate(moved, ("forces",))["forces"].detach()
-    return total
-
-
-def _require(what: str, excess: Tensor, size: Tensor, allowed: float) -> None:
-    """Refuse what is too large, or not a number."""
-    found = float(excess.norm() / size.norm().clamp(min=1e-12))
-    if not found <= allowed:
-        raise MlipRefineError(
-            f"second derivatives of this model on this device contradict {what}: "
-            f"a relative error of {found:.1e}, allowed {allowed:.0e}. Nothing can rest on them"
-        )
+        moved = graphs.displaced(steps * check.step * v)
+        difference -= weight / check.step * potential.evaluate(moved, ("forces",))["forces"].detach()
+    asymmetry = ((w * hv).sum() - (v * hw).sum()) / v.norm()
+    for what, excess, allowed in (
+        ("differences of forces", hv - difference, check.difference),
+        ("the symmetry of second derivatives", asymmetry, check.exact),
+        ("the sum rule of translations", ht, check.exact),
+    ):
+        found = float(excess.norm() / hv.norm().clamp(min=1e-12))
+        if not found <= allowed:  # also where it is not a number
+            raise MlipRefineError(
+                f"second derivatives of this model on this device contradict {what}: "
+                f"a relative error of {found:.1e}, allowed {allowed:.0e}. Nothing can rest on them"
+            )

@@ -1,9 +1,9 @@
-"""What phonons of a crystal amount to: the largest frequency, thermodynamics, and whether it is stable.
+"""Properties of the phonons of a crystal: largest frequency, thermodynamics, stability.
 
 Free energy, entropy and heat capacity are those of harmonic oscillators on a mesh of wave vectors, per
 primitive cell, as in the MDR phonon benchmark (Loew et al., npj Comput. Mater. 11, 178, 2025). The three
-acoustic modes at Γ count nothing: their frequencies are zero but for rounding, whose sign would decide on up
-to 0.6 J/K/mol of entropy on a mesh of 8 × 8 × 8. Imaginary modes count nothing, either.
+acoustic modes at Γ are left out: their frequencies are zero but for rounding, whose sign would decide on up
+to 0.6 J/K/mol of entropy on a mesh of 8 × 8 × 8. Imaginary modes are left out, too.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ class MeshFrequencies:
 
     Attributes:
         points: Wave vectors that differ by symmetry `[n_q, 3]`, in the reciprocal lattice.
-        weights: Their shares of the mesh `[n_q]`.
-        frequencies: Ascending `[n_q, n_modes]`, THz; imaginary ones below zero.
+        weights: Shares of the mesh that the wave vectors stand for `[n_q]`.
+        frequencies: Frequencies in ascending order `[n_q, n_modes]`, THz; imaginary ones are below zero.
     """
 
     points: NDArray[np.float64]
@@ -57,7 +57,7 @@ class MeshFrequencies:
     frequencies: NDArray[np.float64]
 
     def distance(self, other: "MeshFrequencies") -> float | None:
-        """Mean absolute difference, THz; None when the meshes have other points, as after losing symmetry."""
+        """Return the mean absolute difference, THz; None when the meshes have different points."""
         same = self.points.shape == other.points.shape and np.allclose(self.points, other.points)
         if not same:
             return None
@@ -68,12 +68,12 @@ class MeshFrequencies:
 def phonon_properties(
     phonon: Phonopy, mesh: Sequence[int], temperature: float
 ) -> tuple[PhononProperties, MeshFrequencies]:
-    """Frequencies on a Γ-centred mesh, and what they amount to.
+    """Compute the frequencies on a Γ-centred mesh, and the properties that follow from them.
 
     Args:
-        phonon: With force constants.
+        phonon: Phonopy's object with force constants.
         mesh: Points along each reciprocal vector.
-        temperature: K.
+        temperature: Temperature of the thermodynamic functions, K.
     """
     phonon.run_mesh(list(mesh), is_gamma_center=True)
     found: Any = phonon.mesh

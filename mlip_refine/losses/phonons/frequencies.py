@@ -13,11 +13,11 @@ from mlip_refine.crystals.phonons.dynamical_matrix import (
     BlochSums,
     commensurate_points,
     frequencies,
-    mesh_points,
-    primitive_crystal,
     squared_frequencies,
 )
+from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
 from mlip_refine.crystals.phonons.hessian import hessian_gradients, hessian_products, unit_displacements
+from mlip_refine.crystals.symmetry import mesh_points
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError
 from mlip_refine.losses.options import PhononFrequenciesOptions
@@ -46,7 +46,7 @@ class _Wanted:
         Raises:
             InputError: It has no force constants.
         """
-        primitive = primitive_crystal(reference)
+        primitive = HarmonicCrystal.of_reference(reference).primitive
         if mesh is None:
             points = commensurate_points(reference.supercell.cell.array, primitive.cell.array)
             weights = np.full(len(points), 1 / len(points))

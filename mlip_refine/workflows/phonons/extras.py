@@ -15,8 +15,11 @@ from mlip_refine.crystals.phonons.conductivity import ConductivitySettings, ther
 from mlip_refine.crystals.phonons.dos import densities_of_states, overlap
 from mlip_refine.crystals.phonons.gruneisen import Gruneisen, gruneisen, outer_volumes
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
-from mlip_refine.crystals.phonons.pressed_crystals import pressed_crystals, pressures_of_volumes
-from mlip_refine.crystals.phonons.quasi_harmonic import quasi_harmonic
+from mlip_refine.crystals.phonons.quasi_harmonic import (
+    compressed_crystals,
+    pressures_of_volumes,
+    quasi_harmonic,
+)
 from mlip_refine.files import written
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import IMAGINARY
@@ -63,7 +66,7 @@ def expansion(
 ) -> dict[str, Any]:
     """Quasi-harmonic expansion of a crystal at rest."""
     pressures = pressures_of_volumes(potential, crystal, settings.volumes)
-    pressed = pressed_crystals(potential, crystal, pressures, section.method[0], section.displacement)
+    pressed = compressed_crystals(potential, crystal, pressures, section.method[0], section.displacement)
     return quasi_harmonic(pressed, settings.temperature, section.mesh).as_json()
 
 

@@ -14,14 +14,17 @@ from mlip_refine.crystals.phonons.dynamical_matrix import (
     BlochSums,
     commensurate_points,
     frequencies,
-    mesh_points,
-    primitive_crystal,
     squared_frequencies,
 )
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
+from mlip_refine.crystals.symmetry import mesh_points
 
 F64 = torch.float64
 SALT = bulk("NaCl", "rocksalt", a=5.64)
+
+
+def _primitive(reference):
+    return HarmonicCrystal.of_reference(reference).primitive
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def salt(phonons_of):
 
 
 def _sums(reference, points) -> BlochSums:
-    cell = primitive_crystal(reference).cell.array
+    cell = _primitive(reference).cell.array
     return BlochSums.of(reference.supercell, reference.translations, cell, points)
 
 
@@ -44,7 +47,7 @@ def _hermitian(seed: int, *shape: int) -> torch.Tensor:
 
 def test_rock_salt_of_springs_is_three_chains(salt):
     """ω² = K(1/m + 1/M) ± K √[(1/m + 1/M)² - 4 sin²(q d)/(m M)] along every axis (Born and von Kármán)."""
-    primitive = primitive_crystal(salt)
+    primitive = _primitive(salt)
     points = commensurate_points(salt.supercell.cell.array, primitive.cell.array)
     assert len(points) == 8
     found = squared_frequencies(_sums(salt, points).matrices(salt.force_constants))
@@ -74,7 +77,7 @@ def test_matrices_and_a_mesh_are_those_of_phonopy(salt):
 
 
 def test_a_reduced_mesh_has_the_mean_of_the_whole(salt):
-    points, weights = mesh_points(primitive_crystal(salt), (4, 4, 4))
+    points, weights = mesh_points(_primitive(salt), (4, 4, 4))
     every = np.stack(np.meshgrid(*[np.arange(4) / 4] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     assert len(points) == 8
     means = [
@@ -126,7 +129,7 @@ def test_primitive_cells_of_cubic_ones(phonons_of):
         lambda atoms: testing.bond_springs(atoms, {2.9: 2.5}),
         primitive=[[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]],
     )
-    crystal = primitive_crystal(made)
+    crystal = _primitive(made)
     assert isinstance(crystal, Atoms)
     assert crystal.cell.volume == pytest.approx(5.64**3 / 4)
     points = commensurate_points(made.supercell.cell.array, crystal.cell.array)

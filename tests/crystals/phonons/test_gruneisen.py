@@ -10,7 +10,7 @@ from ase.build import bulk
 
 from mlip_refine.crystals.phonons.gruneisen import gruneisen, outer_volumes
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
-from mlip_refine.crystals.phonons.pressed_crystals import pressures_of_volumes
+from mlip_refine.crystals.phonons.quasi_harmonic import pressures_of_volumes
 from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.potential import Potential

@@ -14,8 +14,9 @@ from torch import Tensor
 from mlip_refine.crystals.phonons import third_order
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal, forces
 from mlip_refine.crystals.phonons.hessian import hessian_products, unit_displacements
-from mlip_refine.crystals.phonons.pair_symmetry import PairColumn, PairSymmetry
 from mlip_refine.crystals.phonons.third_order import (
+    PairColumn,
+    PairSymmetry,
     permutation_symmetrised,
     third_derivatives,
     third_order_constants,
