@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlip_refine.config import config_from_dict as config_from_dict
     from mlip_refine.config import load_config as load_config
     from mlip_refine.potential import Potential as Potential
-    from mlip_refine.potential.ase import ase_calculator as ase_calculator
+    from mlip_refine.potential import ase_calculator as ase_calculator
     from mlip_refine.workflows.bench import bench as bench
     from mlip_refine.workflows.elastic.run import elastic as elastic
     from mlip_refine.workflows.finetune.run import FinetuneResult as FinetuneResult
@@ -34,7 +34,7 @@ _HOMES = {
     "Config": "mlip_refine.config",
     "FinetuneResult": "mlip_refine.workflows.finetune.run",
     "Potential": "mlip_refine.potential",
-    "ase_calculator": "mlip_refine.potential.ase",
+    "ase_calculator": "mlip_refine.potential",
     "bench": "mlip_refine.workflows.bench",
     "config_from_dict": "mlip_refine.config",
     "elastic": "mlip_refine.workflows.elastic.run",

@@ -10,7 +10,7 @@ do is known in closed form:
     # free energy: reference.free_energy(300.0, atoms.cell.volume); mean energy: 3 (N - 1) kT / 2
 
 `Springs` is different: a module that is called as MACE is, for tests that train parameters;
-`Potential(Springs(...))` is a whole potential.
+`Potential.from_module(Springs(...))` is a whole potential.
 """
 
 import hashlib

@@ -62,7 +62,7 @@ def springs() -> Callable[..., Any]:
     from mlip_refine.testing import Springs
 
     def make(atoms: Atoms, shells: dict[float, tuple[float, float]], **options: Any) -> Any:
-        return Potential(Springs(tuple({int(z) for z in atoms.numbers}), shells), **options)
+        return Potential.from_module(Springs(tuple({int(z) for z in atoms.numbers}), shells), **options)
 
     return make
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from mlip_refine.crystals.phonons.hessian import summed
 from mlip_refine.crystals.tensors import mandel_basis
 from mlip_refine.errors import InputError
-from mlip_refine.potential import Curvature, Graphs, Potential, Second, Structure, Work, deformed
+from mlip_refine.potential import Curvature, GeometryDerivatives, Graphs, Potential, Structure, Work, deformed
 
 type Gradients = Sequence[Tensor | None]
 
@@ -208,7 +208,7 @@ def _symmetric(rows: Tensor) -> Tensor:
     return (rows + rows.T) / 2
 
 
-def _flat(second: Second, copies: int) -> Tensor:
+def _flat(second: GeometryDerivatives, copies: int) -> Tensor:
     """Return derivatives in displacements and strain, one row for each copy `[copies, n + 6]`."""
     strain = torch.einsum("rij,aij->ra", second.strain, mandel_basis(second.strain))
     return torch.cat([second.positions.reshape(copies, -1), strain], dim=1)

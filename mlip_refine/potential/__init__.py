@@ -1,28 +1,56 @@
-"""MACE potentials: safe loading, energies, forces and stresses differentiable in the parameters, saving."""
+"""MACE potentials: safe loading, energies, forces and stresses differentiable in the parameters, saving.
 
-import contextlib
-import io
+Names are imported when they are first used: graphs need no mace, the names of model files not even torch.
+"""
 
-# Before e3nn: 0.4.4 loads its constants in a way that torch >= 2.6 allows only once mace is imported. What
-# mace prints about accelerators that are not installed does not belong in the output of a command.
-with contextlib.redirect_stdout(io.StringIO()):
-    import mace.modules  # noqa: F401
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from mlip_refine.potential.acceleration.choose import Acceleration
-from mlip_refine.potential.batching import Work
-from mlip_refine.potential.curvature import Curvature, Second, deformed
-from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
-from mlip_refine.potential.model import Potential, resolve_device
+if TYPE_CHECKING:
+    from mlip_refine.potential.acceleration.choose import Acceleration as Acceleration
+    from mlip_refine.potential.batching import Work as Work
+    from mlip_refine.potential.checkpoints.archive import ase_calculator as ase_calculator
+    from mlip_refine.potential.curvature import Curvature as Curvature
+    from mlip_refine.potential.curvature import GeometryDerivatives as GeometryDerivatives
+    from mlip_refine.potential.curvature import deformed as deformed
+    from mlip_refine.potential.graphs import GraphBuilder as GraphBuilder
+    from mlip_refine.potential.graphs import Graphs as Graphs
+    from mlip_refine.potential.graphs import Structure as Structure
+    from mlip_refine.potential.model import Potential as Potential
+    from mlip_refine.potential.model import resolve_device as resolve_device
+
+_MODULES = {
+    "Acceleration": "acceleration.choose",
+    "Curvature": "curvature",
+    "GraphBuilder": "graphs",
+    "Graphs": "graphs",
+    "Potential": "model",
+    "GeometryDerivatives": "curvature",
+    "Structure": "graphs",
+    "Work": "batching",
+    "ase_calculator": "checkpoints.archive",
+    "deformed": "curvature",
+    "resolve_device": "model",
+}
 
 __all__ = [
     "Acceleration",
     "Curvature",
+    "GeometryDerivatives",
     "GraphBuilder",
     "Graphs",
     "Potential",
-    "Second",
     "Structure",
     "Work",
+    "ase_calculator",
     "deformed",
     "resolve_device",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the room on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value

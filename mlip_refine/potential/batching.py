@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, partial
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 
 from mlip_refine.errors import OutOfMemoryError
-from mlip_refine.potential.device_memory import CudaMemory, Memory, is_out_of_memory
 from mlip_refine.potential.graphs import Graphs, Offsets, Structure
 from mlip_refine.progress import console
 
@@ -32,6 +31,9 @@ _GROWTH = 8.0
 
 _SHARE = 0.8
 """Part of the free memory that is planned for; the rest is for fragments and other users of the device."""
+
+# TorchScript turns the allocator's own error into a plain RuntimeError that quotes it.
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Work(StrEnum):
@@ -134,6 +136,50 @@ class Systems:
             bisect_right(atoms, atoms[start] + limit.atoms), bisect_right(edges, edges[start] + limit.edges)
         )
         return slice(start, max(start + 1, stop - 1))
+
+
+class Memory(Protocol):
+    """The memory of a device; all numbers are bytes."""
+
+    def mark(self) -> int:
+        """Start to look for a peak; returns what is in use now."""
+
+    def peak(self) -> int:
+        """Most that was in use at once since the mark."""
+
+    def available(self) -> int:
+        """How much more can be allocated now."""
+
+    def release(self) -> None:
+        """Give back what is held but not in use."""
+
+
+@dataclass(frozen=True)
+class CudaMemory:
+    """The memory of a GPU as torch's allocator counts it, on the host: nothing here waits for a kernel.
+
+    A mark resets the peak statistics of the device.
+    """
+
+    device: torch.device
+
+    def mark(self) -> int:
+        """Start to look for a peak; returns what is in use now."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        """Most that was in use at once since the mark."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def available(self) -> int:
+        """What the device has free, and what the allocator holds for later."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+    def release(self) -> None:
+        """Empty the allocator's cache."""
+        torch.cuda.empty_cache()
 
 
 class Chunker:
@@ -261,6 +307,13 @@ def _attempt[T](evaluate: Callable[[], T]) -> tuple[T] | None:
         if not is_out_of_memory(error):
             raise
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, on a CPU or a GPU, in Python or in TorchScript."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def _report(work: Work, failed: Extent, fitting: Extent) -> None:

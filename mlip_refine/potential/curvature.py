@@ -19,12 +19,12 @@ from mlip_refine.potential.graphs import Graphs
 from mlip_refine.quantities import VOIGT
 
 
-class Second(NamedTuple):
-    """Products of the second derivatives of the energy with a direction (v, ε).
+class GeometryDerivatives(NamedTuple):
+    """Derivatives of the energy, or of its slope along a direction (u, ε), in positions and strain.
 
     Attributes:
-        positions: ∂²U/∂x∂(x, ε)·(v, ε) `[n_atoms, 3]`, eV/Å.
-        strain: ∂²U/∂ε∂(x, ε)·(v, ε) `[n_graphs, 3, 3]`, eV, symmetric.
+        positions: ∂U/∂x in eV/Å, or ∂²U/∂x∂(x, ε)·(u, ε) in eV/Å per unit of the direction, `[n_atoms, 3]`.
+        strain: ∂U/∂ε, or ∂²U/∂ε∂(x, ε)·(u, ε), in eV, symmetric `[n_graphs, 3, 3]`.
     """
 
     positions: Tensor
@@ -32,7 +32,7 @@ class Second(NamedTuple):
 
 
 def deformed(graphs: Graphs, displacements: Tensor, strains: Tensor) -> Graphs:
-    """The same graphs strained by ε `[n_graphs, 3, 3]`, and then displaced by u `[n_atoms, 3]`, Å.
+    """Return the same graphs strained by ε `[n_graphs, 3, 3]`, then displaced by u `[n_atoms, 3]`, Å.
 
     Differentiable in both: the `Curvature` of the result is, too.
     """
@@ -51,9 +51,10 @@ class Curvature:
     """The energy of a batch and its slope, ready for second derivatives along any number of directions.
 
     Attributes:
-        graphs: The batch.
-        vectors: Its edge vectors `[n_edges, 3]`, Å: a leaf, or what has a graph of its own (`deformed`).
-        energy: `[n_graphs]`, eV.
+        graphs: Batch of graphs.
+        vectors: Edge vectors of the batch `[n_edges, 3]`, Å: a leaf, or with a graph of their own
+            (`deformed`).
+        energy: Energies `[n_graphs]`, eV.
         slope: ∂U/∂vec `[n_edges, 3]`, eV/Å, differentiable in the vectors.
     """
 
@@ -68,46 +69,45 @@ class Curvature:
         strains: Tensor | None = None,
         *,
         create_graph: bool = False,
-    ) -> Second:
+    ) -> GeometryDerivatives:
         """Multiply the second derivatives with one direction per graph.
 
         Args:
-            displacements: Of the atoms `[n_atoms, 3]`, Å.
-            strains: Symmetric, acting on Cartesian vectors `[n_graphs, 3, 3]`.
-            create_graph: Keep the products differentiable in the parameters.
+            displacements: Displacements of the atoms `[n_atoms, 3]`, Å.
+            strains: Symmetric strains that act on Cartesian vectors `[n_graphs, 3, 3]`.
+            create_graph: Whether the products are differentiable in the parameters.
         """
         direction = _change(self.graphs, self._arms, displacements, strains)
         product = self._product(direction, create_graph=create_graph)
-        return Second(-self.graphs.forces(product), self._virial(product))
+        return GeometryDerivatives(-self.graphs.forces(product), self._virial(product))
 
     def born(self, *, create_graph: bool = False) -> Tensor:
         """Return (1/V) ∂²U/∂ε∂ε `[n_graphs, 6, 6]`, eV/Å³, in the linear symmetric strain.
 
         Rows and columns are xx, yy, zz, yz, xz, xy; entries are components of the tensor, without factors 2.
         """
-        rows = [self._born_row(i, j, create_graph=create_graph) for i, j in VOIGT]
+        rows = []
+        for i, j in VOIGT:
+            unit = torch.zeros_like(self.graphs.cell)
+            unit[:, i, j] += 0.5
+            unit[:, j, i] += 0.5
+            direction = _change(self.graphs, self._arms, None, unit)
+            row = self._virial(self._product(direction, create_graph=create_graph))
+            rows.append(torch.stack([row[:, a, b] for a, b in VOIGT], dim=1) / self.graphs.volume[:, None])
         return torch.stack(rows, dim=1)
 
-    def _born_row(self, i: int, j: int, *, create_graph: bool) -> Tensor:
-        unit = torch.zeros_like(self.graphs.cell)
-        unit[:, i, j] += 0.5
-        unit[:, j, i] += 0.5
-        direction = _change(self.graphs, self._arms, None, unit)
-        row = self._virial(self._product(direction, create_graph=create_graph))
-        return torch.stack([row[:, a, b] for a, b in VOIGT], dim=1) / self.graphs.volume[:, None]
-
     @property
-    def gradient(self) -> Second:
+    def gradient(self) -> GeometryDerivatives:
         """∂U/∂x `[n_atoms, 3]`, eV/Å, and ∂U/∂ε `[n_graphs, 3, 3]`, eV: minus the forces, and V σ."""
-        return Second(-self.graphs.forces(self.slope), self._virial(self.slope))
+        return GeometryDerivatives(-self.graphs.forces(self.slope), self._virial(self.slope))
 
     @property
     def _arms(self) -> Tensor:
-        """The vectors as what strain acts on: constants, unless they have a graph of their own."""
+        """The vectors that strain acts on: constants, unless they have a graph of their own."""
         return self.vectors.detach() if self.vectors.is_leaf else self.vectors
 
     def _product(self, direction: Tensor, *, create_graph: bool) -> Tensor:
-        """Second derivative in the vectors times a direction `[n_edges, 3]`; 0 without any."""
+        """Return the second derivative in the vectors times a direction `[n_edges, 3]`; 0 without any."""
         if not self.slope.requires_grad:
             return torch.zeros_like(self.vectors)
         (product,) = torch.autograd.grad(
@@ -129,7 +129,7 @@ class Curvature:
 
 
 def _change(graphs: Graphs, vectors: Tensor, displacements: Tensor | None, strains: Tensor | None) -> Tensor:
-    """Change of edge vectors `[n_edges, 3]`, Å: ε vec + u_j - u_i."""
+    """Return the change of edge vectors `[n_edges, 3]`, Å: ε vec + u_j - u_i."""
     sender, receiver = graphs.edge_index
     change = torch.zeros_like(vectors)
     if strains is not None:

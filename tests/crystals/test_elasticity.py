@@ -1,6 +1,5 @@
 """Elastic constants at zero temperature: exact crystals, any box, differences of relaxed cells."""
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -192,7 +191,7 @@ def test_the_coefficients_are_differences_of_the_stress_of_relaxed_cells(
 @pytest.mark.parametrize("rest", [Rest(), Rest("cell", 5.0)])
 def test_gradients_follow_the_crystal_to_its_new_rest(titanium: Potential, rest: Rest) -> None:
     """Against differences between crystals that come to rest with changed parameters."""
-    potential = Potential(copy.deepcopy(titanium.module))
+    potential = Potential.from_module(titanium.module)
     bent = np.array([[0.01, 0.008, 0], [0.008, -0.012, 0.006], [0, 0.006, -0.02]])
     atoms, random = relax(potential, _strained(_hcp(), bent), rest), torch.Generator().manual_seed(6)
     weights = torch.randn(6, 6, generator=random).double()

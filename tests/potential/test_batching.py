@@ -11,8 +11,7 @@ from ase.build import bulk
 
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.potential import Graphs, Potential, Work, batching
-from mlip_refine.potential.batching import PROBE_ATOMS, Chunker, Extent, Systems
-from mlip_refine.potential.device_memory import is_out_of_memory
+from mlip_refine.potential.batching import PROBE_ATOMS, Chunker, Extent, Systems, is_out_of_memory
 from mlip_refine.potential.graphs import Offsets
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -1,6 +1,5 @@
 """Second derivatives against differences of first ones, of the energy, and in the parameters."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -69,7 +68,7 @@ def _slopes(potential: Potential, graphs: Graphs, v: Tensor, e: Tensor, h: float
 
 def _assert_second_derivatives(potential: Potential, graphs: Graphs) -> None:
     h, (v, e) = 2e-4, _directions(graphs, 1)
-    found = potential.second(graphs, v, e)
+    found = potential.hessian_product(graphs, v, e)
     steps = [_slopes(potential, graphs, v, e, step * h) for step in STENCIL]
     for mine, parts in zip(found, zip(*steps, strict=True), strict=True):
         theirs = sum(weight / h * part for weight, part in zip(STENCIL.values(), parts, strict=True))
@@ -93,7 +92,7 @@ def test_products_are_the_derivatives_of_forces_and_stress(titanium: Potential) 
     ],
 )
 def test_every_kind_of_model_has_second_derivatives(kind: str, build: Build, frames: list[Atoms]) -> None:
-    potential = Potential(build(kind))
+    potential = Potential.from_module(build(kind))
     _assert_second_derivatives(potential, _graphs(potential, frames[:1]))
 
 
@@ -112,7 +111,7 @@ def test_many_directions_share_one_forward_and_are_linear_and_symmetric(titanium
 
 def test_the_sum_over_a_row_of_the_hessian_vanishes(titanium: Potential) -> None:
     graphs = _graphs(titanium, _titanium())
-    product = titanium.second(graphs, torch.ones_like(graphs.positions))
+    product = titanium.hessian_product(graphs, torch.ones_like(graphs.positions))
     assert product.positions.abs().max() < 1e-10
     assert product.strain.abs().max() < 1e-10
 
@@ -145,7 +144,7 @@ def test_born_equals_products_with_unit_strains_and_comes_with_the_other_probes(
     torch.testing.assert_close(found["born"], found["born"].mT, rtol=1e-9, atol=1e-12)
     strains = torch.zeros_like(graphs.cell)
     strains[:, 0, 1] = strains[:, 1, 0] = 0.5
-    row = titanium.second(graphs, strains=strains).strain / graphs.volume[:, None, None]
+    row = titanium.hessian_product(graphs, strains=strains).strain / graphs.volume[:, None, None]
     torch.testing.assert_close(found["born"][:, 5, 2], row[:, 2, 2], rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found["born"][:, 5, 3], row[:, 1, 2], rtol=1e-10, atol=1e-14)
 
@@ -168,8 +167,8 @@ def test_single_precision_is_good_to_a_thousandth(titanium: Potential) -> None:
     born = [p.evaluate(g, ("born",))["born"].double() for p, g in ((titanium, graphs), (single, small))]
     assert (born[1] - born[0]).abs().max() < 1e-3 * born[0].abs().max()
     for exact, rough in zip(
-        titanium.second(graphs, *_directions(graphs, 4)),
-        single.second(small, *_directions(small, 4)),
+        titanium.hessian_product(graphs, *_directions(graphs, 4)),
+        single.hessian_product(small, *_directions(small, 4)),
         strict=True,
     ):
         assert (rough - exact).norm() < 1e-3 * exact.norm()
@@ -178,7 +177,7 @@ def test_single_precision_is_good_to_a_thousandth(titanium: Potential) -> None:
 @pytest.mark.parametrize("what", ["born", "second"])
 def test_gradients_in_the_parameters_are_those_of_differences(shared: Potential, what: str) -> None:
     """Along a random change of all parameters, relative to their size."""
-    potential = Potential(copy.deepcopy(shared.module))
+    potential = Potential.from_module(shared.module)
     graphs, random = _graphs(potential, _titanium()), torch.Generator().manual_seed(6)
     parameters = potential.parameters()
     change = {
@@ -191,7 +190,7 @@ def test_gradients_in_the_parameters_are_those_of_differences(shared: Potential,
         if what == "born":
             return (weights * potential.evaluate(graphs, ("born",), create_graph=True)["born"]).sum()
         (v, e), (w, f) = _directions(graphs, 1), _directions(graphs, 2)
-        product = potential.second(graphs, v, e, create_graph=True)
+        product = potential.hessian_product(graphs, v, e, create_graph=True)
         return (product.positions * w).sum() + (product.strain * f).sum()
 
     trained = potential.trainable_parameters()
@@ -209,4 +208,4 @@ def test_atoms_without_neighbours_have_no_curvature(titanium: Potential) -> None
     graphs = _graphs(titanium, [lone])
     found = titanium.evaluate(graphs, ("energy", "born"), create_graph=True)
     assert not found["born"].any()
-    assert not titanium.second(graphs, torch.ones_like(graphs.positions)).positions.any()
+    assert not titanium.hessian_product(graphs, torch.ones_like(graphs.positions)).positions.any()

@@ -1,6 +1,5 @@
 """Atomic energies take the drift of absolute energies away and leave everything else as it is."""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -36,7 +35,7 @@ def _structures(potential: Potential, contents: Sequence[tuple[int, int]]) -> li
 def _drifted(potential: Potential, amount: float = 0.02) -> Potential:
     """The potential after a training that nobody watched, and the initial one beside it."""
     generator = torch.Generator().manual_seed(1)
-    moved = Potential(copy.deepcopy(potential.module), head=potential.head)
+    moved = Potential.from_module(potential.module, head=potential.head)
     with torch.no_grad():
         for parameter in moved.module.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -50,7 +49,7 @@ def _per_atom(potential: Potential, structures: Sequence[Structure]) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "head"), [("residual", None), ("density", "r2scan"), ("nonlinear", "b")])
 def test_the_mean_signed_error_is_what_it_was(build: Build, kind: str, head: str | None) -> None:
-    initial = Potential(build(kind), head=head)
+    initial = Potential.from_module(build(kind), head=head)
     refined, structures = _drifted(initial), _structures(initial, CONTENTS)
     labels = torch.randn(len(structures), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     errors = [_per_atom(p, structures) - labels for p in (initial, refined)]
@@ -61,7 +60,7 @@ def test_the_mean_signed_error_is_what_it_was(build: Build, kind: str, head: str
 
 def test_the_shift_is_the_best_of_all(build: Build) -> None:
     """What is left of the drift is orthogonal to the content of every element."""
-    initial = Potential(build("residual"))
+    initial = Potential.from_module(build("residual"))
     refined, structures = _drifted(initial), _structures(initial, CONTENTS)
     shift_energies(refined, initial, structures)
     left = _per_atom(refined, structures) - _per_atom(initial, structures)
@@ -70,8 +69,8 @@ def test_the_shift_is_the_best_of_all(build: Build) -> None:
 
 
 def test_a_drift_of_the_elements_is_found_exactly(build: Build) -> None:
-    initial = Potential(build("density"), head="r2scan")
-    refined = Potential(copy.deepcopy(initial.module), head="r2scan")
+    initial = Potential.from_module(build("density"), head="r2scan")
+    refined = Potential.from_module(initial.module, head="r2scan")
     with torch.no_grad():
         refined.module.atomic_energies_fn.atomic_energies[1] += torch.tensor(
             [0.385, -0.2], dtype=torch.float64
@@ -84,7 +83,7 @@ def test_a_drift_of_the_elements_is_found_exactly(build: Build) -> None:
 
 def test_forces_stresses_and_differences_stay(build: Build) -> None:
     """The first two bit for bit; energies of one composition move together."""
-    initial = Potential(build("residual"))
+    initial = Potential.from_module(build("residual"))
     refined, structures = _drifted(initial), _structures(initial, CONTENTS)
     graphs = refined.graphs.collate(structures)
     before = refined.evaluate(graphs, ("energy", "forces", "stress"))
@@ -101,7 +100,7 @@ def test_forces_stresses_and_differences_stay(build: Build) -> None:
 
 
 def test_other_heads_and_elements_that_do_not_occur_stay(build: Build) -> None:
-    initial = Potential(build("density"), head="r2scan")
+    initial = Potential.from_module(build("density"), head="r2scan")
     refined = _drifted(initial)
     before = refined.module.atomic_energies_fn.atomic_energies.clone()
     shift = shift_energies(refined, initial, _structures(initial, [(0, 4), (0, 4)]))
@@ -124,9 +123,9 @@ def test_a_shifted_potential_is_saved_as_it_is(tmp_path) -> None:
 
 
 def test_single_precision_to_its_resolution(build: Build) -> None:
-    initial = Potential(build("residual", torch.float32), default_dtype="float32")
+    initial = Potential.from_module(build("residual", torch.float32), default_dtype="float32")
     structures = _structures(initial, CONTENTS)
-    refined = Potential(copy.deepcopy(initial.module), default_dtype="float32")
+    refined = Potential.from_module(initial.module, default_dtype="float32")
     with torch.no_grad():
         refined.module.atomic_energies_fn.atomic_energies += 0.385
     shift_energies(refined, initial, structures)
@@ -138,7 +137,7 @@ def test_single_precision_to_its_resolution(build: Build) -> None:
     ("contents", "found"), [([(2, 2), (2, 2)], "1 independent"), ([(1, 3)] * 3, "1 independent")]
 )
 def test_frames_of_one_composition_do_not_tell_elements_apart(build: Build, contents, found: str) -> None:
-    potential = Potential(build("residual"))
+    potential = Potential.from_module(build("residual"))
     before = potential.hash
     with pytest.raises(InputError, match="do not tell atomic energies of Si, Ti apart") as caught:
         shift_energies(potential, potential, _structures(potential, contents))
@@ -147,7 +146,7 @@ def test_frames_of_one_composition_do_not_tell_elements_apart(build: Build, cont
 
 
 def test_frames_without_an_element_do_not_tell_its_energy(build: Build) -> None:
-    potential = Potential(build("residual"))
+    potential = Potential.from_module(build("residual"))
     compositions = Compositions.of(potential, _structures(potential, [(0, 4)]))
     compositions.require([TITANIUM])
     with pytest.raises(InputError, match="do not tell atomic energies of Si; found frames of Ti only"):
@@ -155,9 +154,9 @@ def test_frames_without_an_element_do_not_tell_its_energy(build: Build) -> None:
 
 
 def test_an_isolated_atom_counts_like_any_other(build: Build) -> None:
-    potential = Potential(build("residual"))
+    potential = Potential.from_module(build("residual"))
     alone = [Atoms("Si", cell=[9.0] * 3, pbc=True), Atoms("Ti", cell=[9.0] * 3, pbc=True)]
-    refined = Potential(copy.deepcopy(potential.module))
+    refined = Potential.from_module(potential.module)
     with torch.no_grad():
         refined.module.atomic_energies_fn.atomic_energies += 1.0
     shift = shift_energies(refined, potential, [potential.graphs.from_atoms(a) for a in alone])

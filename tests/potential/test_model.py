@@ -12,10 +12,9 @@ from ase.build import bulk
 from mace.calculators import MACECalculator
 
 from mlip_refine.errors import InputError
-from mlip_refine.potential import Potential, batching, resolve_device
-from mlip_refine.potential.ase import ase_calculator
-from mlip_refine.potential.checkpoints.model_files import resolve_model
+from mlip_refine.potential import Potential, ase_calculator, batching, resolve_device
 from mlip_refine.potential.graphs import Graphs
+from mlip_refine.potential.model_files import resolve_model
 
 PROBES = ("energy", "forces", "stress")
 Build = Callable[..., torch.nn.Module]
@@ -119,7 +118,7 @@ def test_gradients_of_a_loss_reach_every_parameter_that_the_probe_depends_on(
 
 def test_gradient_of_forces_equals_a_finite_difference(shared: Potential) -> None:
     """One weight of every tensor, to 1e-5 of the loss's own scale."""
-    potential = Potential(copy.deepcopy(shared.module))
+    potential = Potential.from_module(shared.module)
     graphs = _graphs(potential, _frames()[1:])
     parameters = potential.trainable_parameters()
 
@@ -186,7 +185,7 @@ def _sorted(graphs: Graphs) -> Graphs:
 def test_frozen_patterns_are_left_out_of_training(shared: Potential) -> None:
     names = set(shared.trainable_parameters())
     assert names == set(shared.parameters())
-    frozen = Potential(copy.deepcopy(shared.module), freeze=["interactions.*", "readouts.1.*"])
+    frozen = Potential.from_module(shared.module, freeze=["interactions.*", "readouts.1.*"])
     left = set(frozen.trainable_parameters())
     assert left == {n for n in names if not n.startswith(("interactions.", "readouts.1."))}
     assert left
@@ -198,18 +197,32 @@ def test_frozen_patterns_are_left_out_of_training(shared: Potential) -> None:
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(shared: Potential) -> None:
     with pytest.raises(InputError, match="matches no parameter") as caught:
-        Potential(copy.deepcopy(shared.module), freeze=["node_embedding.linear.wieght"])
+        Potential.from_module(shared.module, freeze=["node_embedding.linear.wieght"])
     assert "node_embedding.linear.weight" in str(caught.value)
 
 
 def test_a_checkpoint_that_arrives_frozen_is_thawed(shared: Potential) -> None:
     module = copy.deepcopy(shared.module).requires_grad_(requires_grad=False)
-    potential = Potential(module)
+    potential = Potential.from_module(module)
     assert set(potential.trainable_parameters()) == set(shared.parameters())
 
 
+def test_a_module_of_the_caller_stays_as_it_is_unless_it_is_given_away(build: Build) -> None:
+    module = build("residual", torch.float32).train()
+    module.requires_grad_(requires_grad=False)
+    before = {name: type(part) for name, part in module.named_modules()}
+    potential = Potential.from_module(module)
+    assert {name: type(part) for name, part in module.named_modules()} == before
+    assert module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert potential.module is not module
+    assert Potential.from_module(module, copy=False).module is module
+    assert not module.training
+
+
 def test_a_frozen_copy_is_independent_and_has_no_gradients(shared: Potential) -> None:
-    original = Potential(copy.deepcopy(shared.module))
+    original = Potential.from_module(shared.module)
     frozen = original.frozen_copy()
     graphs = _graphs(original)
     before = frozen.evaluate(graphs, PROBES)
@@ -237,7 +250,7 @@ def test_a_frozen_copy_in_single_precision(titanium: Potential) -> None:
 
 
 def test_holding_puts_parameters_back_whatever_happens(shared: Potential) -> None:
-    potential = Potential(copy.deepcopy(shared.module))
+    potential = Potential.from_module(shared.module)
     own, graphs = potential.hash, _graphs(potential)
     before = potential.evaluate(graphs)["energy"].detach()
     other = {name: p * 1.05 for name, p in potential.parameters().items()}
@@ -255,19 +268,19 @@ def test_heads_are_chosen_by_name(build: Build, frames: list[Atoms]) -> None:
     module = build("density")
     with torch.no_grad():
         module.atomic_energies_fn.atomic_energies[1] += 1.0
-    first, second = Potential(copy.deepcopy(module)), Potential(copy.deepcopy(module), head="r2scan")
+    first, second = Potential.from_module(module), Potential.from_module(module, head="r2scan")
     assert first.heads == ["pbe", "r2scan"]
     assert (first.head, second.head) == ("pbe", "r2scan")
     graphs = _graphs(first, frames)
     gap = second.evaluate(graphs)["energy"] - first.evaluate(graphs)["energy"]
     assert gap.abs().min() > 0.1
     assert second.frozen_copy().head == "r2scan"
-    assert Potential(build("all-residual")).head == "default"
+    assert Potential.from_module(build("all-residual")).head == "default"
 
 
 def test_an_unknown_head_is_refused_with_the_nearest_one(build: Build) -> None:
     with pytest.raises(InputError, match="no head") as caught:
-        Potential(build("density"), head="r2scam")
+        Potential.from_module(build("density"), head="r2scam")
     assert "r2scan" in str(caught.value)
 
 
@@ -279,7 +292,7 @@ def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_hash_knows_values_and_not_precision_of_the_copy(shared: Potential) -> None:
-    other = Potential(copy.deepcopy(shared.module))
+    other = Potential.from_module(shared.module)
     assert other.hash == shared.hash
     name, value = next(iter(other.parameters().items()))
     other.set_parameters({name: value + 1e-9})
@@ -292,7 +305,7 @@ def test_every_kind_of_model_equals_mace(
 ) -> None:
     module = build(kind)
     exact = evaluate(copy.deepcopy(module))
-    potential = Potential(module, head=None)
+    potential = Potential.from_module(module, head=None)
     found = potential.evaluate(_graphs(potential, frames), PROBES)
     for name in PROBES:
         torch.testing.assert_close(found[name].detach(), exact[name], rtol=0, atol=1e-9)

@@ -131,7 +131,7 @@ def test_dummies_are_longer_than_the_cutoff():
 @pytest.mark.parametrize("kind", ["density", "nonlinear"])
 def test_dummy_edges_change_nothing_at_all(build, frames, kind):
     """Energy, forces, stress and gradients of a loss on them, with 0 to 10 dummies a system."""
-    potential = Potential(build(kind))
+    potential = Potential.from_module(build(kind))
     results = []
     for multiple in (1, 4, 11):
         builder = replace(potential.graphs, edge_multiple=multiple)
@@ -180,7 +180,7 @@ def test_a_system_does_not_see_the_others_of_its_batch(titanium, threads, dtype,
 def test_other_models_see_no_others_either(build, threads, kind, n_threads):
     """In float32, where with two threads indexing adds up in any order."""
     threads(n_threads)
-    potential = Potential(build(kind, torch.float32), default_dtype="float32")
+    potential = Potential.from_module(build(kind, torch.float32), default_dtype="float32")
     others, first = [_cell(potential, i) for i in range(1, 17)], None
     for seed in range(103, 200, 32):
         out = potential.evaluate(potential.graphs.collate([_cell(potential, seed), *others]), PROBES)

@@ -9,8 +9,7 @@ from ase.io import read
 from mlip_refine.data import read_frames
 from mlip_refine.losses import Replay
 from mlip_refine.losses.options import ReplayOptions
-from mlip_refine.potential import Potential
-from mlip_refine.potential.ase import ase_calculator
+from mlip_refine.potential import Potential, ase_calculator
 from mlip_refine.training.replay_batches import LabelledFrame, labels
 
 GST = Path(__file__).parents[1] / "data" / "gst"

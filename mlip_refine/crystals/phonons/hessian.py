@@ -58,7 +58,7 @@ def hessian_products(
     """
 
     def products(part: slice, graphs: Graphs) -> list[Tensor]:
-        found = potential.second(graphs, torch.cat(list(directions[part]))).positions
+        found = potential.hessian_product(graphs, torch.cat(list(directions[part]))).positions
         return list(found.detach().double().split([len(v) for v in directions[part]]))
 
     return [v for chunk in potential.in_chunks(Work.HESSIAN, structures, products) for v in chunk]
@@ -87,7 +87,9 @@ def hessian_gradients(
     parameters = list(potential.trainable_parameters().values())
 
     def gradients(part: slice, graphs: Graphs) -> tuple[Tensor | None, ...]:
-        found = potential.second(graphs, torch.cat(list(directions[part])), create_graph=True).positions
+        found = potential.hessian_product(
+            graphs, torch.cat(list(directions[part])), create_graph=True
+        ).positions
         adjoint = torch.cat(list(adjoints[part])).to(found)
         return torch.autograd.grad(found, parameters, adjoint, allow_unused=True)
 

@@ -198,7 +198,7 @@ class PhononHVP(PhononLoss):
 def exact(potential: Potential, graphs: Graphs, probes: Sequence[Probe], *, create_graph: bool) -> Tensor:
     """Products by exact second derivatives."""
     v = torch.cat([p.direction for p in probes])
-    return potential.second(graphs, v, create_graph=create_graph).positions
+    return potential.hessian_product(graphs, v, create_graph=create_graph).positions
 
 
 def central(potential: Potential, graphs: Graphs, probes: Sequence[Probe], *, create_graph: bool) -> Tensor:

@@ -1,9 +1,9 @@
 """Faster evaluation of a sampling copy: compiled, or with cuEquivariance, where it is right and pays.
 
-A way is judged on the first batch whose shape has come back a few times, so that one-off evaluations never
-wait for a compiler: it must give the energies and forces of the plain copy and, where the choice is free,
-take the least time. A way that fails is left for good, with a word about it, and the plain copy goes on.
-Copies of one model share what they learned.
+A backend is judged on the first batch whose shape has come back a few times, so that one-off evaluations
+never wait for a compiler: it must give the energies and forces of the plain copy and, where the choice is
+free, take the least time. A backend that fails is dropped for good, with a message, and the plain copy goes
+on. Copies of one model share what they learned.
 
 On a CPU nothing is chosen unless it is asked for: there the kernels of
 `mlip_refine.potential.acceleration.kernels` are faster (four cells of 54 atoms of `titanium-compact`,
@@ -12,7 +12,6 @@ cuEquivariance 0.13 without its kernels, on a CPU, is within 1e-7 of three kinds
 a GPU is measured in every run; none was measured for this file.
 """
 
-import copy
 import math
 import time
 from collections import Counter
@@ -24,32 +23,32 @@ import torch
 from torch import Tensor
 
 from mlip_refine.potential.acceleration.compiled import CompiledGraphs, CompiledModule, EnergyAndSlope
-from mlip_refine.potential.acceleration.kernels import install_kernels, remove_kernels
+from mlip_refine.potential.acceleration.kernels import install_kernels, without_kernels
 from mlip_refine.potential.graphs import Graphs
 from mlip_refine.progress import console
 
 Acceleration = Literal["auto", "none", "compile", "cueq"]
 
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-7, 1e-6)}
-"""Largest difference of energies, eV per atom, and of forces, eV/Å, between a way and the plain copy."""
+"""Largest difference of energies, eV per atom, and of forces, eV/Å, between a backend and the plain copy."""
 
 _ONE_OFFS = 8
 """Calls with a shape before anything is spent on it."""
 
 _ROUNDS, _CALLS = 3, 4
-"""Of a timing: its fastest round counts."""
+"""Rounds of a timing, of which the fastest counts, and calls in each."""
 
 _Shape = tuple[int, int]
 
 
 @dataclass
 class Experience:
-    """What was learned about the ways to evaluate a model, and holds for copies with other parameters.
+    """What was learned about the backends of a model, and holds for copies with other parameters.
 
     Attributes:
         compiled: Compiled graphs.
-        chosen: Fastest way by dtype, atoms and systems.
-        refused: Ways that failed, by dtype.
+        chosen: Fastest backend by dtype and numbers of atoms and systems.
+        refused: Backends that failed, with the dtype.
     """
 
     compiled: CompiledGraphs = field(default_factory=CompiledGraphs)
@@ -58,35 +57,35 @@ class Experience:
 
 
 class Accelerator:
-    """Evaluates a batch in the best way known for its shape (see `EnergyAndSlope`).
+    """Evaluates a batch with the best backend known for its shape (see `EnergyAndSlope`).
 
     Attributes:
-        last: Way of the last call; `none` is the plain copy.
+        last: Backend of the last call; `none` is the plain copy.
     """
 
     def __init__(
         self,
         eager: EnergyAndSlope,
-        ways: Mapping[str, Callable[[], EnergyAndSlope]],
+        backends: Mapping[str, Callable[[], EnergyAndSlope]],
         dtype: torch.dtype,
         experience: Experience,
     ) -> None:
-        """Prepare to choose; nothing is built before it is needed.
+        """Keep the backends; none is built before it is needed.
 
         Args:
-            eager: The plain copy.
-            ways: What makes every other way, by name. If there is only one it need not be the fastest.
+            eager: Evaluation by the plain copy.
+            backends: Makers of all other backends, by name. If there is only one it need not be the fastest.
             dtype: Floating type of the model.
-            experience: Of this model's other copies.
+            experience: What this model's copies have learned.
         """
-        self._eager, self._makers, self._dtype, self._experience = eager, ways, dtype, experience
+        self._eager, self._makers, self._dtype, self._experience = eager, backends, dtype, experience
         self._made: dict[str, EnergyAndSlope] = {"none": eager}
         self._chosen: dict[_Shape, str] = {}
         self._calls: Counter[_Shape] = Counter()
         self.last = "none"
 
     def __call__(self, graphs: Graphs, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and derivatives of a batch, without a graph in the parameters."""
+        """Return energies and derivatives of a batch, without a graph in the parameters."""
         self.last = "none"
         shape = (len(graphs.batch), graphs.n_graphs)
         name = self._chosen.get(shape)
@@ -127,7 +126,7 @@ class Accelerator:
         _say(f"goes on without {name}: {why}")
 
     def _is_right(self, name: str, graphs: Graphs, vectors: Tensor) -> bool:
-        """Make a way, evaluate a batch with it, and compare; say why if it fails."""
+        """Make a backend, evaluate a batch with it, and compare; say why if it fails."""
         if self._is_refused(name):
             return False
         try:
@@ -136,16 +135,21 @@ class Accelerator:
         except Exception as error:  # noqa: BLE001 - compilers of others may raise anything
             self._refuse(name, _first_line(error))
             return False
-        differences = _differences(graphs, found, self._eager(graphs, vectors))
+        expected = self._eager(graphs, vectors)
+        energies = (found[0] - expected[0]).abs() / graphs.ptr.diff()
+        forces = (graphs.forces(found[1]) - graphs.forces(expected[1].detach())).abs()
+        energy, force = (
+            float(d.detach().max()) if bool(d.isfinite().all()) else math.nan for d in (energies, forces)
+        )
+        most_energy, most_force = TOLERANCES[self._dtype]
         # Not ">", so that what is not a number is refused.
-        if all(d <= most for d, most in zip(differences, TOLERANCES[self._dtype], strict=True)):
+        if energy <= most_energy and force <= most_force:
             return True
-        energy, force = differences
         self._refuse(name, f"energies differ by {energy:.1e} eV per atom, forces by {force:.1e} eV/Å")
         return False
 
     def _seconds(self, name: str, graphs: Graphs, vectors: Tensor) -> float:
-        """Time of a call; that it was called before is the warming up."""
+        """Return the time of a call; `_is_right` has made one before, which warms up."""
         rounds = []
         for _ in range(_ROUNDS):
             start = _now(vectors.device)
@@ -161,21 +165,21 @@ def accelerator(
     """Prepare to evaluate a frozen module faster.
 
     Args:
-        eager: How it is evaluated as it is.
-        module: The module, which is neither changed nor kept.
-        head: Number of its head.
-        how: `compile` or `cueq`; `none` of them; or `auto`: the fastest on a GPU, none on a CPU.
-        experience: Of other copies of the same model.
+        eager: Evaluation by the module as it is.
+        module: Frozen module, which is neither changed nor kept.
+        head: Number of the head.
+        how: `compile` or `cueq`; `none`; or `auto`: the fastest on a GPU, none on a CPU.
+        experience: What copies of the same model have learned.
 
     Returns:
-        What evaluates it, or `None` if it is to be evaluated as it is.
+        The accelerator, or `None` if the module is to be evaluated as it is.
     """
     tensor = next(module.parameters())
     if how == "none" or (how == "auto" and tensor.device.type != "cuda"):
         return None
     makers: dict[str, Callable[[], EnergyAndSlope]] = {
-        "compile": lambda: CompiledModule(_plain(module), head, experience.compiled),
-        "cueq": lambda: cuequivariant(_plain(module), head),
+        "compile": lambda: CompiledModule(without_kernels(module), head, experience.compiled),
+        "cueq": lambda: cuequivariant(without_kernels(module), head),
     }
     if how != "auto":
         makers = {how: makers[how]}
@@ -209,25 +213,6 @@ def cuequivariant(module: torch.nn.Module, head: int) -> EnergyAndSlope:
     return evaluated
 
 
-def _plain(module: torch.nn.Module) -> torch.nn.Module:
-    plain = copy.deepcopy(module)
-    remove_kernels(plain)
-    return plain
-
-
-def _differences(
-    graphs: Graphs, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
-) -> tuple[float, float]:
-    """Largest differences of energies, eV per atom, and of forces, eV/Å."""
-    energies = (found[0] - expected[0]).abs() / graphs.ptr.diff()
-    forces = (graphs.forces(found[1]) - graphs.forces(expected[1].detach())).abs()
-    return _largest(energies), _largest(forces)
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.detach().max()) if bool(values.isfinite().all()) else math.nan
-
-
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -239,5 +224,5 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _say(what: str) -> None:
-    console.print(f"acceleration: {what}", markup=False, soft_wrap=True)
+def _say(message: str) -> None:
+    console.print(f"acceleration: {message}", markup=False, soft_wrap=True)

@@ -28,8 +28,8 @@ EnergyAndSlope = Callable[[Graphs, Tensor], tuple[Tensor, Tensor]]
 vectors `[n_edges, 3]`, eV/Å."""
 
 _ROOM, _BUCKET, _MOST_WASTE = 1.1, 64, 1.5
-"""Edges that a graph is compiled for, over those there are; what they are a multiple of; and over those there
-are at a later call, at most."""
+"""Edges that a graph is compiled for, over those of the batch; the multiple that they are rounded up to; and
+the largest ratio to the edges of a later batch that is served by it."""
 
 _MOST_GRAPHS = 8
 """Compiled graphs of a model and its copies: each takes a minute to make."""
@@ -49,16 +49,16 @@ def inductor(traced: torch.fx.GraphModule, inputs: list[Any]) -> _Compiled:
 
 
 def capacity(n_edges: int) -> int:
-    """Edges to compile for when there are `n_edges`: a multiple of 64 with a tenth to spare."""
+    """Return the edges to compile for when there are `n_edges`: a multiple of 64 with a tenth to spare."""
     return max(1, math.ceil(_ROOM * n_edges / _BUCKET)) * _BUCKET
 
 
 @dataclass
 class CompiledGraphs:
-    """What was compiled for a model, by shape and number of edges.
+    """Graphs that were compiled for a model, by shape and number of edges.
 
     Attributes:
-        compiler: What compiles.
+        compiler: Compiler of a written-down graph.
         known: Compiled graphs of every shape, by their number of edges.
     """
 
@@ -71,24 +71,20 @@ class CompiledGraphs:
 
     def find(self, shape: _Shape, n_edges: int) -> int | None:
         """Return the smallest number of edges compiled for that fits and does not waste."""
-        fitting = [size for size in self.known.get(shape, {}) if n_edges <= size <= _padded_at_most(n_edges)]
-        return min(fitting, default=None)
-
-
-def _padded_at_most(n_edges: int) -> float:
-    return _MOST_WASTE * n_edges + _BUCKET
+        most = _MOST_WASTE * n_edges + _BUCKET
+        return min((size for size in self.known.get(shape, {}) if n_edges <= size <= most), default=None)
 
 
 class CompiledModule:
     """A MACE module behind compiled graphs, which are made when a batch needs them."""
 
     def __init__(self, module: torch.nn.Module, head: int, graphs: CompiledGraphs) -> None:
-        """Take a module of MACE without kernels, whose parameters need no gradients.
+        """Keep a module of MACE without kernels, whose parameters need no gradients.
 
         Args:
-            module: The module.
-            head: Number of its head.
-            graphs: What was compiled for it, or for a module that only differs in its parameters.
+            module: Module of MACE.
+            head: Number of the head.
+            graphs: Graphs compiled for it, or for a module that differs in its parameters alone.
         """
         self._module, self._head, self._compiled = module, head, graphs
         self._parameters = dict(module.named_parameters())
@@ -96,7 +92,7 @@ class CompiledModule:
         self._far = some.new_tensor([[_FAR * float(module.r_max), 0.0, 0.0]])  # type: ignore[arg-type]
 
     def __call__(self, graphs: Graphs, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and derivatives (see `EnergyAndSlope`), without a graph.
+        """Return energies and derivatives (see `EnergyAndSlope`), without a graph.
 
         Raises:
             RuntimeError: If the batches take more graphs than are worth compiling. Compiling itself may
@@ -105,38 +101,35 @@ class CompiledModule:
         n_edges = len(vectors)
         shape = (len(graphs.batch), graphs.n_graphs, self._head, vectors.dtype, vectors.device)
         size = self._compiled.find(shape, n_edges)
-        inputs = self._padded(graphs, vectors.detach(), size or capacity(n_edges))
+        n_padded = size or capacity(n_edges)
+        # Inputs of a compiled graph: parameters, vectors, edges, elements, systems and their first atoms.
+        last = graphs.edge_index.new_full((2, n_padded - n_edges), len(graphs.batch) - 1)
+        inputs = (
+            [p.detach() for p in self._parameters.values()],
+            torch.cat([vectors.detach(), self._far.expand(n_padded - n_edges, 3)]),
+            torch.cat([graphs.edge_index, last], dim=1),
+            graphs.node_attrs,
+            graphs.batch,
+            graphs.ptr,
+        )
         if size is None:
-            size = self._add(shape, inputs)
+            self._compiled.known.setdefault(shape, {})[n_padded] = self._compile(inputs)
         with torch.no_grad():
-            energy, slope = self._compiled.known[shape][size](*inputs)
+            energy, slope = self._compiled.known[shape][n_padded](*inputs)
         return energy, slope[:n_edges]
 
-    def _add(self, shape: _Shape, inputs: tuple[Any, ...]) -> int:
+    def _compile(self, inputs: tuple[Any, ...]) -> _Compiled:
+        """Write down every operation on inputs of these shapes, and compile the list."""
         if len(self._compiled) >= _MOST_GRAPHS:
             raise RuntimeError(f"batches have more than {_MOST_GRAPHS} shapes")
-        traced, size = self._traced(inputs), len(inputs[1])
-        with torch.no_grad():
-            compiled = self._compiled.compiler(traced, list(inputs))
-        self._compiled.known.setdefault(shape, {})[size] = compiled
-        return size
-
-    def _padded(self, graphs: Graphs, vectors: Tensor, size: int) -> tuple[Any, ...]:
-        """Inputs of a compiled graph: parameters, vectors, edges, elements, systems and their first atoms."""
-        n_spares = size - len(vectors)
-        last = graphs.edge_index.new_full((2, n_spares), len(graphs.batch) - 1)
-        edges = torch.cat([graphs.edge_index, last], dim=1)
-        longer = torch.cat([vectors, self._far.expand(n_spares, 3)])
-        parameters = [p.detach() for p in self._parameters.values()]
-        return parameters, longer, edges, graphs.node_attrs, graphs.batch, graphs.ptr
-
-    def _traced(self, inputs: tuple[Any, ...]) -> torch.fx.GraphModule:
         parameters, vectors, *rest = inputs
         # What TorchScript fuses after its first calls cannot be written down.
         with torch.enable_grad(), torch.jit.optimized_execution(should_optimize=False):  # type: ignore[attr-defined]
             # `make_fx` would count `self` of a method among the inputs.
             write_down = make_fx(partial(self._energy_and_slope))
-            return write_down(parameters, vectors.clone().requires_grad_(), *rest)
+            traced = write_down(parameters, vectors.clone().requires_grad_(), *rest)
+        with torch.no_grad():
+            return self._compiled.compiler(traced, list(inputs))
 
     def _energy_and_slope(
         self,

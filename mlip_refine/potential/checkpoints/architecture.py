@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import mace  # noqa: F401 - before e3nn, which fails to load on torch >= 2.6 otherwise
 import numpy as np
 import torch
 from e3nn.o3 import Irreps

@@ -1,12 +1,13 @@
-"""Saving MACE models: a `.model` that plain MACE opens, and tensors with JSON that need no pickle."""
+"""Files of MACE models: a `.model` that plain MACE opens, and tensors with JSON that need no pickle."""
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from mace.calculators import MACECalculator
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.files import written
-from mlip_refine.potential.acceleration.kernels import has_kernels, remove_kernels
+from mlip_refine.potential.acceleration.kernels import has_kernels, without_kernels
 from mlip_refine.potential.checkpoints.architecture import (
     Architecture,
     build_module,
@@ -41,7 +42,7 @@ def save_model(module: torch.nn.Module, path: Path) -> None:
     Raises:
         InputError: The folder cannot be written to.
     """
-    plain = _plain(module)
+    plain = without_kernels(module) if has_kernels(module) else module
     _write_atomically(path, lambda partial: torch.save(plain, partial))
 
 
@@ -61,13 +62,27 @@ def save_safetensors(
     Raises:
         InputError: The folder cannot be written to, or the model is of a kind that cannot be rebuilt.
     """
-    plain = _plain(module)
+    plain = without_kernels(module) if has_kernels(module) else module
     path, description = _pair(path_stem)
     document = json.dumps(_document(plain, metadata or {}), indent=2)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in plain.state_dict().items()}
     _write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
     _write_atomically(description, lambda partial: partial.write_text(document + "\n", encoding="utf-8"))
     return path
+
+
+def ase_calculator(
+    model: Path, *, device: str = "cpu", default_dtype: str = "float64", **options: Any
+) -> MACECalculator:
+    """Open a `.model` file that this package wrote in ASE, with the calculator that users of MACE know.
+
+    Args:
+        model: Path of the file.
+        device: `cpu` or `cuda`.
+        default_dtype: `float32` or `float64`.
+        options: Further options of `mace.calculators.MACECalculator`, such as `head`.
+    """
+    return MACECalculator(model_paths=[str(model)], device=device, default_dtype=default_dtype, **options)
 
 
 def load_safetensors(path: Path) -> torch.nn.Module:
@@ -106,15 +121,6 @@ def module_hash(module: torch.nn.Module) -> str:
             if child.kind != GRAPH_CODE and tensor.numel() and not name.endswith(_DERIVED):
                 tensors[f"{prefix}{name}"] = tensor
     return tensor_hash(tensors, read_architecture(node, "the model").canonical())
-
-
-def _plain(module: torch.nn.Module) -> torch.nn.Module:
-    """Return the model as MACE knows it: itself, or a copy without installed kernels."""
-    if not has_kernels(module):
-        return module
-    plain = copy.deepcopy(module)
-    remove_kernels(plain)
-    return plain
 
 
 def _pair(path_stem: Path) -> tuple[Path, Path]:

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
-import mace  # noqa: F401 - before e3nn, which fails to load on torch >= 2.6 otherwise
 import numpy as np
 import torch
 from e3nn.o3 import Irrep, Irreps
 from torch import Tensor
 
-from mlip_refine.potential.acceleration.replacement import Replacement
+from mlip_refine.potential.acceleration.kernels import Replacement
 
 Plain = None | bool | int | float | str | list["Plain"]
 """Attribute values that can be compared: numbers, text, lists of them."""

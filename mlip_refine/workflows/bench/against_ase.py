@@ -8,7 +8,7 @@ import torch
 from ase import Atoms, units
 from ase.md.langevin import Langevin
 
-from mlip_refine.potential.ase import ase_calculator
+from mlip_refine.potential import ase_calculator
 from mlip_refine.sampling import MolecularDynamics
 from mlip_refine.workflows.bench.engine import SEED, UNIT, current_frames
 from mlip_refine.workflows.bench.records import Outcome

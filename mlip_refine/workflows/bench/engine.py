@@ -48,7 +48,7 @@ def engine_against_model(
         prepare=refresh,
     )
     details = {"edges": graphs.edge_index.shape[1], "steps_per_block": steps}
-    return replace(pairs.outcome(pairs.time_ratio, details), ran=frozen.way)
+    return replace(pairs.outcome(pairs.time_ratio, details), ran=frozen.backend)
 
 
 def current_frames(workload: Workload, dynamics: MolecularDynamics) -> list[Atoms]:

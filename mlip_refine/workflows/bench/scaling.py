@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from mlip_refine.potential import Acceleration, Potential
-from mlip_refine.potential.random_model import medium_mace
 from mlip_refine.workflows.bench.engine import engine_against_model
 from mlip_refine.workflows.bench.jobs import Job
+from mlip_refine.workflows.bench.random_model import medium_mace
 from mlip_refine.workflows.bench.records import Topic
 from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.workloads import titanium
@@ -41,5 +41,5 @@ def scaling_jobs(
 
 def medium_subject(device: torch.device, dtype: str, folder: Path) -> Subject:
     """A MACE of the size of MACE-MP's `medium`, with random weights."""
-    potential = Potential(medium_mace([22]), default_dtype=dtype, device=str(device))
+    potential = Potential.from_module(medium_mace([22]), copy=False, default_dtype=dtype, device=str(device))
     return Subject("medium, random weights", potential, potential.save(folder, "medium")[0])

@@ -38,7 +38,7 @@ class Powers(torch.nn.Module):
 @pytest.fixture(scope="module")
 def repelling():
     """Hexagonal close packing under pressure, where nearest neighbours repel each other."""
-    potential = Potential(Powers(22, N, 2.9, 3.5))
+    potential = Potential.from_module(Powers(22, N, 2.9, 3.5))
     crystal = HarmonicCrystal.of_cell(HCP, np.diag([3, 3, 2]))
     pressure = 40.0
     return potential, crystal.at_rest(potential, Rest("cell", pressure)), pressure

@@ -1,6 +1,5 @@
 """Products, columns and force constants: against dense differences, on balls and springs, in chunks."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ def test_structures_of_all_sizes_and_chunks(titanium, monkeypatch):
     parts = hessian_products(titanium, structures, directions)
     many = hessian_gradients(titanium, structures, directions, adjoints)
     for s, v, a, b in zip(structures, directions, whole, parts, strict=True):
-        alone = titanium.second(graphs.collate([s]), v).positions
+        alone = titanium.hessian_product(graphs.collate([s]), v).positions
         torch.testing.assert_close(a, alone, rtol=0, atol=1e-12)
         torch.testing.assert_close(b, a, rtol=0, atol=1e-12)
     for a, b in zip(one, many, strict=True):
@@ -101,7 +100,7 @@ def test_structures_of_all_sizes_and_chunks(titanium, monkeypatch):
 
 
 def test_gradients_are_those_of_differences(titanium):
-    potential = Potential(copy.deepcopy(titanium.module))
+    potential = Potential.from_module(titanium.module)
     structure = potential.graphs.from_atoms(_rattled())
     generator = torch.Generator().manual_seed(3)
     v, w = torch.randn(2, 4, 3, generator=generator, dtype=F64)
@@ -146,7 +145,7 @@ def test_right_second_derivatives_pass(titanium):
 
 @pytest.mark.parametrize("what", ["symmetry", "nan"])
 def test_wrong_second_derivatives_are_refused(titanium, monkeypatch, what: str):
-    potential = Potential(copy.deepcopy(titanium.module))
+    potential = Potential.from_module(titanium.module)
     right = potential.curvature
 
     def wrong(graphs: Any) -> Any:

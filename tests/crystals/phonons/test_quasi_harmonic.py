@@ -48,7 +48,7 @@ class Neighbours(torch.nn.Module):
 @pytest.fixture(scope="module")
 def crystals():
     crystal = HarmonicCrystal.of_cell(bulk("Al", "fcc", a=REST * 2**0.5), np.diag([3, 3, 3]))
-    return compressed_crystals(Potential(Neighbours()), crystal, PRESSURES.tolist())
+    return compressed_crystals(Potential.from_module(Neighbours()), crystal, PRESSURES.tolist())
 
 
 class Exact:
@@ -133,7 +133,7 @@ def test_pressure_moves_the_minimum(crystals):
 
 def test_expansion_is_the_mean_of_modes_at_their_volume(crystals):
     """α V B_T = Σγ C_V, where the pressure brings the crystal to the volume of the modes."""
-    rest, potential = crystals[2], Potential(Neighbours())
+    rest, potential = crystals[2], Potential.from_module(Neighbours())
     volume = rest.phonon.primitive.volume
     outer = outer_volumes(potential, rest.crystal)
     modes = gruneisen(rest.phonon, *(one.phonopy(one.force_constants(potential)) for one in outer), MESH)

@@ -1,6 +1,5 @@
 """Third-order force constants: of analytic pairs, beside differences, symmetric, and as phono3py has them."""
 
-import copy
 from itertools import product
 from typing import Any
 
@@ -83,7 +82,7 @@ def dense(potential: Potential, atoms: Atoms) -> Tensor:
 
 
 def anharmonic(atoms: Atoms) -> Potential:
-    return Potential(Pairs(tuple(sorted({int(z) for z in atoms.numbers}))))
+    return Potential.from_module(Pairs(tuple(sorted({int(z) for z in atoms.numbers}))))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +187,7 @@ def test_a_cutoff_beyond_all_bonds_changes_nothing_and_a_shorter_one_cuts(salt):
 def test_wrong_derivatives_are_refused(titanium, monkeypatch, what: str):
     """A constant in all slopes breaks the sum rule, once permutations are not looked at."""
     crystal, right = titanium
-    potential = Potential(copy.deepcopy(right.module))
+    potential = Potential.from_module(right.module)
     plain = Graphs.forces
 
     def wrong(graphs: Graphs, slope: Tensor) -> Tensor:

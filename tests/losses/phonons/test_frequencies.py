@@ -1,6 +1,5 @@
 """Phonon frequencies as a loss: exact on balls and springs, gradients of differences, chunks."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_no_deviation_from_its_own_reference(salt, springs):
 @pytest.mark.parametrize("options", [{}, {"error": "huber", "mesh": (2, 3, 1)}, {"error": "l1"}], ids=str)
 def test_gradients_are_those_of_differences(hcp, titanium, options):
     """Along a random change of all parameters, relative to their size; acoustic modes at Γ among them."""
-    potential, loss = Potential(copy.deepcopy(titanium.module)), loss_of(hcp, **options)
+    potential, loss = Potential.from_module(titanium.module), loss_of(hcp, **options)
     random, start = torch.Generator().manual_seed(6), potential.parameters()
     change = {
         name: p.std().nan_to_num(1.0) * torch.randn(p.shape, generator=random).double()

@@ -1,6 +1,5 @@
 """Phonon fine-tuning: exact on balls and springs, gradients of differences, chunks, refusals."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,7 +287,7 @@ def test_displacements_need_no_force_constants(phonons_of, springs, stiffer):
 )
 def test_gradients_are_those_of_differences(hcp, titanium, options: dict[str, Any]):
     """Along a random change of all parameters, relative to their size."""
-    potential, loss = Potential(copy.deepcopy(titanium.module)), loss_of(hcp, **options)
+    potential, loss = Potential.from_module(titanium.module), loss_of(hcp, **options)
     random, start = torch.Generator().manual_seed(6), potential.parameters()
     change = {
         name: p.std().nan_to_num(1.0) * torch.randn(p.shape, generator=random).double()

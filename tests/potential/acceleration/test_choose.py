@@ -46,7 +46,7 @@ def _batch(potential: Potential, seed: int, stretch: float = 1.0) -> Graphs:
 
 
 def _frozen(build, kind: str, dtype: str = "float64") -> Potential:
-    return Potential(build(kind, DTYPES[dtype]), default_dtype=dtype).frozen_copy()
+    return Potential.from_module(build(kind, DTYPES[dtype]), default_dtype=dtype).frozen_copy()
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def _compiled(potential: Potential, graphs: CompiledGraphs) -> CompiledModule:
     return CompiledModule(module, potential.heads.index(potential.head), graphs)
 
 
-def _assert_equal(potential: Potential, way: EnergyAndSlope, graphs: Graphs, tolerance: float) -> None:
+def _assert_equal(potential: Potential, backend: EnergyAndSlope, graphs: Graphs, tolerance: float) -> None:
     """Energies, forces and stresses."""
-    energy, slope = way(graphs, graphs.vectors)
+    energy, slope = backend(graphs, graphs.vectors)
     expected = potential.evaluate(graphs, ("energy", "forces", "stress"))
     torch.testing.assert_close(energy, expected["energy"].detach(), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(graphs.forces(slope), expected["forces"], rtol=tolerance, atol=tolerance)
@@ -84,11 +84,11 @@ def _assert_equal(potential: Potential, way: EnergyAndSlope, graphs: Graphs, tol
 )
 def test_a_traced_graph_is_the_model_for_any_number_of_edges(build, kind, dtype, tolerance):
     potential, known = _frozen(build, kind, dtype), CompiledGraphs(_interpreted)
-    way, counts = _compiled(potential, known), set()
+    backend, counts = _compiled(potential, known), set()
     for seed, stretch in enumerate((1.0, 0.97, 1.05)):
         graphs = _batch(potential, seed, stretch)
         counts.add(graphs.edge_index.shape[1])
-        _assert_equal(potential, way, graphs, tolerance)
+        _assert_equal(potential, backend, graphs, tolerance)
     assert len(counts) > 1
     assert len(known) == 1
 
@@ -97,9 +97,9 @@ def test_a_traced_graph_is_the_model_for_any_number_of_edges(build, kind, dtype,
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_inductor_gives_the_model(build, dtype, tolerance):
     potential, known = _frozen(build, "scalars", dtype), CompiledGraphs()
-    way = _compiled(potential, known)
+    backend = _compiled(potential, known)
     for seed in range(2):
-        _assert_equal(potential, way, _batch(potential, seed), tolerance)
+        _assert_equal(potential, backend, _batch(potential, seed), tolerance)
     assert len(known) == 1
 
 
@@ -149,7 +149,7 @@ def _springs(graphs: Graphs, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Scene:
-    """A plain copy and the ways beside it, which count their calls."""
+    """A plain copy and the backends beside it, which count their calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         builder = GraphBuilder((14, 22), 3.5, torch.float64, torch.device("cpu"))
@@ -157,7 +157,7 @@ class _Scene:
         self.experience, self.calls, self.said = Experience(), [], []
         monkeypatch.setattr(under_test, "_say", self.said.append)
 
-    def way(self, name: str, energy: float = 0.0, slope: float = 0.0) -> EnergyAndSlope:
+    def backend(self, name: str, energy: float = 0.0, slope: float = 0.0) -> EnergyAndSlope:
         """Return the plain copy with an error."""
 
         def evaluated(graphs: Graphs, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,9 +167,9 @@ class _Scene:
 
         return evaluated
 
-    def accelerator(self, **ways: EnergyAndSlope) -> Accelerator:
-        makers = {name: lambda way=way: way for name, way in ways.items()}
-        return Accelerator(self.way("none"), makers, torch.float64, self.experience)
+    def accelerator(self, **backends: EnergyAndSlope) -> Accelerator:
+        makers = {name: lambda backend=backend: backend for name, backend in backends.items()}
+        return Accelerator(self.backend("none"), makers, torch.float64, self.experience)
 
     def run(self, accelerator: Accelerator, calls: int) -> tuple[Tensor, Tensor]:
         for _ in range(calls):
@@ -183,12 +183,12 @@ def scene(monkeypatch) -> _Scene:
 
 
 def test_one_offs_stay_as_they_are(scene):
-    scene.run(scene.accelerator(other=scene.way("other")), ONE_OFFS)
+    scene.run(scene.accelerator(other=scene.backend("other")), ONE_OFFS)
     assert set(scene.calls) == {"none"}
 
 
-def test_a_right_way_is_taken(scene):
-    accelerator = scene.accelerator(other=scene.way("other"))
+def test_a_right_backend_is_taken(scene):
+    accelerator = scene.accelerator(other=scene.backend("other"))
     scene.run(accelerator, ONE_OFFS + 1)
     scene.calls.clear()
     scene.run(accelerator, 3)
@@ -199,9 +199,9 @@ def test_a_right_way_is_taken(scene):
 @pytest.mark.parametrize(
     ("energy", "slope"), [(8e-6, 0.0), (0.0, 1e-3), (float("nan"), 0.0), (0.0, float("nan"))]
 )
-def test_a_wrong_way_is_refused_in_every_copy(scene, energy, slope):
+def test_a_wrong_backend_is_refused_in_every_copy(scene, energy, slope):
     for _ in range(2):
-        accelerator = scene.accelerator(wrong=scene.way("wrong", energy, slope))
+        accelerator = scene.accelerator(wrong=scene.backend("wrong", energy, slope))
         found = scene.run(accelerator, ONE_OFFS + 3)
         expected = _springs(scene.graphs, scene.graphs.vectors)
         assert torch.equal(found[0], expected[0])
@@ -214,23 +214,23 @@ def test_a_wrong_way_is_refused_in_every_copy(scene, energy, slope):
 def test_rounding_is_no_reason_to_refuse(scene):
     """Energies of cells of 4 atoms within the tolerance per atom."""
     most = 4 * TOLERANCES[torch.float64][0]
-    accelerator = scene.accelerator(near=scene.way("near", 0.9 * most))
+    accelerator = scene.accelerator(near=scene.backend("near", 0.9 * most))
     scene.run(accelerator, ONE_OFFS + 2)
     assert scene.calls[-1] == "near"
     assert scene.said == []
 
 
-def test_a_way_that_cannot_be_made_is_left(scene):
-    accelerator = Accelerator(scene.way("none"), {"other": _raising}, torch.float64, scene.experience)
+def test_a_backend_that_cannot_be_made_is_left(scene):
+    accelerator = Accelerator(scene.backend("none"), {"other": _raising}, torch.float64, scene.experience)
     scene.run(accelerator, ONE_OFFS + 2)
     assert scene.said == ["goes on without other: ValueError: no such kernel"]
 
 
-def test_a_way_that_fails_later_is_left(scene):
-    ways = [scene.way("other"), scene.way("other"), _raising]
+def test_a_backend_that_fails_later_is_left(scene):
+    backends = [scene.backend("other"), scene.backend("other"), _raising]
 
     def failing(graphs: Graphs, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        return ways.pop(0)(graphs, vectors)
+        return backends.pop(0)(graphs, vectors)
 
     accelerator = scene.accelerator(other=failing)
     scene.run(accelerator, ONE_OFFS + 1)
@@ -240,16 +240,16 @@ def test_a_way_that_fails_later_is_left(scene):
     assert scene.said == ["goes on without other: ValueError: no such kernel"]
 
 
-def test_the_fastest_right_way_is_taken_and_remembered(scene, monkeypatch):
+def test_the_fastest_right_backend_is_taken_and_remembered(scene, monkeypatch):
     seconds = {"none": 2.0, "slow": 3.0, "fast": 1.0, "wrong": 0.5}
     monkeypatch.setattr(Accelerator, "_seconds", lambda self, name, graphs, vectors: seconds[name])
-    ways = {name: scene.way(name, slope=float(name == "wrong")) for name in ("wrong", "fast", "slow")}
-    scene.run(scene.accelerator(**ways), ONE_OFFS + 2)
+    backends = {name: scene.backend(name, slope=float(name == "wrong")) for name in ("wrong", "fast", "slow")}
+    scene.run(scene.accelerator(**backends), ONE_OFFS + 2)
     assert scene.calls[-1] == "fast"
     assert "goes on without wrong" in scene.said[0]
     assert scene.said[1:] == ["batches of 2 systems: fast, 2.00 times as fast as without"]
     scene.calls.clear()
-    scene.run(scene.accelerator(**ways), ONE_OFFS + 2)
+    scene.run(scene.accelerator(**backends), ONE_OFFS + 2)
     assert [name for name in scene.calls if name != "none"] == ["fast"] * 3
     assert len(scene.said) == 2
 
@@ -257,9 +257,9 @@ def test_the_fastest_right_way_is_taken_and_remembered(scene, monkeypatch):
 def test_nothing_is_taken_where_the_plain_copy_is_the_fastest(scene, monkeypatch):
     seconds = {"none": 1.0, "slow": 3.0, "slower": 4.0}
     monkeypatch.setattr(Accelerator, "_seconds", lambda self, name, graphs, vectors: seconds[name])
-    ways = {name: scene.way(name) for name in ("slow", "slower")}
+    backends = {name: scene.backend(name) for name in ("slow", "slower")}
     for _ in range(2):
-        accelerator = scene.accelerator(**ways)
+        accelerator = scene.accelerator(**backends)
         scene.run(accelerator, ONE_OFFS + 1)
         scene.calls.clear()
         scene.run(accelerator, 1)
@@ -267,8 +267,8 @@ def test_nothing_is_taken_where_the_plain_copy_is_the_fastest(scene, monkeypatch
     assert scene.said == []
 
 
-def test_times_are_taken_of_all_ways(scene):
-    accelerator = scene.accelerator(first=scene.way("first"), second=scene.way("second"))
+def test_times_are_taken_of_all_backends(scene):
+    accelerator = scene.accelerator(first=scene.backend("first"), second=scene.backend("second"))
     scene.run(accelerator, ONE_OFFS + 1)
     assert min(scene.calls.count(name) for name in ("first", "second", "none")) >= 12
 
@@ -312,6 +312,6 @@ def test_cuequivariance_gives_the_model(build, kind):
     potential = _frozen(build, kind)
     module, before = potential.frozen_copy().module, torch.get_default_dtype()
     remove_kernels(module)
-    way = cuequivariant(module, potential.heads.index(potential.head))
+    backend = cuequivariant(module, potential.heads.index(potential.head))
     assert torch.get_default_dtype() is before
-    _assert_equal(potential, way, _batch(potential, 0), 1e-7)
+    _assert_equal(potential, backend, _batch(potential, 0), 1e-7)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from mace.modules.radial import AgnesiTransform, PolynomialCutoff, ZBLBasis
 
-from mlip_refine.potential.acceleration.kernels import install_kernels
-from mlip_refine.potential.acceleration.radial import STAND_INS, envelope, integer_power
+from mlip_refine.potential.acceleration.kernels import RADIAL, envelope, install_kernels, integer_power
 
 TABLE = torch.tensor([14, 22])
 
@@ -40,7 +39,7 @@ def test_integer_powers(exponent):
 @pytest.mark.parametrize("p", [1, 3, 5, 6, 10])
 def test_the_cutoff_is_that_of_mace_to_its_third_derivative(p):
     stock = PolynomialCutoff(r_max=4.0, p=p)
-    own = STAND_INS[PolynomialCutoff](stock)
+    own = RADIAL[PolynomialCutoff](stock)
     lengths = torch.linspace(0.5, 4.6, 83)[:, None]
     for ours, theirs in zip(_derivatives(own, lengths, 3), _derivatives(stock, lengths, 3), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11 * float(theirs.detach().abs().max()))
@@ -55,7 +54,7 @@ def test_the_cutoff_is_exactly_zero_from_its_end_on_with_all_derivatives():
 @pytest.mark.parametrize("stock", [AgnesiTransform(), ZBLBasis(p=6)], ids=["Agnesi", "ZBL"])
 def test_radial_parts_with_elements_are_those_of_mace(stock):
     stock = stock.double()
-    own = STAND_INS[type(stock)](stock)
+    own = RADIAL[type(stock)](stock)
     lengths, *rest = _edges(200)
     ours, theirs = (_derivatives(lambda x, f=f: f(x, *rest), lengths, 2) for f in (own, stock))
     for mine, reference in zip(ours, theirs, strict=True):
@@ -66,11 +65,11 @@ def test_radial_parts_with_elements_are_those_of_mace(stock):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", STAND_INS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", RADIAL, ids=lambda kind: kind.__name__)
 def test_an_edge_does_not_see_how_many_others_there_are(kind, dtype):
     """Values and slopes of 16 edges, bit for bit, at every place in a register and in the rest of a row."""
     stock = kind(r_max=5.0, p=5) if kind is PolynomialCutoff else kind()
-    own = STAND_INS[kind](stock.to(dtype))
+    own = RADIAL[kind](stock.to(dtype))
     lengths, attrs, edges, table = _edges(64)
     edges[1] = torch.arange(64) % 9  # every energy of an atom has the same edges in the same order
     alone, seen = lengths[:16].to(dtype), []

@@ -17,8 +17,8 @@ from mlip_refine.potential.checkpoints.archive import (
     save_model,
     save_safetensors,
 )
-from mlip_refine.potential.checkpoints.model_files import resolve_model
 from mlip_refine.potential.checkpoints.unpickle import load_module
+from mlip_refine.potential.model_files import resolve_model
 
 KINDS = ["titanium", "all-residual", "density", "nonlinear", "three-layers"]
 

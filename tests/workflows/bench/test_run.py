@@ -13,7 +13,6 @@ import torch
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential, model
 from mlip_refine.potential.acceleration.choose import Accelerator
-from mlip_refine.potential.random_model import medium_mace
 from mlip_refine.sampling import MolecularDynamics
 from mlip_refine.workflows.bench import bench, memory, scaling
 from mlip_refine.workflows.bench.against_ase import engine_against_ase
@@ -21,6 +20,7 @@ from mlip_refine.workflows.bench.engine import current_graphs, engine_against_mo
 from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_against_floor, streamed_gradient
 from mlip_refine.workflows.bench.jobs import Job
 from mlip_refine.workflows.bench.machine import this_machine
+from mlip_refine.workflows.bench.random_model import medium_mace
 from mlip_refine.workflows.bench.records import Outcome, Topic
 from mlip_refine.workflows.bench.run import planned
 from mlip_refine.workflows.bench.subject import QUICK, Subject
@@ -163,8 +163,8 @@ def test_a_row_names_what_really_ran(subject, monkeypatch):
     """One row is accelerated after the calls that do not count; in the other this fails, and it goes on."""
 
     def accelerator(eager, module, head, how, experience):
-        ways = {"compile": lambda: eager, "cueq": _raising(ImportError("no module"))}
-        return Accelerator(eager, {how: ways[how]}, torch.float32, experience)
+        backends = {"compile": lambda: eager, "cueq": _raising(ImportError("no module"))}
+        return Accelerator(eager, {how: backends[how]}, torch.float32, experience)
 
     monkeypatch.setattr(model, "accelerator", accelerator)
     for how, ran in (("compile", "compile"), ("cueq", "none")):

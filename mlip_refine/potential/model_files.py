@@ -1,13 +1,13 @@
-"""From the name that a config gives to the model file: embedded, a path, or a MACE foundation model."""
+"""From the name that a config gives to the model file: embedded, a path, or a MACE foundation model.
+
+mace, which has the list of foundation models, is imported only for names that are none of the other two.
+"""
 
 import contextlib
 import os
 import sys
 from importlib.resources import files
 from pathlib import Path
-
-from mace.calculators.foundations_models import download_mace_mp_checkpoint, mace_mp_urls
-from mace.tools.utils import get_cache_dir
 
 from mlip_refine.errors import InputError, nearest
 
@@ -31,30 +31,36 @@ def resolve_model(name_or_path: str, base: Path) -> Path:
     Raises:
         InputError: Neither a known name nor an existing file, or the download failed.
     """
-    if name_or_path in EMBEDDED:
-        return _embedded(name_or_path)
-    path = base / Path(name_or_path).expanduser()
+    name = name_or_path
+    if name in EMBEDDED:
+        return Path(str(files("mlip_refine").joinpath("assets", f"{name}.model")))
+    path = base / Path(name).expanduser()
     if path.exists():
         return path
-    if name_or_path in mace_mp_urls:
-        return _foundation(name_or_path)
-    raise _unknown(name_or_path, path)
+    urls = foundation_urls()
+    if name not in urls:
+        raise _unknown(name, path)
+    from mace.calculators.foundations_models import download_mace_mp_checkpoint  # noqa: PLC0415
 
-
-def _embedded(name: str) -> Path:
-    return Path(str(files("mlip_refine").joinpath("assets", f"{name}.model")))
-
-
-def _foundation(name: str) -> Path:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return Path(download_mace_mp_checkpoint(name))
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"the foundation model {name!r} is not in the cache and cannot be downloaded ({error})",
-            fix=f"Download {mace_mp_urls[name]} on a connected machine and put it at {cached_path(name)} "
+            fix=f"Download {urls[name]} on a connected machine and put it at {cached_path(name)} "
             "(XDG_CACHE_HOME moves the cache), or give the path of the file as potential.model.",
         ) from error
+
+
+def foundation_urls() -> dict[str, str]:
+    """Return where every foundation model that mace-torch knows is downloaded from, by name."""
+    import mlip_refine.potential.quiet_mace  # noqa: F401, PLC0415 - before the rest of mace
+
+    # isort: split
+    from mace.calculators.foundations_models import mace_mp_urls  # noqa: PLC0415
+
+    return dict(mace_mp_urls)
 
 
 def cached_path(name: str) -> Path:
@@ -63,7 +69,9 @@ def cached_path(name: str) -> Path:
     Args:
         name: A name that `resolve_model` knows as a foundation model.
     """
-    file = os.path.basename(mace_mp_urls[name])  # noqa: PTH119 - of a URL
+    from mace.tools.utils import get_cache_dir  # noqa: PLC0415
+
+    file = os.path.basename(foundation_urls()[name])  # noqa: PTH119 - of a URL
     return Path(get_cache_dir()) / "".join(c for c in file if c.isalnum() or c == "_")
 
 
@@ -75,7 +83,7 @@ def _unknown(name: str, path: Path) -> InputError:
         problem = "no such model file" if folder.is_dir() else "no such folder"
         word, where = nearest(path.name, known), str(path)
     else:
-        known = [*EMBEDDED, *mace_mp_urls]
+        known = [*EMBEDDED, *foundation_urls()]
         problem = f"unknown model {name!r}, and no file of that name in {path.parent}"
         word, where = nearest(name, known), "potential.model"
         expected = f"a path, or one of {', '.join(known)}"

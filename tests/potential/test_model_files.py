@@ -7,8 +7,8 @@ import pytest
 from mace.calculators import foundations_models
 
 from mlip_refine.errors import InputError
-from mlip_refine.potential.checkpoints.model_files import EMBEDDED, cached_path, resolve_model
 from mlip_refine.potential.checkpoints.unpickle import load_module
+from mlip_refine.potential.model_files import EMBEDDED, cached_path, resolve_model
 
 
 @pytest.fixture

@@ -1,0 +1,21 @@
+"""MACE, imported before e3nn and without a word to the user.
+
+e3nn 0.4.4 loads its constants in a way that torch >= 2.6 allows only once mace is imported, so whatever needs
+either comes here first. What mace prints about accelerators that are not installed does not belong in the
+output of a command; of the warnings, those are filtered that no user of this package can act on: they stay
+away when a model is loaded, copied or saved, too.
+"""
+
+import contextlib
+import io
+import warnings
+
+for _category, _message in (
+    (FutureWarning, r"`torch\.jit\.\w+` is deprecated"),
+    (UserWarning, r"The TorchScript type system doesn't support instance-level annotations"),
+    (UserWarning, r"Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD detected"),
+):
+    warnings.filterwarnings("ignore", _message, _category)
+
+with contextlib.redirect_stdout(io.StringIO()):
+    import mace.modules  # noqa: F401
