@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +11,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.observables.base import Sample
+from mlip_refine.observables.base import Probes, Sample, values_of
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured, Target
 
@@ -75,7 +75,7 @@ class Frames:
         inefficiency_of: Statistical inefficiency of values of the frames `[n]`, where it can be measured.
     """
 
-    probes: Mapping[str, Tensor]
+    probes: Probes
     log_q: Tensor
     pv: Tensor
     beta: float
@@ -100,8 +100,7 @@ class Frames:
     @property
     def detached_sample(self) -> Sample:
         """The same without derivatives."""
-        sample = self.sample
-        return replace(sample, probes={name: values.detach() for name, values in sample.probes.items()})
+        return self.sample.detached()
 
     def inefficiency_of_values(self, values: Tensor) -> float:
         """Statistical inefficiency of values of the frames `[n]`; that of all if it cannot be measured."""
@@ -110,7 +109,7 @@ class Frames:
     @property
     def work(self) -> Tensor:
         """Reduced potential of the current model minus that of the reference, per frame `[n]`."""
-        return self.beta * (self.probes["energy"] + self.pv) + self.log_q
+        return self.beta * (values_of(self.probes["energy"]) + self.pv) + self.log_q
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Loss:
         weight: Factor in the total.
         probes: What is evaluated on every frame or graph of the sources.
         strides: Probes that are evaluated on every so many frames only. For a probe `x` among them the frames
-            also get `x_known` `[n]`: 1 where it was evaluated, else 0.
+            get a `Probe`, whose mask says where it was evaluated.
         squares: Whether it is a mean of squared deviations, whose results have `residuals`; of a `BatchLoss`,
             whether it is a sum over outputs, each by itself, and convex. Gauss-Newton asks for it.
     """

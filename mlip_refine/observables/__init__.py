@@ -3,7 +3,7 @@
 They are pure functions of a `Sample`: nothing here knows a potential or molecular dynamics.
 """
 
-from mlip_refine.observables.base import Observable, Sample, average, measure, sample_of
+from mlip_refine.observables.base import Observable, Probe, Sample, average, measure, sample_of
 from mlip_refine.observables.cell import (
     CellAngles,
     Density,
@@ -35,6 +35,7 @@ __all__ = [
     "LinearExpansion",
     "Observable",
     "Pressure",
+    "Probe",
     "RadialDistribution",
     "Sample",
     "Stress",

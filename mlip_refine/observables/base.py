@@ -7,9 +7,9 @@ errors.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -27,11 +27,33 @@ _NUMBERS = 2**23
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Values of the model that are known on some of the frames only.
+
+    Attributes:
+        values: Values of all frames `[n, ...]`, zero where they are not known; may require grad.
+        mask: 1 on frames where they are known, else 0 `[n]`.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+
+type Probes = Mapping[str, Tensor | Probe]
+"""Values of the model on frames, by name; `Probe` where they are known on some of them only."""
+
+
+def values_of(probe: Tensor | Probe) -> Tensor:
+    """Return the values of a probe on all frames `[n, ...]`, zero where they are not known."""
+    return probe.values if isinstance(probe, Probe) else probe
+
+
+@dataclass(frozen=True)
 class Sample:
     """The frames of one state with the model's values on them, which is all that an observable sees.
 
     Attributes:
-        probes: Values of the model on every frame, by name; they may require grad: `energy` `[n]`, eV,
+        probes: Values of the model on the frames, by name; they may require grad: `energy` `[n]`, eV,
             `stress` of the configurations `[n, 3, 3]`, eV/Å³, tensile positive, `born` `[n, 6, 6]`, eV/Å³.
         positions: Unwrapped positions `[n, n_atoms, 3]`, Å, float64.
         cells: Cell vectors as rows `[n, 3, 3]`, Å, float64.
@@ -45,7 +67,7 @@ class Sample:
         InputError: Positions, cells, atoms and probes differ in number.
     """
 
-    probes: Mapping[str, Tensor]
+    probes: Probes
     positions: Tensor
     cells: Tensor
     numbers: NDArray[np.int64]
@@ -57,7 +79,10 @@ class Sample:
     def __post_init__(self) -> None:
         """Check that positions, cells, atoms and probes agree in number."""
         n, atoms = self.positions.shape[0], self.positions.shape[1]
-        found = {"cells": self.cells.shape[0], **{name: v.shape[0] for name, v in self.probes.items()}}
+        found = {
+            "cells": self.cells.shape[0],
+            **{name: values_of(p).shape[0] for name, p in self.probes.items()},
+        }
         wrong = {name: length for name, length in found.items() if length != n}
         if wrong or len(self.numbers) != atoms or len(self.masses) != atoms:
             raise InputError(
@@ -115,7 +140,22 @@ class Sample:
             raise InputError(
                 f"an observable needs the probe {name!r}", found=", ".join(sorted(self.probes)) or "none"
             )
-        return self.probes[name].double()
+        return values_of(self.probes[name]).double()
+
+    def mask(self, name: str) -> Tensor:
+        """Return 1 for frames on which a probe is known, else 0 `[n]`, float64."""
+        probe = self.probes[name]
+        return probe.mask.double() if isinstance(probe, Probe) else self.volumes.new_ones(len(self))
+
+    def detached(self) -> Self:
+        """Return the sample without derivatives of its probes."""
+        return replace(
+            self,
+            probes={
+                name: Probe(p.values.detach(), p.mask) if isinstance(p, Probe) else p.detach()
+                for name, p in self.probes.items()
+            },
+        )
 
     def require_free_cell(self, what: str) -> None:
         """Refuse a fixed cell for a quantity, named by `what`, that needs a moving one.
@@ -283,7 +323,7 @@ class SampledFrames(Protocol):
         """Frames that count `[replicas, n_frames]`, bool."""
 
 
-def sample_of(trajectory: SampledFrames, probes: Mapping[str, Tensor] | None = None) -> Sample:
+def sample_of(trajectory: SampledFrames, probes: Probes | None = None) -> Sample:
     """Turn the kept frames of a simulation into a sample with the energies and stresses that it recorded.
 
         measure(RadialDistribution(8.0), sample_of(trajectory), trajectory.inefficiency)
@@ -299,7 +339,7 @@ def sample_of(trajectory: SampledFrames, probes: Mapping[str, Tensor] | None = N
     return sample_at(trajectory.point, positions, cells, recorded | dict(probes or {}))
 
 
-def sample_at(point: SampledState, positions: Tensor, cells: Tensor, probes: Mapping[str, Tensor]) -> Sample:
+def sample_at(point: SampledState, positions: Tensor, cells: Tensor, probes: Probes) -> Sample:
     """Return frames of a state point as a sample.
 
     Args:

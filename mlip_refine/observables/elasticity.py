@@ -96,8 +96,7 @@ class FluctuationElasticity(Observable):
         sample.require_fixed_cell("elastic constants by fluctuations")
         stress = stress_to_voigt(sample.probe("stress")) - _typical_stress(sample)
         energy = (sample.energy - sample.energy.detach().mean())[:, None]
-        born, known = sample.probe("born"), sample.probes.get("born_known")
-        born_known = torch.ones_like(energy) if known is None else known.double()[:, None]
+        born, born_known = sample.probe("born"), sample.mask("born")[:, None]
         return _Moments(
             stress=stress,
             stress_squares=(stress[:, :, None] * stress[:, None, :])[:, *_UPPER],

@@ -26,6 +26,7 @@ from mlip_refine.losses import (
     LossResult,
     PotentialLoss,
 )
+from mlip_refine.observables.base import Probes
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
@@ -216,9 +217,9 @@ class Trainer:
             results[loss.name] = self.optimiser.direct(loss)
         return results
 
-    def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, dict[str, Tensor]]:
+    def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, Probes]:
         """The probes of the potential as it is now on all frames, energies known."""
-        probes = {}
+        probes: dict[EnsembleSource, Probes] = {}
         for source, energy in energies.items():
             structures, wanted = self.ensembles.current[source].structures, self.wanted.get(source, {})
             probes[source] = {"energy": energy, **further_probes(self.potential, structures, wanted)}

@@ -20,7 +20,7 @@ from mlip_refine import testing
 from mlip_refine.crystals.symmetry import Symmetry, crystal_symmetry
 from mlip_refine.crystals.tensors import project
 from mlip_refine.errors import InputError
-from mlip_refine.observables.base import Sample, average, measure
+from mlip_refine.observables.base import Probe, Sample, average, measure
 from mlip_refine.observables.cell import Stress
 from mlip_refine.observables.elasticity import (
     Deformation,
@@ -208,8 +208,7 @@ def test_the_born_term_may_be_known_for_some_frames_only(crystals):
     known = (torch.arange(1000) % 10 == 0).double()
     some = replace(
         sample,
-        probes=dict(sample.probes)
-        | {"born": sample.probes["born"] * known[:, None, None], "born_known": known},
+        probes=dict(sample.probes) | {"born": Probe(sample.probes["born"] * known[:, None, None], known)},
     )
     observable = FluctuationElasticity(crystal.symmetry)
     whole, part = (measure(observable, s, lambda _: 1.0, log_w) for s in (sample, some))
@@ -230,7 +229,7 @@ def test_the_error_of_a_born_term_is_that_of_the_frames_which_have_one(crystals)
         known = torch.zeros(len(sample)).double()
         known[torch.arange(number) * 100] = 1.0
         born = sample.probes["born"] * known[:, None, None]
-        some = replace(sample, probes=still | {"born": born, "born_known": known})
+        some = replace(sample, probes=still | {"born": Probe(born, known)})
         return [m.se for m in measure(observable, some, lambda _: 1.0)]
 
     born = project_all(sample.probes["born"][:700:100], crystal.symmetry) / GPA

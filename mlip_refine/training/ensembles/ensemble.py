@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.losses import Frames
-from mlip_refine.observables.base import Sample, sample_at
+from mlip_refine.observables.base import Probes, Sample, sample_at, values_of
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.quantities import GPA, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
@@ -207,7 +207,7 @@ class Ensemble:
         """Of all frames, rows `[n, 3, 3]`, Å."""
         return torch.stack([s.cell for s in self.structures])
 
-    def sample(self, probes: Mapping[str, Tensor]) -> Sample:
+    def sample(self, probes: Probes) -> Sample:
         """The frames as observables see them."""
         return sample_at(self.point, self.positions, self.cells, probes)
 
@@ -219,13 +219,13 @@ class Ensemble:
             total, spread = total + draw.inefficiency_of(part) * own, spread + own
         return total / spread if spread > 0 else 1.0
 
-    def frames(self, probes: Mapping[str, Tensor]) -> Frames:
+    def frames(self, probes: Probes) -> Frames:
         """What a loss sees, with the probes of the current model on every frame, `energy` `[n]` among them.
 
         The error of `shift` is such that, with that of exponential averaging over the frames as if their
         log-density were exact, it gives the error of the multistate estimate from the initial model.
         """
-        fixed = probes["energy"].detach()
+        fixed = values_of(probes["energy"]).detach()
         work = reduced(self.point, fixed, self.volume) + self.log_q
         inefficiency = max(1.0, float(kish_size(-work)) / self.change(fixed).n_eff)
         apparent = exp_estimate(work, inefficiency).se / self.point.beta

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, Loss, LossResult, PotentialLoss
+from mlip_refine.observables.base import Probes, values_of
 from mlip_refine.potential import Graphs, Potential, Structure
 from mlip_refine.training.ensembles.ensemble import Ensemble
-from mlip_refine.training.gradients.streaming import Probes, evaluate_losses, work_of
+from mlip_refine.training.gradients.streaming import evaluate_losses, work_of
 
 LARGEST = 16.0
 """Most memory for rows, GiB."""
@@ -142,8 +143,8 @@ def _add_rows(
     potential: Potential, structures: Sequence[Structure], residuals: Tensor, leaves: Probes, rows: Tensor
 ) -> None:
     """Add what the frames of one ensemble contribute to the rows."""
-    names = [name for name in leaves if not name.endswith("_known")]
-    gradients = _each_residual(residuals, [leaves[name] for name in names], keep=True)
+    names = list(leaves)
+    gradients = _each_residual(residuals, [values_of(leaf) for leaf in leaves.values()], keep=True)
     for work, group in work_of(names).items():
         places = [names.index(name) for name in group]
         # A residual of another ensemble has no gradient here.
@@ -151,7 +152,7 @@ def _add_rows(
         if not mine:
             continue
         adjoints = {
-            name: _stacked(leaves[name], [gradients[k][i] for k in mine])
+            name: _stacked(values_of(leaves[name]), [gradients[k][i] for k in mine])
             for name, i in zip(group, places, strict=True)
         }
         chosen = _needed(adjoints)
@@ -161,7 +162,7 @@ def _add_rows(
             rows[mine] += found
 
 
-def _jacobian(potential: Potential, adjoints: Probes) -> Callable[[slice, Graphs], Tensor]:
+def _jacobian(potential: Potential, adjoints: Mapping[str, Tensor]) -> Callable[[slice, Graphs], Tensor]:
     """Weighted sums of probes of a chunk, differentiated in the parameters `[k, P]`."""
     parameters = list(potential.trainable_parameters().values())
 
@@ -183,7 +184,7 @@ def _stacked(leaf: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([torch.zeros_like(leaf) if g is None else g for g in gradients])
 
 
-def _needed(adjoints: Probes) -> list[int]:
+def _needed(adjoints: Mapping[str, Tensor]) -> list[int]:
     """Frames with an adjoint."""
     used = torch.stack([a.reshape(*a.shape[:2], -1).any(2).any(0) for a in adjoints.values()]).any(0)
     return used.nonzero().flatten().tolist()

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, Loss, LossResult
+from mlip_refine.observables.base import Probe, Probes, values_of
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.training.ensembles.ensemble import Ensemble
-
-type Probes = Mapping[str, Tensor]
 
 type Wanted = Mapping[str, int]
 """Probes beside the energy, each on every so many frames."""
@@ -49,12 +48,12 @@ def probe_energies(
 
 def further_probes(
     potential: Potential, structures: Sequence[Structure], wanted: Wanted
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | Probe]:
     """Pass one of what is wanted beside the energy: float64, on the CPU, without a graph.
 
-    Probes with a stride are zero on the frames between, and `x_known` says where the probe `x` is not.
+    Probes with a stride are known on every so many frames only.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Tensor | Probe] = {}
     for probe, stride in wanted.items():
         work = Work.BORN if probe in SECOND_DERIVATIVES else Work.FORCES
 
@@ -62,19 +61,17 @@ def further_probes(
             return potential.evaluate(graphs, (probe,))[probe].detach().double().cpu()
 
         values = torch.cat(list(potential.in_chunks(work, structures[::stride], evaluate)))
-        found |= with_gaps(probe, values, len(structures), stride)
+        found[probe] = with_gaps(values, len(structures), stride)
     return found
 
 
-def with_gaps(probe: str, values: Tensor, n: int, stride: int) -> dict[str, Tensor]:
-    """A probe of every so many of n frames, zero on those between, and with a stride where it is known."""
-    whole = values.new_zeros(n, *values.shape[1:])
-    whole[::stride] = values
+def with_gaps(values: Tensor, n: int, stride: int) -> Tensor | Probe:
+    """Return the values of every so many of n frames as a probe of all of them."""
     if stride == 1:
-        return {probe: whole}
-    known = values.new_zeros(n)
-    known[::stride] = 1.0
-    return {probe: whole, f"{probe}_known": known}
+        return values
+    whole, mask = values.new_zeros(n, *values.shape[1:]), values.new_zeros(n)
+    whole[::stride], mask[::stride] = values, 1.0
+    return Probe(whole, mask)
 
 
 def ensemble_losses(
@@ -91,7 +88,7 @@ def ensemble_losses(
     if results:
         torch.stack([loss.weight * results[loss.name].value for loss in losses]).sum().backward()
     return results, {
-        source: {name: _adjoint(leaf) for name, leaf in mine.items() if not name.endswith("_known")}
+        source: {name: _adjoint(values_of(leaf)) for name, leaf in mine.items()}
         for source, mine in leaves.items()
     }
 
@@ -100,12 +97,9 @@ def evaluate_losses(
     losses: Sequence[EnsembleLoss],
     ensembles: Mapping[EnsembleSource, Ensemble],
     probes: Mapping[EnsembleSource, Probes],
-) -> tuple[dict[EnsembleSource, dict[str, Tensor]], dict[str, LossResult]]:
+) -> tuple[dict[EnsembleSource, dict[str, Tensor | Probe]], dict[str, LossResult]]:
     """Probes as leaf tensors, and the losses on them by name."""
-    leaves = {
-        source: {name: values.detach().clone().requires_grad_() for name, values in mine.items()}
-        for source, mine in probes.items()
-    }
+    leaves = {source: {name: _leaf(probe) for name, probe in mine.items()} for source, mine in probes.items()}
     frames = {source: ensembles[source].frames(leaf) for source, leaf in leaves.items()}
     return leaves, {loss.name: loss.evaluate({s: frames[s] for s in loss.sources}) for loss in losses}
 
@@ -118,7 +112,9 @@ def work_of(probes: Iterable[str]) -> dict[Work, list[str]]:
     return {kind: names for kind, names in ((work, first), (Work.BORN_GRADIENT, second)) if names}
 
 
-def backpropagate(potential: Potential, structures: Sequence[Structure], adjoints: Probes) -> None:
+def backpropagate(
+    potential: Potential, structures: Sequence[Structure], adjoints: Mapping[str, Tensor]
+) -> None:
     """Pass two: add Σ_i adjoint_i · ∂probe_i/∂θ to the gradients of the parameters, chunk by chunk.
 
     A chunk is added once its gradient is complete: one that runs out of memory on the way leaves no trace.
@@ -134,7 +130,7 @@ def backpropagate(potential: Potential, structures: Sequence[Structure], adjoint
 
 
 def _backpropagate(
-    potential: Potential, structures: Sequence[Structure], adjoints: Probes, work: Work
+    potential: Potential, structures: Sequence[Structure], adjoints: Mapping[str, Tensor], work: Work
 ) -> None:
     parameters = list(potential.trainable_parameters().values())
 
@@ -154,6 +150,11 @@ def accumulate(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None])
         if gradient is not None:
             # A copy: autograd may hand out one tensor for several parameters.
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def _leaf(probe: Tensor | Probe) -> Tensor | Probe:
+    values = values_of(probe).detach().clone().requires_grad_()
+    return Probe(values, probe.mask) if isinstance(probe, Probe) else values
 
 
 def _adjoint(leaf: Tensor) -> Tensor:

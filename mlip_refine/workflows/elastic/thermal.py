@@ -14,7 +14,7 @@ from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic.targets import constants_of, lattice_of
-from mlip_refine.observables.base import Observable, measure, sample_of
+from mlip_refine.observables.base import Observable, Probe, measure, sample_of, values_of
 from mlip_refine.observables.cell import Pressure
 from mlip_refine.observables.elasticity import (
     Deformation,
@@ -182,7 +182,7 @@ def _by_fluctuation(
 ) -> dict[str, Any]:
     (run,) = runs
     _require_frames(config, run)
-    seen = sample_of(run, _born(config, potential, run))
+    seen = sample_of(run, {"born": _born(config, potential, run)})
     adiabatic = config.elastic.kind == "adiabatic"
 
     def values(observable: Observable) -> dict[str, Measured]:
@@ -202,8 +202,8 @@ def _by_fluctuation(
     }
 
 
-def _born(config: Config, potential: Potential, run: Trajectory) -> dict[str, torch.Tensor]:
-    """The Born term of every so many frames, zero on those between, and where it is known.
+def _born(config: Config, potential: Potential, run: Trajectory) -> torch.Tensor | Probe:
+    """The Born term of every so many frames.
 
     Raises:
         StatisticsError: It is known on too few.
@@ -215,7 +215,7 @@ def _born(config: Config, potential: Potential, run: Trajectory) -> dict[str, to
     # Neighbours are found for these frames alone.
     structures = potential.graphs.frames(positions, run.cells[run.kept][::every], numbers)
     born = further_probes(potential, structures, {"born": 1})["born"]
-    return with_gaps("born", born, run.n_kept, every)
+    return with_gaps(values_of(born), run.n_kept, every)
 
 
 def _by_deformation(
