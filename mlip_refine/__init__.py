@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlip_refine.workflows.elastic.run import elastic as elastic
     from mlip_refine.workflows.finetune.run import FinetuneResult as FinetuneResult
     from mlip_refine.workflows.finetune.run import finetune as finetune
-    from mlip_refine.workflows.finetune.run import free_energies as free_energies
+    from mlip_refine.workflows.free_energy.run import free_energies as free_energies
     from mlip_refine.workflows.from_config import load_potential as load_potential
     from mlip_refine.workflows.md.run import md as md
     from mlip_refine.workflows.phonons.run import phonons as phonons
@@ -39,7 +39,7 @@ _HOMES = {
     "config_from_dict": "mlip_refine.config",
     "elastic": "mlip_refine.workflows.elastic.run",
     "finetune": "mlip_refine.workflows.finetune.run",
-    "free_energies": "mlip_refine.workflows.finetune.run",
+    "free_energies": "mlip_refine.workflows.free_energy.run",
     "load_config": "mlip_refine.config",
     "load_potential": "mlip_refine.workflows.from_config",
     "md": "mlip_refine.workflows.md.run",

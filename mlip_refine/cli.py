@@ -78,7 +78,7 @@ def free_energy(
 ) -> None:
     """Compute the free-energy differences of the phases, without changing the potential."""
     settings = _config(config, overrides, trust_pickle=trust_pickle)
-    from mlip_refine.workflows.finetune.run import free_energies  # noqa: PLC0415
+    from mlip_refine.workflows.free_energy.run import free_energies  # noqa: PLC0415
 
     for name, result in free_energies(settings, resume=resume).items():
         out.print(

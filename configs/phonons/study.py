@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from ase.io import read, write
 
-from mlip_refine.workflows.finetune.records import read_log
+from mlip_refine.workflows.finetune.records import read_log, read_summary
 from mlip_refine.workflows.phonons.records import (
     QUANTITIES,
     PhononResult,
@@ -248,14 +248,15 @@ def learning(output: Path, base: PhononResult, series: dict[str, dict[int, tuple
 def learned(base: PhononResult, after: PhononResult, run: Path) -> dict[str, Any]:
     """What a run gained on the test, the validation error that it ended with, and what replay says."""
     reduced, _ = reduction(base, after, "reference")
-    summary = json.loads((run / "summary.json").read_text())
-    (measured,) = (m for m in summary["measured"].values() if VALIDATION in m)
-    before, behind = summary["replay"]["before"], summary["replay"]["after"]
-    keys = ("energy_mae_mev_per_atom", "forces_mae_mev_per_A")
+    summary = read_summary(run)
+    (measured,) = (m for m in summary.measured.values() if VALIDATION in m)
+    delivered = measured[VALIDATION].delivered
+    before, behind = summary.replay.before, summary.replay.after
+    parts = {"energy_mae_mev_per_atom": "energy", "forces_mae_mev_per_A": "forces"}
     return {
         "reduction": {"value": reduced.value, "low": reduced.low, "high": reduced.high},
-        "hessian": {"value": measured[VALIDATION]["delivered"], "se": measured[VALIDATION]["delivered_se"]},
-        "replay": {key: behind[key] / before[key] - 1 for key in keys},
+        "hessian": {"value": delivered.value, "se": delivered.known_se},
+        "replay": {key: getattr(behind, x).value / getattr(before, x).value - 1 for key, x in parts.items()},
     }
 
 

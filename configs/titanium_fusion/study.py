@@ -23,6 +23,7 @@ from mlip_refine.crystals.moduli import voigt_average
 from mlip_refine.data import experimental_table
 from mlip_refine.statistics import polynomial_fit
 from mlip_refine.workflows.elastic.thermal_records import ThermalElasticPoint, read_thermal_elastic
+from mlip_refine.workflows.finetune.records import HeldOutRecord, read_summary
 
 TABLE = "titanium-hcp-elastic"
 TRAINED = (23.0, 323.0, 623.0, 923.0)
@@ -36,7 +37,7 @@ class Potential:
 
     name: str
     points: list[ThermalElasticPoint]
-    summary: dict[str, Any] | None
+    errors: dict[str, HeldOutRecord] | None
 
     @property
     def temperatures(self) -> list[float]:
@@ -148,7 +149,7 @@ def markdown(results: dict[str, dict[str, Any]], potentials: Sequence[Potential]
         "| potential | energy MAE, meV/atom | forces MAE, meV/Å | stress MAE, GPa |",
         "|---|---|---|---|",
     ]
-    trained = [(p.name, p.summary["replay"]) for p in potentials if p.summary]
+    trained = [(p.name, p.errors) for p in potentials if p.errors]
     lines += [_errors("before", errors["before"]) for _, errors in trained[:1]]
     lines += [_errors(name, errors["after"]) for name, errors in trained]
     for name, result in results.items():
@@ -173,11 +174,9 @@ def markdown(results: dict[str, dict[str, Any]], potentials: Sequence[Potential]
     return "\n".join(lines) + "\n"
 
 
-def _errors(name: str, errors: dict[str, float]) -> str:
-    return (
-        f"| {name} | {errors['energy_mae_mev_per_atom']:.2f} | {errors['forces_mae_mev_per_A']:.1f} | "
-        f"{errors['stress_mae_gpa']:.3f} |"
-    )
+def _errors(name: str, errors: HeldOutRecord) -> str:
+    parts = (errors.energy.value, errors.forces.value, errors.stress.value)
+    return f"| {name} | {parts[0]:.2f} | {parts[1]:.1f} | {parts[2]:.3f} |"
 
 
 def _cell(entry: dict[str, float], digits: int) -> str:
@@ -213,12 +212,9 @@ def main(folder: Path, output: Path, words: Sequence[str]) -> None:
         elastic, _, finetune = runs.partition(":")
         found = [p for run in elastic.split(",") for p in read_thermal_elastic(folder / run)]
         points = sorted(found, key=lambda p: p.temperature_K)
-        stages = [json.loads((folder / f / "summary.json").read_text()) for f in finetune.split(",") if f]
-        errors = [stage["replay"] for stage in stages]
-        summary = (
-            {"replay": {"before": errors[0]["before"], "after": errors[-1]["after"]}} if stages else None
-        )
-        potentials.append(Potential(name, points, summary))
+        stages = [read_summary(folder / f).replay for f in finetune.split(",") if f]
+        errors = {"before": stages[0].before, "after": stages[-1].after} if stages else None
+        potentials.append(Potential(name, points, errors))
     results = {p.name: assess(p) for p in potentials}
     output.mkdir(parents=True, exist_ok=True)
     text = markdown(results, potentials)

@@ -1,6 +1,9 @@
-"""From a config to what the workflows work with: potential, crystals, state points, settings."""
+"""From a config to what workflows work with: potential, crystals, state points, and settings of each part.
 
-from collections.abc import Iterable
+Below the workflows nobody sees a config: they get what these functions make of it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -8,20 +11,32 @@ import numpy as np
 from ase import Atoms
 
 from mlip_refine.config import Config, Phase
-from mlip_refine.data import build_phase, load_structure, read_frames
+from mlip_refine.data import ReplayBuffer, build_phase, load_structure, read_frames
 from mlip_refine.data.structures import Prototype
 from mlip_refine.errors import InputError, MlipRefineError, nearest
-from mlip_refine.losses import EnsembleSource
+from mlip_refine.losses import EnsembleSource, Loss, PhononLoss
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import VOIGT
-from mlip_refine.sampling import GuardSettings, Length, MDSettings, StatePoint, suitable_timestep
+from mlip_refine.sampling import (
+    FrameStore,
+    GuardSettings,
+    Length,
+    MDSettings,
+    StatePoint,
+    suitable_timestep,
+)
 from mlip_refine.sampling.monitoring.phase_identity import require_ovito
 from mlip_refine.sampling.state_points import Identity
+from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
 from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
+from mlip_refine.workflows.free_energy.cells import CellSettings
+from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
+from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings
 
 
 def load_potential(config: Config) -> Potential:
-    """The potential that the config names.
+    """Load the potential that the config names.
 
     Raises:
         InputError: If it cannot be loaded safely (see `Potential.load`).
@@ -39,7 +54,7 @@ def load_potential(config: Config) -> Potential:
 
 
 def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms:
-    """The ideal crystal of a phase, in its starting cell or with lattice constants (a,) or (a, c), Å.
+    """Return the ideal crystal of a phase, in its starting cell or with lattice constants (a,) or (a, c), Å.
 
     Raises:
         InputError: If lattice constants are given for a phase that is read from a file, or c for a cubic one.
@@ -70,10 +85,10 @@ def require_phase(config: Config, name: str, who: str, where: str | None) -> Non
     """Refuse the name of a phase that the config does not have.
 
     Args:
-        config: With its phases.
-        name: Of the phase.
-        who: Names it, such as "a loss".
-        where: Its place in the config.
+        config: The config.
+        name: Name of the phase.
+        who: What names it, such as "a loss".
+        where: Place of the name in the config.
 
     Raises:
         InputError: With the nearest known name.
@@ -89,10 +104,10 @@ def require_phase(config: Config, name: str, who: str, where: str | None) -> Non
 
 
 def identity(config: Config, name: str, given: Identity | None = None) -> Identity:
-    """What makes a system a phase: what is given, or what the phase says.
+    """Return what makes a system a phase: what is given, or what the phase says.
 
     Raises:
-        InputError: If it cannot be judged here.
+        InputError: If it cannot be judged on this machine.
     """
     found = given or config.phases[name].identity
     if found == "liquid":
@@ -103,18 +118,27 @@ def identity(config: Config, name: str, given: Identity | None = None) -> Identi
 def state_points(
     config: Config, sources: Iterable[EnsembleSource], potential: Potential, replicas: int
 ) -> dict[EnsembleSource, StatePoint]:
-    """A state point per source, in the starting cell of its phase.
+    """Return a state point per source, in the starting cell of its phase.
 
     Raises:
         InputError: For a phase that the config does not have, elements that the model does not know, or
-            states that can hardly be told apart.
+            two states of one name.
     """
     points: dict[EnsembleSource, StatePoint] = {}
+    named: dict[str, EnsembleSource] = {}
     for source in sources:
         require_phase(config, source.phase, "a loss", config.where("losses"))
         atoms = _in_cell(config, source)
         freedom = "fixed" if source.fixed else config.phases[source.phase].cell_freedom
         potential.graphs.species(atoms.numbers)
+        # Frames are kept by the name of their state.
+        if named.setdefault(source.name, source) != source:
+            raise InputError(
+                f"two states have the name {source.name}",
+                where=config.where("losses"),
+                found=f"{named[source.name]} and {source}",
+                fix="Give both the same cell, or cells that differ.",
+            )
         points[source] = StatePoint(
             name=source.name,
             atoms=atoms,
@@ -126,25 +150,11 @@ def state_points(
             thermostat=config.sampling.thermostat,
             identity=identity(config, source.phase),
         )
-    _require_names(config, points)
     return points
 
 
-def _require_names(config: Config, sources: Iterable[EnsembleSource]) -> None:
-    """Refuse states of one name: frames are kept by it."""
-    known: dict[str, EnsembleSource] = {}
-    for source in sources:
-        if known.setdefault(source.name, source) != source:
-            raise InputError(
-                f"two states have the name {source.name}",
-                where=config.where("losses"),
-                found=f"{known[source.name]} and {source}",
-                fix="Give both the same cell, or cells that differ.",
-            )
-
-
 def _in_cell(config: Config, source: EnsembleSource) -> Atoms:
-    """The ideal crystal of a source in the cell that it prescribes, or in that of its phase."""
+    """Return the ideal crystal of a source in the cell that it prescribes, or in that of its phase."""
     atoms = crystal(config, source.phase, source.lattice)
     if source.strain:
         deformation = np.eye(3)
@@ -155,9 +165,9 @@ def _in_cell(config: Config, source: EnsembleSource) -> Atoms:
 
 
 def with_timestep(config: Config, potential: Potential, points: Iterable[StatePoint]) -> Config:
-    """The config with a time step: its own, or the one that suits the stiffest of its crystals.
+    """Return the config with a time step: its own, or one that suits the stiffest of its crystals.
 
-    One step for all phases, so that what the step does to their free energies is the same.
+    All phases have the same step, so that its effect on their free energies is the same.
     """
     if config.sampling.timestep is not None:
         return config
@@ -166,7 +176,7 @@ def with_timestep(config: Config, potential: Potential, points: Iterable[StatePo
 
 
 def timestep(config: Config) -> float:
-    """Time step of a config that has one, fs (see `with_timestep`)."""
+    """Return the time step of a config that has one, fs (see `with_timestep`)."""
     if config.sampling.timestep is None:
         raise MlipRefineError("this config has no time step yet: give sampling.timestep")
     return config.sampling.timestep
@@ -175,7 +185,7 @@ def timestep(config: Config) -> float:
 def md_settings(
     config: Config, *, friction: float | None = None, interval: float | None = None
 ) -> MDSettings:
-    """Integrator settings; a workflow may have its own friction (1/ps) and frame interval (fs)."""
+    """Return integrator settings; a workflow may have its own friction (1/ps) and frame interval (fs)."""
     section = config.sampling
     guards = section.guards
     return MDSettings(
@@ -188,15 +198,90 @@ def md_settings(
 
 
 def sampling_length(config: Config) -> Length:
-    """How long `sampling` draws frames."""
+    """Return how long `sampling` draws frames."""
     return Length(config.sampling.equilibration, config.sampling.frames)
+
+
+def ensemble_sampler(
+    config: Config, points: Mapping[EnsembleSource, StatePoint], store: FrameStore
+) -> EnsembleSampler:
+    """Return the sampler of a training on the points of its losses, by the section `sampling`."""
+    section = config.sampling
+    return EnsembleSampler(
+        points=points,
+        settings=md_settings(config),
+        length=sampling_length(config),
+        store=store,
+        seed=config.seed,
+        sampling_dtype=section.dtype,
+        accelerate=section.accelerate,
+        min_effective=section.min_effective_frames,
+        policy=Policy(
+            threshold=section.n_eff_threshold,
+            max_references=section.max_references,
+            refresh=section.refresh,
+            lend=section.lend,
+        ),
+    )
+
+
+def free_energy_settings(config: Config) -> FreeEnergySettings:
+    """Return how free-energy differences are computed, by the sections `free_energy` and `sampling`."""
+    section, sampling = config.free_energy, config.sampling
+    frames, fit = (max(1, round(t / section.interval)) for t in (section.production, section.fit))
+    # A segment is kept when it is complete: at most a picosecond or so is lost when a run is stopped.
+    segment = max(1, round(1000.0 / section.interval))
+    return FreeEnergySettings(
+        replicas=section.replicas,
+        cells=_cell_settings(config, sampling.cell_iterations),
+        md=md_settings(config, friction=section.friction, interval=section.interval),
+        ladder=LadderSettings(
+            reference=section.reference,
+            windows=section.windows,
+            fit=Length(section.equilibration, fit, segment),
+            ladder=Length(section.equilibration, frames, segment),
+        ),
+        timestep=timestep(config),
+        seed=config.seed,
+        dtype=sampling.dtype,
+        accelerate=sampling.accelerate,
+        max_error=section.max_error,
+        record=section.model_dump() | {"seed": config.seed, "dtype": sampling.dtype},
+    )
+
+
+def evaluation_settings(config: Config) -> EvaluationSettings:
+    """Return how both potentials are sampled after training, by the sections `evaluation` and `sampling`."""
+    section = config.evaluation
+    return EvaluationSettings(
+        replicas=section.replicas,
+        md=md_settings(config, interval=section.interval),
+        length=Length(section.equilibration, section.frames),
+        cells=_cell_settings(config, section.cell_iterations),
+        seed=config.seed + section.seed_offset,
+        dtype=config.sampling.dtype,
+        accelerate=config.sampling.accelerate,
+    )
+
+
+def _cell_settings(config: Config, iterations: int) -> CellSettings:
+    """Return how the cell of a phase is searched: the first third of each run equilibrates."""
+    total = config.sampling.cell_equilibration
+    interval = max(timestep(config), min(40.0, total / 10))
+    length = Length(total / 3, max(1, round(2 * total / 3 / interval)))
+    return CellSettings(md_settings(config, interval=interval), length, iterations)
 
 
 @dataclass(frozen=True)
 class ReplayData:
-    """Labelled frames to train on and to measure errors on."""
+    """Labelled frames of a run.
 
-    train: list[LabelledFrame]
+    Attributes:
+        buffer: Frames to train on.
+        valid: Frames to measure errors on.
+    """
+
+    buffer: ReplayBuffer[LabelledFrame]
     valid: list[LabelledFrame]
 
 
@@ -209,14 +294,41 @@ def load_replay(config: Config, potential: Potential) -> ReplayData | None:
     section = config.replay
     if section is None:
         return None
-    sets = []
-    for paths in (section.train, section.valid):
-        frames = read_frames(
-            [config.resolve(p) for p in paths],
-            section.energy_key,
-            section.forces_key,
-            section.stress_key,
-            elements=set(potential.graphs.atomic_numbers),
-        )
-        sets.append([LabelledFrame.from_frame(potential, f) for f in frames])
-    return ReplayData(*sets)
+    train, valid = (
+        [
+            LabelledFrame.from_frame(potential, frame)
+            for frame in read_frames(
+                [config.resolve(p) for p in paths],
+                section.energy_key,
+                section.forces_key,
+                section.stress_key,
+                elements=set(potential.graphs.atomic_numbers),
+            )
+        ]
+        for paths in (section.train, section.valid)
+    )
+    return ReplayData(ReplayBuffer(train, section.batch_size, config.seed, section.max_frames), valid)
+
+
+def bind_losses(
+    config: Config, losses: Sequence[Loss], potential: Potential
+) -> dict[EnsembleSource, StatePoint]:
+    """Give the losses their files, crystals and potential, and return the state points of their sources.
+
+    Raises:
+        InputError: For a file, a phase or a potential that a loss cannot use.
+    """
+    for loss in losses:
+        loss.prepare_files(config.resolve)
+        if isinstance(loss, PhononLoss) and config.replay is not None:
+            loss.warn_of_functionals(replay=config.replay.functional)
+    described = sorted({s for loss in losses for s in loss.described})
+    known = state_points(config, described, potential, config.sampling.replicas)
+    for loss in losses:
+        loss.prepare_crystals({s: known[s].atoms for s in loss.described})
+    sources = sorted({s for loss in losses for s in loss.sources} - set(known))
+    points = known | state_points(config, sources, potential, config.sampling.replicas)
+    for loss in losses:
+        loss.prepare_potential(potential)
+        loss.prepare_cells({s: points[s].freedom != "fixed" for s in loss.sources})
+    return points

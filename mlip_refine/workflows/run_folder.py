@@ -1,12 +1,16 @@
 """The folder of a run: made, refused, or resumed."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mlip_refine.config import Config, dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_text
+
+PACKAGES = ("mlip-refine", "torch", "mace-torch", "torch-sim-atomistic", "ase", "numpy")
+"""What the numbers of a run depend on."""
 
 LAYOUT = """{folder}
 ├── config.yaml       the config with every default
@@ -17,6 +21,11 @@ LAYOUT = """{folder}
 ├── {name}.safetensors  the same without pickle, with {name}.json
 ├── summary.json      what changed, with errors
 └── *.png             figures"""
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of what the numbers of a run depend on."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def open_run_folder(config: Config, *, resume: bool, growing: tuple[str, ...] = ()) -> Path:

@@ -13,7 +13,8 @@ from ase import Atoms
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.losses import FreeEnergyDifference, build_losses
 from mlip_refine.potential import Potential
-from mlip_refine.workflows.free_energy.run import FreeEnergyResult, PhaseFreeEnergy
+from mlip_refine.quantities import Measured
+from mlip_refine.workflows.free_energy.records import FreeEnergyResult, PhaseFreeEnergy
 from mlip_refine.workflows.from_config import crystal, load_potential
 
 TRANSITIONS = {"low": (1150.0, 0.0, -1.5)}
@@ -96,7 +97,14 @@ def write_frames(path: Path) -> None:
 def _phase(config: Config, name: str) -> PhaseFreeEnergy:
     atoms = crystal(config, name)
     sites = np.round(atoms.get_scaled_positions(wrap=False), 12).tolist()
-    return PhaseFreeEnergy(name, atoms.numbers.tolist(), sites, atoms.cell.array.tolist(), -7000.0, 0.1, 0.9)
+    return PhaseFreeEnergy(
+        phase=name,
+        numbers=atoms.numbers.tolist(),
+        scaled_positions=sites,
+        cell=atoms.cell.array.tolist(),
+        gibbs=Measured(-7000.0, 0.1, "meV/atom"),
+        overlap=0.9,
+    )
 
 
 def _initial(config: Config, potential: Potential, loss: FreeEnergyDifference) -> FreeEnergyResult:
@@ -106,8 +114,7 @@ def _initial(config: Config, potential: Potential, loss: FreeEnergyDifference) -
         temperature_K=loss.options.temperature,
         pressure_GPa=loss.options.pressure,
         n_atoms=16,
-        delta_g_mev_per_atom=TRANSITIONS[loss.name][2],
-        delta_g_se=0.2,
+        delta_g=Measured(TRANSITIONS[loss.name][2], 0.2, "meV/atom"),
         from_=_phase(config, "hcp"),
         to=_phase(config, "bcc"),
         timestep_fs=config.sampling.timestep,

@@ -1,4 +1,4 @@
-"""The verdict: both potentials sampled afresh, each in its own cell at the wanted pressure.
+"""The evaluation: both potentials are sampled afresh, each in its own cell at the wanted pressure.
 
 ΔG_after = ΔG_before + [G_θ - G_θ0] of phase II - [G_θ - G_θ0] of phase I, each change by BAR between fresh
 ensembles. The two cells of a phase differ, so configurations are carried from one to the other affinely, with
@@ -6,42 +6,62 @@ the Jacobian N ln(V1/V0) in the work (targeted free-energy perturbation, Jarzyns
 of cells.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mlip_refine.config import Config
 from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import GPA, KB, MEV, Measured
-from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sample
+from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.statistics import (
-    FreeEnergyEstimate,
     bar_estimate,
     entropy_difference,
     require_estimate,
     transition_temperature,
 )
 from mlip_refine.training.ensembles.sampler import stage_seed
-from mlip_refine.workflows.free_energy.cells import equilibrate_cells
-from mlip_refine.workflows.free_energy.run import cell_interval, cell_length
-from mlip_refine.workflows.from_config import md_settings
+from mlip_refine.workflows.finetune.records import Transition
+from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How both potentials are sampled afresh.
+
+    Attributes:
+        replicas: Independent copies of every phase.
+        md: Integrator settings.
+        length: Length of each run.
+        cells: How the cell of each phase is found under the refined potential.
+        seed: Random seed, another than that of the training.
+        dtype: Precision of the dynamics.
+        accelerate: How forces are computed (see `Potential.frozen_copy`).
+    """
+
+    replicas: int
+    md: MDSettings
+    length: Length
+    cells: CellSettings
+    seed: int
+    dtype: str
+    accelerate: Acceleration
 
 
 @dataclass(frozen=True)
 class PhaseChange:
-    """What refining did to one phase at one state.
+    """What the refinement changed for one phase at one state.
 
     Attributes:
-        change: G_θ - G_θ0, eV, whole cell.
-        enthalpy_before: U + PV of the initial potential in its cell, eV, whole cell.
-        enthalpy_after: The same of the refined one.
-        overlap: Of the two ensembles, 1 if equal.
-        cell_before: Rows, Å.
-        cell_after: Rows, Å.
-        verdicts: Replicas that were stopped.
+        change: G_θ - G_θ0 of the whole cell, eV.
+        enthalpy_before: U + PV of the whole cell under the initial potential, eV.
+        enthalpy_after: U + PV of the whole cell under the refined potential, eV.
+        overlap: Overlap of the two ensembles, 1 if they are equal.
+        cell_before: Cell under the initial potential, rows in Å.
+        cell_after: Cell under the refined potential, rows in Å.
+        verdicts: Reports of replicas that were stopped.
     """
 
     change: Measured
@@ -53,82 +73,66 @@ class PhaseChange:
     verdicts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Transition:
-    """ΔG = G_to - G_from before and after, with the transition temperature that it implies.
-
-    A temperature is `None` where the statistics do not carry it; the note says why.
-    """
-
-    name: str
-    from_: str
-    to: str
-    n_atoms: int
-    temperature_K: float  # noqa: N815 - the unit's own case
-    pressure_GPa: float  # noqa: N815 - the unit's own case
-    target: float
-    before: Measured
-    after: Measured
-    delta_h_before: Measured
-    delta_h_after: Measured
-    transition_before: Measured | None
-    transition_after: Measured | None
-    notes: tuple[str, ...]
-
-
 def phase_changes(
-    config: Config,
     before: Potential,
     after: Potential,
     points: Mapping[EnsembleSource, StatePoint],
+    settings: EvaluationSettings,
     store: FrameStore,
 ) -> dict[EnsembleSource, PhaseChange]:
     """Sample both potentials with new seeds and measure G_θ - G_θ0 of every phase and state.
 
     Args:
-        config: Sections `evaluation` and `sampling` say how long.
         before: The initial potential, frozen.
-        after: The refined one, frozen.
+        after: The refined potential, frozen.
         points: State points in the cells of the initial potential.
+        settings: How to sample.
         store: Where frames are kept.
 
     Raises:
         StatisticsError: If the two ensembles of a phase overlap too little.
         SamplingError: If a phase does not survive under one of the potentials.
     """
-    section = config.evaluation
-    fresh = {s: replace(p, replicas=section.replicas, ensemble="nvt") for s, p in points.items()}
-    seed = config.seed + section.seed_offset
-    named = {"before": before, "after": after}
-    how = config.sampling
-    sampling_copy = {name: p.frozen_copy(how.dtype, how.accelerate) for name, p in named.items()}
+    starting = {p.name: replace(p, replicas=settings.replicas, ensemble="nvt") for p in points.values()}
+    copies = {
+        name: potential.frozen_copy(settings.dtype, settings.accelerate)
+        for name, potential in (("before", before), ("after", after))
+    }
     moved = equilibrate_cells(
-        sampling_copy["after"],
-        list(fresh.values()),
-        md_settings(config, interval=cell_interval(config)),
-        cell_length(config),
-        iterations=section.cell_iterations,
-        seed=stage_seed(seed, "cells-after"),
+        copies["after"],
+        list(starting.values()),
+        settings.cells,
+        seed=stage_seed(settings.seed, "cells-after"),
         stage="cells-after",
         store=store,
     )
-    length = Length(section.equilibration, section.frames)
     runs = {
         name: sample(
-            sampling_copy[name],
-            list(at.values()),
-            md_settings(config, interval=section.interval),
-            length,
-            seed=stage_seed(seed, name),
+            copies[name],
+            list(own.values()),
+            settings.md,
+            settings.length,
+            seed=stage_seed(settings.seed, name),
             stage=f"evaluation-{name}",
             store=store,
         )
-        for name, at in (("before", {p.name: p for p in fresh.values()}), ("after", moved))
+        for name, own in (("before", starting), ("after", moved))
     }
-    return {s: _change(before, after, runs["before"][s.name], runs["after"][s.name]) for s in points}
+    return {s: phase_change(before, after, *(runs[k][s.name] for k in ("before", "after"))) for s in points}
 
 
-def _change(before: Potential, after: Potential, run0: Trajectory, run1: Trajectory) -> PhaseChange:
+def phase_change(before: Potential, after: Potential, run0: Trajectory, run1: Trajectory) -> PhaseChange:
+    """Return G_θ - G_θ0 of a phase by BAR, between its cell under one potential and under the other.
+
+    Args:
+        before: The initial potential.
+        after: The refined one.
+        run0: Frames of the initial potential.
+        run1: Frames of the refined potential.
+
+    Raises:
+        StatisticsError: If the two ensembles overlap too little.
+    """
     cell0, cell1 = (torch.from_numpy(r.point.atoms.cell.array.copy()) for r in (run0, run1))
     own0, own1 = _energies(before, run0), _energies(after, run1)
     cross0 = _energies(after, run0, cell1)
@@ -139,7 +143,7 @@ def _change(before: Potential, after: Potential, run0: Trajectory, run1: Traject
     forward, reverse = beta * (cross0 - own0 + pv) - jacobian, beta * (own1 - cross1 + pv) - jacobian
     inefficiency = (run0.inefficiency(forward), run1.inefficiency(reverse))
     estimate = bar_estimate(forward, reverse, inefficiency)
-    _require(estimate, run0.point.name)
+    require_estimate(estimate, f"G(refined) - G(initial) of {run0.point.name}")
     kt = KB * run0.point.temperature
     return PhaseChange(
         change=Measured(float(estimate.value) * kt, estimate.se * kt, "eV"),
@@ -152,12 +156,8 @@ def _change(before: Potential, after: Potential, run0: Trajectory, run1: Traject
     )
 
 
-def _require(estimate: FreeEnergyEstimate, name: str) -> None:
-    require_estimate(estimate, f"G(refined) - G(initial) of {name}")
-
-
 def _energies(potential: Potential, run: Trajectory, cell: Tensor | None = None) -> Tensor:
-    """Energies `[n]`, eV, of a potential on the kept frames, carried affinely into `cell` if given."""
+    """Return the energies `[n]`, eV, of the kept frames, carried affinely into `cell` if it is given."""
     positions, cells = run.positions[run.kept], run.cells[run.kept]
     if cell is not None:
         deformation = torch.linalg.solve(torch.from_numpy(run.point.atoms.cell.array.copy()), cell)
@@ -166,22 +166,21 @@ def _energies(potential: Potential, run: Trajectory, cell: Tensor | None = None)
 
 
 def _enthalpy(energy: Tensor, run: Trajectory) -> Measured:
+    """Return the mean U + PV of a run, eV, whole cell, from its energies `[n]`."""
     independent = run.n_kept / run.inefficiency(energy)
     return Measured(float(energy.mean()) + run.point.pv, float(energy.std()) / independent**0.5, "eV")
 
 
-def transitions(
-    losses: Sequence[FreeEnergyDifference],
-    changes: Mapping[EnsembleSource, PhaseChange],
-    n_atoms: Mapping[str, int],
-) -> list[Transition]:
-    """ΔG of every loss before and after, on the initial value as anchor."""
-    return [_transition(loss, changes, n_atoms[loss.phase_from.name]) for loss in losses]
-
-
-def _transition(
+def transition(
     loss: FreeEnergyDifference, changes: Mapping[EnsembleSource, PhaseChange], n_atoms: int
 ) -> Transition:
+    """Return ΔG of a loss before and after, on its initial value as anchor.
+
+    Args:
+        loss: The loss.
+        changes: G_θ - G_θ0 of its sources.
+        n_atoms: Atoms of the cell of each phase.
+    """
     one, two = (changes[s] for s in loss.sources)
     per_atom = 1 / (MEV * n_atoms)
     after = loss.initial + (two.change - one.change).scaled(per_atom, "meV/atom")
@@ -202,7 +201,7 @@ def _transition(
         n_atoms=n_atoms,
         temperature_K=temperature,
         pressure_GPa=loss.options.pressure,
-        target=loss.target.value,
+        target=Measured(loss.target.value, loss.target.uncertainty, loss.target.unit),
         before=loss.initial,
         after=after,
         delta_h_before=h_before,

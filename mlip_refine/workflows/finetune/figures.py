@@ -1,26 +1,27 @@
 """Figures of a run as PNG: ΔG, observables, effective sizes, replay."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured
-from mlip_refine.workflows.finetune.records import Summary, TransitionRecord, Update, read_log, read_summary
+from mlip_refine.report.figures import (
+    COLOURS,
+    DASHES,
+    GREY,
+    TARGET_LINE,
+    new_figure,
+    open_frame,
+    save_figure,
+)
+from mlip_refine.workflows.finetune.records import Summary, Update, read_log, read_summary
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Told apart by every kind of colour vision (Okabe and Ito 2008)."""
-
-DASHES = ("-", "--", "-.", ":")
-GREY = "#555555"
-TARGET_LINE: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (6, 4))}
 RING: dict[str, Any] = {"marker": "o", "fillstyle": "none", "linestyle": "none"}
 REPLAY_PARTS = ("energy", "forces", "stress")
 
@@ -36,45 +37,31 @@ def write_figures(folder: Path) -> list[Path]:
         has no data for.
 
     Raises:
-        InputError: A result file is missing or cannot be read, or a figure cannot be written.
+        InputError: If a result file is missing or cannot be read, or a figure cannot be written.
     """
     folder = Path(folder)
     log, summary = read_log(folder), read_summary(folder)
     drawn = {
         "delta_g.png": _delta_g(log, summary),
-        "observables.png": _observables(log, summary),
+        "observables.png": observables_figure(log, summary),
         "n_eff.png": _n_eff(log),
         "replay.png": _replay(log),
     }
     return [save_figure(figure, folder / name) for name, figure in drawn.items() if figure is not None]
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure, and give its path back.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    try:
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise InputError("the figure cannot be written", where=str(path), found=str(error)) from error
-    return path
-
-
 def _axes(y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     axes = figure.add_subplot()
     axes.set_xlabel("update")
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     return figure, axes
 
 
 def _legend(axes: Axes, columns: int = 1) -> None:
-    """Above the axes, where it never covers data."""
+    """Draw the legend above the axes, where it covers no data."""
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, fontsize="small")
 
 
@@ -82,14 +69,24 @@ def _delta_g(log: Sequence[Update], summary: Summary) -> Figure | None:
     if not summary.transitions:
         return None
     figure, axes = _axes("ΔG, meV/atom")
-    for target in {t.target for t in summary.transitions}:
+    for target in {t.target.value for t in summary.transitions}:
         axes.axhline(target, color=GREY, zorder=1, **TARGET_LINE)
     margin = max(1.0, 0.09 * len(log))
     ends = (log[0].step - margin, log[-1].step + margin)
     for i, (transition, colour) in enumerate(zip(summary.transitions, cycle(COLOURS), strict=False)):
         offset = 0.25 * margin * (i - (len(summary.transitions) - 1) / 2)
         _course(axes, log, (transition.name, "delta_g"), colour, transition.state)
-        _verdict(axes, (ends[0] + offset, ends[1] + offset), transition, colour)
+        values = (transition.before, transition.after)
+        axes.errorbar(
+            (ends[0] + offset, ends[1] + offset),
+            _bounds(values, 0),
+            yerr=[m.se for m in values],
+            color=colour,
+            fmt="D",
+            markersize=5,
+            capsize=3,
+            zorder=3,
+        )
     axes.plot([], [], color=GREY, **TARGET_LINE, label="target")
     axes.set_xlim(ends[0] - 0.6 * margin, ends[1] + 0.6 * margin)
     axes.margins(y=0.12)
@@ -103,7 +100,7 @@ def _delta_g(log: Sequence[Update], summary: Summary) -> Figure | None:
 def _course(
     axes: Axes, log: Sequence[Update], quantity: tuple[str, str], colour: str, label: str | None
 ) -> None:
-    """A quantity of a loss as the optimiser saw it, with a band of one standard error."""
+    """Draw a quantity of a loss by update, with a band of one standard error."""
     loss, name = quantity
     measured = {u.step: u.diagnostics.get(loss, {}).get(name) for u in log}
     steps = [step for step, m in measured.items() if m is not None]
@@ -116,53 +113,35 @@ def _bounds(values: Sequence[Measured], sigma: int) -> list[float]:
     return [m.value + sigma * m.se for m in values]
 
 
-def _verdict(axes: Axes, ends: tuple[float, float], transition: TransitionRecord, colour: str) -> None:
-    measured = (transition.before, transition.after)
-    axes.errorbar(
-        ends,
-        _bounds(measured, 0),
-        yerr=[m.se for m in measured],
-        color=colour,
-        fmt="D",
-        markersize=5,
-        capsize=3,
-        zorder=3,
-    )
+def observables_figure(log: Sequence[Update], summary: Summary) -> Figure | None:
+    """Draw what has a target, by update: a panel for each kind, which is the first word of a name.
 
-
-def _observables(log: Sequence[Update], summary: Summary) -> Figure | None:
-    """What has a target, by update: a panel for each kind, which is the first word of a name."""
+    Every quantity stands with its target and the uncertainty of that. `None` without targets.
+    """
     panels: dict[tuple[str, str], dict[str, Measured]] = {}
-    for loss, quantities in summary.measured.items():
-        for name, quantity in quantities.items():
-            if quantity.target is not None:
-                panels.setdefault((loss, name.split()[0]), {})[name] = quantity.target
+    for loss, courses in summary.measured.items():
+        for name, course in courses.items():
+            if course.target is not None:
+                panels.setdefault((loss, name.split()[0]), {})[name] = course.target
     if not panels:
         return None
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(6.4, 3.4 * columns), max(4.0, 2.8 * rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(6.4, 3.4 * columns), max(4.0, 2.8 * rows))
     for i, ((loss, kind), targets) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, i)
-        _panel(axes, log, loss, targets)
+        for (name, target), colour in zip(targets.items(), cycle(COLOURS), strict=False):
+            _course(axes, log, (loss, name), colour, name.partition(" ")[2] or None)
+            axes.axhline(target.value, color=colour, zorder=1, **TARGET_LINE)
+            axes.axhspan(*_bounds([target], -1), *_bounds([target], 1), color=colour, alpha=0.08, linewidth=0)
         axes.set_title(f"{loss}: {kind}", fontsize="small")
+        axes.set_xlabel("update")
+        axes.set_ylabel(next(iter(targets.values())).unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        open_frame(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize="x-small", ncols=2)
     return figure
-
-
-def _panel(axes: Axes, log: Sequence[Update], loss: str, targets: Mapping[str, Measured]) -> None:
-    """Quantities of one kind, each with its target and the uncertainty of that."""
-    for (name, target), colour in zip(targets.items(), cycle(COLOURS), strict=False):
-        label = name.partition(" ")[2] or None
-        _course(axes, log, (loss, name), colour, label)
-        axes.axhline(target.value, color=colour, zorder=1, **TARGET_LINE)
-        axes.axhspan(*_bounds([target], -1), *_bounds([target], 1), color=colour, alpha=0.08, linewidth=0)
-    axes.set_xlabel("update")
-    axes.set_ylabel(next(iter(targets.values())).unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="x-small", ncols=2)
 
 
 def _n_eff(log: Sequence[Update]) -> Figure | None:
@@ -198,7 +177,7 @@ def _replay(log: Sequence[Update]) -> Figure | None:
 
 
 def _styles() -> Iterator[tuple[str, str]]:
-    """Colours, each also told apart by its dashes, without end."""
+    """Return colours with dashes, without end."""
     return zip(cycle(COLOURS), cycle(DASHES), strict=False)
 
 

@@ -1,13 +1,19 @@
-"""The result files of a run folder, read and checked: `log.jsonl` and `summary.json`."""
+"""Result files of a run, as typed records: `log.jsonl` and `summary.json`."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured, error_of
+from mlip_refine.workflows.records import MeasuredField, Record, read_text, validated
+
+FORMAT: Final = "mlip_refine summary 2"
 
 
 @dataclass(frozen=True)
@@ -24,219 +30,275 @@ class Update:
 
     step: int
     losses: Mapping[str, float]
-    diagnostics: Mapping[str, Mapping[str, Measured]]
+    diagnostics: Mapping[str, Mapping[str, MeasuredField]]
     n_eff: Mapping[str, float]
-    resampled: Sequence[str]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `StepReport.as_json` wrote; `KeyError`, `TypeError` or `ValueError` if it did not."""
-        diagnostics = {
-            loss: {
-                name: Measured(float(m["value"]), error_of(m["se"]), str(m["unit"]))
-                for name, m in measured.items()
-            }
-            for loss, measured in dict(data["diagnostics"]).items()
-        }
-        return cls(
-            step=int(data["step"]),
-            losses={name: float(value) for name, value in dict(data["losses"]).items()},
-            diagnostics=diagnostics,
-            n_eff={name: float(value) for name, value in dict(data["n_eff"]).items()},
-            resampled=tuple(str(name) for name in data["resampled"]),
-        )
+    resampled: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TransitionRecord:
-    """One transition of the summary: ΔG = G_to - G_from in meV/atom, temperatures in K.
+class Transition(Record):
+    """ΔG = G_to - G_from before and after, with the transition temperature that it implies.
 
-    A temperature is `None` where the statistics did not carry it; the notes say why.
+    Attributes:
+        name: Name of the loss.
+        from_: Phase I.
+        to: Phase II.
+        n_atoms: Atoms of the cell of each phase.
+        temperature_K: Temperature.
+        pressure_GPa: Pressure.
+        target: Wanted ΔG with its uncertainty, meV/atom.
+        before: ΔG of the initial potential, meV/atom.
+        after: ΔG of the refined potential, meV/atom.
+        delta_h_before: ΔH of the initial potential, meV/atom; `None` where it was not recorded.
+        delta_h_after: ΔH of the refined potential, meV/atom; `None` where it was not recorded.
+        transition_before: Transition temperature of the initial potential, K; `None` where the statistics do
+            not determine it: the notes say why.
+        transition_after: The same of the refined potential.
+        notes: Remarks on refused temperatures and stopped replicas.
     """
 
     name: str
-    from_: str
+    from_: str = Field(alias="from")
     to: str
     n_atoms: int
-    temperature: float
-    pressure: float
-    target: float
-    before: Measured
-    after: Measured
-    transition_before: Measured | None
-    transition_after: Measured | None
+    temperature_K: float  # noqa: N815 - the unit's own case
+    pressure_GPa: float  # noqa: N815 - the unit's own case
+    target: MeasuredField
+    before: MeasuredField = Field(alias="delta_g_before")
+    after: MeasuredField = Field(alias="delta_g_after")
+    delta_h_before: MeasuredField | None
+    delta_h_after: MeasuredField | None
+    transition_before: MeasuredField | None = Field(alias="transition_temperature_before")
+    transition_after: MeasuredField | None = Field(alias="transition_temperature_after")
     notes: tuple[str, ...]
 
     @property
     def state(self) -> str:
         """Phases and conditions."""
-        return f"{self.from_} → {self.to}, {self.temperature:g} K, {self.pressure:g} GPa"
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read an entry of `transitions`; `KeyError`, `TypeError` or `ValueError` if it is none."""
-        return cls(
-            name=str(data["name"]),
-            from_=str(data["from"]),
-            to=str(data["to"]),
-            n_atoms=int(data["n_atoms"]),
-            temperature=float(data["temperature_K"]),
-            pressure=float(data["pressure_GPa"]),
-            target=float(data["target_mev_per_atom"]),
-            before=_measured(data, "delta_g_before_mev_per_atom", "meV/atom"),
-            after=_measured(data, "delta_g_after_mev_per_atom", "meV/atom"),
-            transition_before=_measured_or_none(data, "transition_temperature_before_K", "K"),
-            transition_after=_measured_or_none(data, "transition_temperature_after_K", "K"),
-            notes=tuple(str(note) for note in data["notes"]),
-        )
+        return f"{self.from_} → {self.to}, {self.temperature_K:g} K, {self.pressure_GPa:g} GPa"
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """What a loss measured, as it was trained: reweighted, not sampled afresh.
+class PhaseRecord(Record):
+    """What the refinement changed for one phase at one state.
 
     Attributes:
-        first: In its first update.
-        last: In its last one.
-        target: With its uncertainty as error; `None` without one.
+        phase: Name of the phase.
+        temperature_K: Temperature.
+        pressure_GPa: Pressure.
+        gibbs_change: G_θ - G_θ0 of the whole cell, eV.
+        overlap: Overlap of the two ensembles, 1 if they are equal.
+        cell_before_A: Cell under the initial potential, rows in Å.
+        cell_after_A: Cell under the refined potential, rows in Å.
     """
 
-    first: Measured
-    last: Measured
-    target: Measured | None
+    phase: str
+    temperature_K: float  # noqa: N815 - the unit's own case
+    pressure_GPa: float  # noqa: N815 - the unit's own case
+    gibbs_change: MeasuredField
+    overlap: float
+    cell_before_A: list[list[float]]  # noqa: N815 - the unit's own case
+    cell_after_A: list[list[float]]  # noqa: N815 - the unit's own case
+
+
+class HeldOutRecord(Record):
+    """Mean absolute errors of a potential on held-out frames; their own errors are not known.
+
+    Attributes:
+        energy: Error of the energy per atom, meV/atom.
+        forces: Error of force components, meV/Å.
+        stress: Error of stress components, GPa; `None` without stress labels.
+        n_frames: Number of frames.
+    """
+
+    energy: MeasuredField = Field(alias="energy_mae")
+    forces: MeasuredField = Field(alias="forces_mae")
+    stress: MeasuredField | None = Field(alias="stress_mae")
+    n_frames: int
+
+
+class Replay(Record):
+    """Errors on held-out frames before and after; `None` without such frames."""
+
+    before: HeldOutRecord | None
+    after: HeldOutRecord | None
+
+
+class Course(Record):
+    """A quantity that a loss measured, as it was trained: reweighted, not sampled afresh.
+
+    Attributes:
+        first: Value in the first update of the loss, if it had any.
+        last: Value in its last update, if it had any.
+        target: Target with its uncertainty, if there is one.
+        delivered: Value of the potential that the run ended with, where the loss measures that.
+    """
+
+    first: MeasuredField | None = None
+    last: MeasuredField | None = None
+    target: MeasuredField | None = None
+    delivered: MeasuredField | None = None
 
     @property
     def deviations(self) -> tuple[float, float] | None:
-        """First and last value minus the target, in its uncertainties."""
-        if self.target is None:
+        """First and last value minus the target, over its uncertainty."""
+        if self.target is None or self.first is None or self.last is None:
             return None
         first, last = ((m.value - self.target.value) / self.target.se for m in (self.first, self.last))
         return first, last
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read an entry of `measured`; `KeyError`, `TypeError` or `ValueError` if it is none."""
-        unit, target = str(data["unit"]), None
-        if "target" in data:
-            target = Measured(float(data["target"]), float(data["target_uncertainty"]), unit)
-        return cls(_measured(data, "first", unit), _measured(data, "last", unit), target)
+
+class Deviation(Record):
+    """Root mean square of all deviations of a loss from its targets, over their uncertainties.
+
+    Attributes:
+        first_sigma: Value in the first update of the loss.
+        last_sigma: Value in its last update.
+    """
+
+    first_sigma: float
+    last_sigma: float
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(Record):
     """The summary of a finished run.
 
     Attributes:
-        name: Of the run, and of its model files.
-        steps: Updates that were made.
+        format: Name and version of the format.
+        name: Name of the run and of its model files.
+        model_hash: Hash of the refined model.
+        initial_model_hash: Hash of the initial model.
+        seed: Random seed of the run.
+        device: Where it was computed.
+        steps: Number of updates that were made.
         converged: Whether every target was met before the steps were used up.
         transitions: ΔG before and after.
-        errors_before: Held-out errors of the initial model by name (the unit is in it); empty without replay.
-        errors_after: The same of the refined model.
-        wall_time: Seconds.
-        measured: Quantities by loss, then name.
-        deviations: Root mean squares of all deviations of a loss in its first and last update, σ, by loss.
+        phases: Changes of the phases behind them.
+        replay: Errors on held-out frames.
+        measured: Quantities that losses measured, by loss, then name.
+        deviations: Deviations of losses that have targets, by loss.
+        packages: Versions of what the numbers depend on.
+        energy_shift_eV: What was added to the atomic energies, by element; `None` where it was not asked for.
+        wall_time_s: Seconds, interruptions left out.
     """
 
+    format: Literal["mlip_refine summary 2"] = FORMAT
     name: str
+    model_hash: str
+    initial_model_hash: str
+    seed: int
+    device: str
     steps: int
     converged: bool
-    transitions: tuple[TransitionRecord, ...]
-    errors_before: Mapping[str, float]
-    errors_after: Mapping[str, float]
-    wall_time: float
-    measured: Mapping[str, Mapping[str, Quantity]]
-    deviations: Mapping[str, tuple[float, float]]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read a summary; `KeyError`, `TypeError` or `ValueError` if it is none."""
-        return cls(
-            name=str(data["name"]),
-            steps=int(data["steps"]),
-            converged=bool(data["converged"]),
-            transitions=tuple(TransitionRecord.from_json(entry) for entry in data["transitions"]),
-            errors_before=_errors(data["replay"]["before"]),
-            errors_after=_errors(data["replay"]["after"]),
-            wall_time=float(data["wall_time_s"]),
-            # Runs of earlier versions have none.
-            measured={loss: _quantities(found) for loss, found in data.get("measured", {}).items()},
-            deviations={
-                loss: (float(d["first_sigma"]), float(d["last_sigma"]))
-                for loss, d in data.get("deviations", {}).items()
-            },
-        )
+    transitions: tuple[Transition, ...]
+    phases: tuple[PhaseRecord, ...]
+    replay: Replay
+    measured: dict[str, dict[str, Course]]
+    deviations: dict[str, Deviation]
+    packages: dict[str, str]
+    energy_shift_eV: dict[str, float] | None  # noqa: N815 - the unit's own case
+    wall_time_s: float
 
 
 def read_log(folder: Path) -> list[Update]:
     """Read `log.jsonl` of a run folder.
 
     Raises:
-        InputError: The file is missing, empty, or has a line that is no update.
+        InputError: If the file is missing, empty, or has a line that is no update.
     """
     path = Path(folder) / "log.jsonl"
-    updates = [_update(line, f"{path}:{i}") for i, line in enumerate(_text(path).splitlines(), start=1)]
+    updates = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            updates.append(TypeAdapter(Update).validate_json(line))
+        except ValidationError as error:
+            raise InputError(
+                "this line is no update of a run",
+                where=f"{path}:{number}",
+                found=error.errors()[0]["msg"],
+                fix="A line that was cut off when a run was killed goes away with --resume.",
+            ) from error
     if not updates:
         raise InputError("the log is empty", where=str(path), expected="one line per update")
     return updates
 
 
 def read_summary(folder: Path) -> Summary:
-    """Read `summary.json` of a run folder.
+    """Read `summary.json` of a run folder, also of earlier versions.
 
     Raises:
-        InputError: The file is missing or is no summary.
+        InputError: If the file is missing or is no summary.
     """
     path = Path(folder) / "summary.json"
     try:
-        return Summary.from_json(json.loads(_text(path)))
+        data = json.loads(read_text(path))
+        if data.get("format") != FORMAT:
+            data = _from_format_1(data)
     except KeyError as error:
         raise InputError("the summary lacks a key", where=str(path), expected=f"key {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError("this is no summary of a run", where=str(path), found=str(error)) from error
+    return validated(Summary, data, str(path), "summary of a run")
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(
-            "the result file is missing",
-            where=str(path),
-            fix="Is the run finished? Go on with it by --resume.",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the result file cannot be read", where=str(path), found=str(error)) from error
+def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a summary of the first format says: units in the names, errors as `_se`.
 
+    Raises:
+        KeyError: If a key is missing that every such summary has.
+    """
 
-def _update(line: str, where: str) -> Update:
-    try:
-        return Update.from_json(json.loads(line))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            "this line is no update of a run",
-            where=where,
-            found=str(error),
-            fix="A line that was cut off when a run was killed goes away with --resume.",
-        ) from error
+    def measured(entry: Mapping[str, Any], key: str, unit: str) -> Measured | None:
+        value = entry[key]
+        return None if value is None else Measured(value, error_of(entry[f"{key}_se"]), unit)
 
+    def held_out(errors: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if errors is None:
+            return None
+        stress = errors["stress_mae_gpa"]
+        return {
+            "energy_mae": Measured(errors["energy_mae_mev_per_atom"], math.nan, "meV/atom"),
+            "forces_mae": Measured(errors["forces_mae_mev_per_A"], math.nan, "meV/Å"),
+            "stress_mae": None if stress is None else Measured(stress, math.nan, "GPa"),
+            "n_frames": errors["n_frames"],
+        }
 
-def _as_measured(data: Mapping[str, Any]) -> Measured:
-    return Measured(float(data["value"]), error_of(data["se"]), str(data["unit"]))
-
-
-def _measured(data: Mapping[str, Any], key: str, unit: str) -> Measured:
-    return Measured(float(data[key]), error_of(data[f"{key}_se"]), unit)
-
-
-def _measured_or_none(data: Mapping[str, Any], key: str, unit: str) -> Measured | None:
-    return None if data[key] is None else _measured(data, key, unit)
-
-
-def _quantities(data: Mapping[str, Any]) -> dict[str, Quantity]:
-    return {name: Quantity.from_json(entry) for name, entry in data.items()}
-
-
-def _errors(data: Mapping[str, Any] | None) -> dict[str, float]:
-    """Held-out errors by name; what was not measured (stress without labels) is left out."""
-    return {key: float(value) for key, value in (data or {}).items() if value is not None}
+    transitions = []
+    for entry in data["transitions"]:
+        found = {
+            key: entry[key] for key in ("name", "from", "to", "n_atoms", "temperature_K", "pressure_GPa")
+        }
+        found["target"] = Measured(entry["target_mev_per_atom"], math.nan, "meV/atom")
+        for when in ("before", "after"):
+            found[f"delta_g_{when}"] = measured(entry, f"delta_g_{when}_mev_per_atom", "meV/atom")
+            enthalpy = f"delta_h_{when}_mev_per_atom"
+            found[f"delta_h_{when}"] = measured(entry, enthalpy, "meV/atom") if enthalpy in entry else None
+            temperature = f"transition_temperature_{when}"
+            found[temperature] = measured(entry, f"{temperature}_K", "K")
+        transitions.append(found | {"notes": entry["notes"]})
+    phases = [
+        {key: value for key, value in entry.items() if not key.startswith("gibbs_change")}
+        | {"gibbs_change": measured(entry, "gibbs_change_ev", "eV")}
+        for entry in data.get("phases", ())
+    ]
+    courses: dict[str, dict[str, Any]] = {}
+    for loss, quantities in data.get("measured", {}).items():
+        for name, entry in quantities.items():
+            course: dict[str, Any] = {
+                key: measured(entry, key, entry["unit"])
+                for key in ("first", "last", "delivered")
+                if key in entry
+            }
+            if "target" in entry:
+                course["target"] = Measured(entry["target"], entry["target_uncertainty"], entry["unit"])
+            courses.setdefault(loss, {})[name] = course
+    return {
+        **{key: data[key] for key in ("name", "steps", "converged", "wall_time_s")},
+        **{key: data.get(key, "") for key in ("model_hash", "initial_model_hash", "device")},
+        "seed": data.get("seed", 0),
+        "transitions": transitions,
+        "phases": phases,
+        "replay": {when: held_out(data["replay"][when]) for when in ("before", "after")},
+        "measured": courses,
+        "deviations": data.get("deviations", {}),
+        "packages": data.get("packages", {}),
+        "energy_shift_eV": data.get("energy_shift_ev"),
+    }

@@ -1,7 +1,7 @@
 """One line per update: losses, ΔG, implied transition temperatures, effective sizes."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from mlip_refine.quantities import Measured
+from mlip_refine.report.tables import number
 from mlip_refine.statistics import transition_temperature
 from mlip_refine.workflows.finetune.records import Update
 
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
 HEADER_EVERY = 20
 """Updates between two headers."""
 
-REFUSED = "-"
-
 MOST_COLUMNS = 4
-"""Of a loss, itself included; one that measures more shows the root mean square of its deviations."""
+"""Most columns of a loss: one that measures more shows the root mean square of its deviations."""
 
 INDENT = " " * 6
-"""Before the blocks that a narrow terminal puts on further lines: as wide as the step."""
+"""Indent of the further lines of an update in a narrow terminal: as wide as the step."""
 
 
 @dataclass(frozen=True)
-class Column:
-    """A cell of an update with its heading."""
+class StepColumn:
+    """One column of the line of an update.
+
+    Attributes:
+        title: Heading.
+        unit: Unit, below the heading.
+        width: Least width in characters.
+        text: Value.
+    """
 
     title: str
     unit: str
@@ -42,20 +48,20 @@ class Block:
     """Neighbouring columns under one heading."""
 
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[StepColumn, ...]
 
     @property
     def heading(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """What the header says about the block."""
+        """Titles and units, which decide whether a new header is needed."""
         return self.title, tuple((c.title, c.unit) for c in self.columns)
 
     @property
     def width(self) -> int:
-        """Characters that every line of the block takes."""
+        """Width of every line of the block, in characters."""
         return max(len(self.title), len(self._line([c.text for c in self.columns])))
 
     def lines(self) -> tuple[str, str, str, str]:
-        """Block title, column titles, units, values; all of one width."""
+        """Return the block title, column titles, units and values, all of one width."""
         cells = zip(*((c.title, c.unit, c.text) for c in self.columns), strict=True)
         titles, units, values = (self._line(list(line)).rjust(self.width) for line in cells)
         return self.title.center(self.width), titles, units, values
@@ -104,7 +110,7 @@ class StepPrinter:
                 self._print(((INDENT if i else "") + "  ".join(line)).rstrip(), "bold")
 
     def _rows(self, blocks: list[Block]) -> list[list[Block]]:
-        """The blocks of every line of the terminal."""
+        """Return the blocks of each line of the terminal."""
         rows, used = [blocks[:1]], blocks[0].width
         for block in blocks[1:]:
             if not self._fits(used + 2 + block.width):
@@ -134,53 +140,41 @@ def implied_temperature(measured: Mapping[str, Measured]) -> Measured | None:
     return transition_temperature(at.value if at else None, delta_g, delta_s)[0]
 
 
-def number(measured: Measured | None) -> str:
-    """A value with its error and without its unit; a dash for one that is refused."""
-    return REFUSED if measured is None else str(measured).removesuffix(measured.unit).rstrip()
-
-
 def _blocks(report: "StepReport | Update") -> list[Block]:
     losses = dict(report.losses)
     total = losses.pop("total", float("nan"))
-    blocks = [Block("", (Column("step", "", 4, str(report.step)), _loss("total", total)))]
+    blocks = [Block("", (StepColumn("step", "", 4, str(report.step)), _loss("total", total)))]
     for name, measured in report.diagnostics.items():
-        blocks.append(Block(name, _loss_columns(losses.pop(name, None), measured)))
-    blocks += _component_blocks(losses)
+        columns = _measured_columns(measured)
+        loss = losses.pop(name, None)
+        if loss is not None:
+            # A loss with many targets is the mean of their squared deviations in σ.
+            if len(columns) >= MOST_COLUMNS:
+                columns = [StepColumn("r.m.s.", "sigma", 7, f"{math.sqrt(loss):.3g}")]
+            columns = [_loss("loss", loss), *columns]
+        blocks.append(Block(name, tuple(columns)))
+    # Components that share the name before their last dot stand together: replay.energy, replay.forces.
+    for group, names in groupby(losses, key=lambda name: name.rpartition(".")[0]):
+        blocks.append(Block(group, tuple(_loss(name.rpartition(".")[2], losses[name]) for name in names)))
     if report.n_eff:
-        sizes = (Column(str(i), "%", 3, f"{100 * x:.0f}") for i, x in enumerate(report.n_eff.values(), 1))
+        sizes = (StepColumn(str(i), "%", 3, f"{100 * x:.0f}") for i, x in enumerate(report.n_eff.values(), 1))
         blocks.append(Block("N_eff/N", tuple(sizes)))
     return blocks
 
 
-def _loss_columns(loss: float | None, measured: Mapping[str, Measured]) -> tuple[Column, ...]:
-    """A loss and what it measured; where that is much, how far it is from its targets in all.
-
-    A loss with many targets is the mean of their squared deviations in σ.
-    """
-    columns = tuple(_measured_columns(measured))
-    if loss is None:
-        return columns
-    if len(columns) >= MOST_COLUMNS:
-        columns = (Column("r.m.s.", "sigma", 7, f"{math.sqrt(loss):.3g}"),)
-    return _loss("loss", loss), *columns
-
-
-def _measured_columns(measured: Mapping[str, Measured]) -> Iterator[Column]:
-    """ΔG and T* of a loss that has them; else whatever it measured."""
-    if "delta_g" not in measured:
-        for name, value in measured.items():
-            yield Column(name, value.unit, max(9, len(name), len(value.unit)), number(value))
-        return
-    yield Column("ΔG", measured["delta_g"].unit, 9, number(measured["delta_g"]))
-    title = "T*" if "temperature" in measured else "T*-T"
-    yield Column(title, "K", 9, number(implied_temperature(measured)))
+def _measured_columns(measured: Mapping[str, Measured]) -> list[StepColumn]:
+    """Return ΔG and T* of a loss that has them; else whatever it measured."""
+    if "delta_g" in measured:
+        delta_g, title = measured["delta_g"], "T*" if "temperature" in measured else "T*-T"
+        return [
+            StepColumn("ΔG", delta_g.unit, 9, number(delta_g)),
+            StepColumn(title, "K", 9, number(implied_temperature(measured))),
+        ]
+    return [
+        StepColumn(name, value.unit, max(9, len(name), len(value.unit)), number(value))
+        for name, value in measured.items()
+    ]
 
 
-def _component_blocks(components: Mapping[str, float]) -> Iterator[Block]:
-    """Components that share the name before their last dot stand together: replay.energy, replay.forces."""
-    for group, names in groupby(components, key=lambda name: name.rpartition(".")[0]):
-        yield Block(group, tuple(_loss(name.rpartition(".")[2], components[name]) for name in names))
-
-
-def _loss(title: str, value: float) -> Column:
-    return Column(title, "", max(7, len(title)), f"{value:.3g}")
+def _loss(title: str, value: float) -> StepColumn:
+    return StepColumn(title, "", max(7, len(title)), f"{value:.3g}")

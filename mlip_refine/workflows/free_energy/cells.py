@@ -5,8 +5,8 @@ lattice; a few iterations absorb the difference. Unlike a barostat, this cannot 
 mechanical barrier into another one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,61 +18,89 @@ from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, last_frames, sample
 
 STATIC_STRAIN = 0.005
-MAX_STRAIN = 0.02
+"""Amplitude of the finite differences of the static stress."""
 
-# The last Newton step may still lower the free energy by at most this, eV/atom; what remains is far less.
+MAX_STRAIN = 0.02
+"""Largest strain of one Newton step."""
+
 MAX_LAST_GAIN = 5e-4
+"""Free energy that the last Newton step may still gain, eV/atom; what remains after it is far less."""
+
+
+@dataclass(frozen=True)
+class CellSettings:
+    """How the cell at a pressure is searched.
+
+    Attributes:
+        md: Integrator settings; frames are as far apart as `md.interval`.
+        length: Length of the run of each iteration.
+        iterations: Number of Newton steps.
+    """
+
+    md: MDSettings
+    length: Length
+    iterations: int
 
 
 def equilibrate_cells(
     potential: Potential,
     points: Sequence[StatePoint],
-    settings: MDSettings,
-    length: Length,
+    settings: CellSettings,
     *,
-    iterations: int,
     seed: int,
     stage: str,
     store: FrameStore | None = None,
 ) -> dict[str, StatePoint]:
-    """Give every point the cell in which its mean total stress is minus its pressure.
+    """Find for every point the cell in which the mean total stress is minus the pressure.
 
     Args:
         potential: A frozen copy.
-        points: NVT points with starting cells; points whose cell is `fixed` are left alone.
-        settings: How to integrate.
-        length: Of each iteration.
-        iterations: Newton steps.
-        seed: Of the sampling.
-        stage: Name in the store.
+        points: State points with starting cells; points whose cell is `fixed` keep theirs.
+        settings: How to search.
+        seed: Random seed of the sampling.
+        stage: Name of the sampling in the store.
         store: Where frames are kept.
 
     Returns:
-        The points, by name, in their new cells.
+        The points by name, in `nvt` and in their new cells.
 
     Raises:
         SamplingError: If a cell was still far from its pressure before the last step.
     """
     current = {p.name: replace(p, ensemble="nvt") for p in points}
-    free = [name for name, p in current.items() if p.cell_freedom != "fixed"]
-    tangents = {name: _static_tangent(potential, current[name]) for name in free}
+    strains = {name: free_strains(p) for name, p in current.items() if p.cell_freedom != "fixed"}
+    tangents = {name: _static_tangent(potential, current[name], free) for name, free in strains.items()}
+    excess: dict[str, Tensor] = {}
+    steps: dict[str, Tensor] = {}
+    runs: dict[str, Trajectory] = {}
     start = None
-    for i in range(iterations if free else 0):
-        moving = [current[name] for name in free]
+    for i in range(settings.iterations if strains else 0):
         runs = sample(
-            potential, moving, settings, length, seed=seed + i, stage=f"{stage}-{i}", store=store, start=start
+            potential,
+            [current[name] for name in strains],
+            settings.md,
+            settings.length,
+            seed=seed + i,
+            stage=f"{stage}-{i}",
+            store=store,
+            start=start,
         )
-        steps = {name: _newton_step(run, tangents[name]) for name, run in runs.items()}
-        for name, strain in steps.items():
-            current[name] = current[name].with_cell(_strained(current[name], strain))
-        start = _carried(runs, current)
-    for name in free if iterations else []:
-        _require_converged(name, runs[name], steps[name], iterations)
+        start = {}
+        for name, (positions, cells) in last_frames(runs).items():
+            excess[name] = _excess_stress(runs[name], strains[name])
+            full = torch.linalg.solve(tangents[name], -excess[name])
+            steps[name] = full.clamp(-MAX_STRAIN, MAX_STRAIN)
+            current[name] = _strained(current[name], steps[name], strains[name])
+            # The next run starts from the last frames, carried affinely into the new cell.
+            cell = torch.from_numpy(current[name].atoms.cell.array.copy()).expand_as(cells)
+            start[name] = (torch.bmm(positions, torch.linalg.solve(cells, cell)), cell.contiguous())
+    for name, run in runs.items():
+        _require_converged(run, steps[name], excess[name], strains[name], settings.iterations)
     return current
 
 
 def strain_groups(point: StatePoint) -> list[list[int]]:
-    """Cartesian axes that strain together: all of them, or x with y where freedom or lattice want it."""
+    """Return the Cartesian axes that strain together: all, x with y, or none, by freedom and lattice."""
     if point.cell_freedom == "isotropic":
         return [[0, 1, 2]]
     if point.cell_freedom == "hexagonal":
@@ -84,7 +112,10 @@ def strain_groups(point: StatePoint) -> list[list[int]]:
 
 
 def free_strains(point: StatePoint) -> Tensor:
-    """The strains that Newton's method varies, symmetric `[n_strains, 3, 3]`; triclinic cells shear too."""
+    """Return the strains that Newton's method varies, symmetric `[n_strains, 3, 3]`.
+
+    A stretch for every group of axes; triclinic cells have three shears as well.
+    """
     axes = [[float(i in group) for i in range(3)] for group in strain_groups(point)]
     strains = torch.diag_embed(torch.tensor(axes, dtype=torch.float64))
     if point.cell_freedom != "triclinic":
@@ -95,66 +126,46 @@ def free_strains(point: StatePoint) -> Tensor:
     return torch.cat([strains, shears])
 
 
-def _newton_step(run: Trajectory, tangent: Tensor) -> Tensor:
-    """Amounts of the free strains that one Newton step from the mean stress of a run takes."""
-    full: Tensor = torch.linalg.solve(tangent, -_excess(run))
-    return full.clamp(-MAX_STRAIN, MAX_STRAIN)
-
-
-def _excess(run: Trajectory) -> Tensor:
-    """Mean stress along every free strain beyond the wanted one, eV/Å³."""
+def _excess_stress(run: Trajectory, strains: Tensor) -> Tensor:
+    """Return the mean stress along every free strain minus the wanted one `[n_strains]`, eV/Å³."""
     wanted = -run.point.pressure * GPA * torch.eye(3, dtype=torch.float64)
-    return _along(run.total_stress() - wanted, free_strains(run.point))
+    return _along(run.total_stress() - wanted, strains)
 
 
-def _require_converged(name: str, run: Trajectory, strain: Tensor, iterations: int) -> None:
+def _require_converged(
+    run: Trajectory, step: Tensor, excess: Tensor, strains: Tensor, iterations: int
+) -> None:
     """Refuse a cell that was still far from the wanted pressure before its last step.
 
     A step of strain ε against the excess stress σ lowers the free energy by ½ V ε σ.
     """
-    squares = free_strains(run.point).square().sum((1, 2))
-    gain = -0.5 * run.point.atoms.cell.volume * float((squares * strain * _excess(run)).sum())
-    if gain > MAX_LAST_GAIN * run.n_atoms or bool((strain.abs() >= MAX_STRAIN).any()):
+    squares = strains.square().sum((1, 2))
+    gain = -0.5 * run.point.atoms.cell.volume * float((squares * step * excess).sum())
+    if gain > MAX_LAST_GAIN * run.n_atoms or bool((step.abs() >= MAX_STRAIN).any()):
         raise SamplingError(
-            f"the cell of {name} has not settled: iteration {iterations} still strained it by "
-            f"{float(strain.abs().max()):.3f}; give better lattice constants, or raise cell_iterations"
+            f"the cell of {run.point.name} has not settled: iteration {iterations} still strained it by "
+            f"{float(step.abs().max()):.3f}; give better lattice constants, or raise cell_iterations"
         )
 
 
-def _static_tangent(potential: Potential, point: StatePoint) -> Tensor:
-    """d(stress along g)/d(amount of h) of the static lattice `[n_strains, n_strains]`, eV/Å³."""
-    strains = free_strains(point)
-    columns = []
-    for amounts in STATIC_STRAIN * torch.eye(len(strains), dtype=torch.float64):
-        plus, minus = (_static_stress(potential, point, a, strains) for a in (amounts, -amounts))
-        columns.append((plus - minus) / (2 * STATIC_STRAIN))
-    return torch.stack(columns, dim=1)
+def _static_tangent(potential: Potential, point: StatePoint, strains: Tensor) -> Tensor:
+    """Return d(stress along g)/d(amount of h) of the static lattice `[n_strains, n_strains]`, eV/Å³."""
 
+    def stress(amounts: Tensor) -> Tensor:
+        strained = _strained(point, amounts, strains)
+        graphs = potential.graphs.collate([potential.graphs.from_atoms(strained.atoms)])
+        return _along(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), strains)
 
-def _static_stress(potential: Potential, point: StatePoint, amounts: Tensor, strains: Tensor) -> Tensor:
-    strained = point.with_cell(_strained(point, amounts))
-    graphs = potential.graphs.collate([potential.graphs.from_atoms(strained.atoms)])
-    return _along(potential.evaluate(graphs, ["stress"])["stress"][0].detach().double().cpu(), strains)
+    unit = STATIC_STRAIN * torch.eye(len(strains), dtype=torch.float64)
+    return torch.stack([(stress(a) - stress(-a)) / (2 * STATIC_STRAIN) for a in unit], dim=1)
 
 
 def _along(stress: Tensor, strains: Tensor) -> Tensor:
-    """Components of a stress along strains: the mean of the axes that one stretches."""
+    """Return the components of a stress along strains `[n_strains]`: the mean over the axes of each."""
     return (strains * stress).sum((1, 2)) / strains.square().sum((1, 2))
 
 
-def _strained(point: StatePoint, amounts: Tensor) -> np.ndarray:
-    """The cell of a point with so much of its free strains."""
-    strain = (amounts[:, None, None] * free_strains(point)).sum(0).numpy()
-    return np.asarray(point.atoms.cell.array @ (np.eye(3) + strain))
-
-
-def _carried(
-    runs: Mapping[str, Trajectory], points: Mapping[str, StatePoint]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Last frames, carried affinely into the new cells."""
-    carried = {}
-    for name, (positions, cells) in last_frames(runs).items():
-        new = torch.from_numpy(points[name].atoms.cell.array.copy())
-        deformation = torch.linalg.solve(cells, new.expand_as(cells))
-        carried[name] = (torch.bmm(positions, deformation), new.expand_as(cells).contiguous())
-    return carried
+def _strained(point: StatePoint, amounts: Tensor, strains: Tensor) -> StatePoint:
+    """Return a point whose cell is strained by given amounts `[n_strains]` of the free strains."""
+    strain = (amounts[:, None, None] * strains).sum(0).numpy()
+    return point.with_cell(np.asarray(point.atoms.cell.array @ (np.eye(3) + strain)))

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.errors import InputError
-from mlip_refine.workflows.finetune.figures import COLOURS, GREY, save_figure
-from mlip_refine.workflows.finetune.steps import number
+from mlip_refine.report.figures import COLOURS, GREY, save_figure
+from mlip_refine.report.tables import number
 from mlip_refine.workflows.md.dynamics_records import DynamicsResult, Estimate, read_dynamics
 
 type Columns = dict[str, list[float]]

@@ -16,7 +16,6 @@ from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.md.settings import resolved
 from mlip_refine.sampling.state_points import SERIES, Ensemble
-from mlip_refine.workflows.finetune.run import packages
 from mlip_refine.workflows.from_config import (
     crystal,
     identity,
@@ -32,7 +31,7 @@ from mlip_refine.workflows.md.dynamics_tables import write_dynamics_figures
 from mlip_refine.workflows.md.files import write_frames, write_series
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
 from mlip_refine.workflows.md.tables import write_md_figures
-from mlip_refine.workflows.run_folder import open_run_folder
+from mlip_refine.workflows.run_folder import open_run_folder, packages
 
 LAYOUT = """{folder}
 ├── config.yaml   the config with every default

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.errors import InputError
-from mlip_refine.workflows.finetune.figures import COLOURS, GREY, save_figure
-from mlip_refine.workflows.finetune.steps import number
+from mlip_refine.report.figures import COLOURS, GREY, save_figure
+from mlip_refine.report.tables import number
 from mlip_refine.workflows.md.records import Average, MDPoint, MDResult, read_md
 
 PANELS = ("energy", "volume", "pressure")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import IMAGINARY
-from mlip_refine.workflows.finetune.figures import COLOURS, DASHES, GREY, save_figure
+from mlip_refine.report.figures import COLOURS, DASHES, GREY, save_figure
 from mlip_refine.workflows.phonons.records import QUANTITIES
 
 type Json = Mapping[str, Any]

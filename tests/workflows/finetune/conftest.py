@@ -42,35 +42,43 @@ def transition():
         "n_atoms": 54,
         "temperature_K": 1005.0,
         "pressure_GPa": 5.0,
-        "target_mev_per_atom": 0.0,
-        "delta_g_before_mev_per_atom": -8.91,
-        "delta_g_before_mev_per_atom_se": 0.24,
-        "delta_g_after_mev_per_atom": -0.12,
-        "delta_g_after_mev_per_atom_se": 0.3,
-        "transition_temperature_before_K": None,
-        "transition_temperature_before_K_se": None,
-        "transition_temperature_after_K": 1001.4,
-        "transition_temperature_after_K_se": 9.1,
+        "target": measured(0.0, 0.3, "meV/atom"),
+        "delta_g_before": measured(-8.91, 0.24, "meV/atom"),
+        "delta_g_after": measured(-0.12, 0.3, "meV/atom"),
+        "delta_h_before": measured(11.0, 5.0, "meV/atom"),
+        "delta_h_after": measured(33.0, 0.9, "meV/atom"),
+        "transition_temperature_before": None,
+        "transition_temperature_after": measured(1001.4, 9.1, "K"),
         "notes": ["before: no transition temperature: it lies -310 K away"],
     }
 
 
 def errors(factor):
     return {
-        "energy_mae_mev_per_atom": 4.0 * factor,
-        "forces_mae_mev_per_A": 97.36,
-        "stress_mae_gpa": None,
+        "energy_mae": measured(4.0 * factor, None, "meV/atom"),
+        "forces_mae": measured(97.36, None, "meV/Å"),
+        "stress_mae": None,
         "n_frames": 100,
     }
 
 
 def summary():
     return {
+        "format": "mlip_refine summary 2",
         "name": "tiny",
+        "model_hash": "b" * 64,
+        "initial_model_hash": "a" * 64,
+        "seed": 0,
+        "device": "cpu",
         "steps": 3,
         "converged": True,
         "transitions": [transition()],
+        "phases": [],
         "replay": {"before": errors(1.0), "after": errors(1.05)},
+        "measured": {},
+        "deviations": {},
+        "packages": {},
+        "energy_shift_eV": None,
         "wall_time_s": 3725.4,
     }
 

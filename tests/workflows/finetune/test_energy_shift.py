@@ -42,20 +42,20 @@ def finished(configured) -> FinetuneResult:
 
 def test_energies_are_taken_back(configured, finished):
     initial = Potential.load("titanium-compact")
-    frames = load_replay(configured(), initial).train
-    shift = finished.summary["energy_shift_ev"]
+    frames = load_replay(configured(), initial).buffer.frames
+    shift = finished.summary.energy_shift_eV
     assert list(shift) == ["Ti"]
     assert abs(shift["Ti"]) > 1e-4
-    assert json.loads((finished.folder / "summary.json").read_text())["energy_shift_ev"] == shift
+    assert json.loads((finished.folder / "summary.json").read_text())["energy_shift_eV"] == shift
     assert abs(_mean_error(finished.potential, frames) - _mean_error(initial, frames)) < 1e-12
     saved = Potential.load(str(finished.model))
-    assert saved.hash == finished.potential.hash == finished.summary["model_hash"]
+    assert saved.hash == finished.potential.hash == finished.summary.model_hash
 
 
 def test_a_finished_run_that_goes_on_is_not_shifted_twice(configured, finished):
     again = finetune(configured(training=TRAINING), resume=True)
     assert again.potential.hash == finished.potential.hash
-    assert again.summary["energy_shift_ev"] == finished.summary["energy_shift_ev"]
+    assert again.summary.energy_shift_eV == finished.summary.energy_shift_eV
 
 
 def test_a_shift_needs_frames(configured):

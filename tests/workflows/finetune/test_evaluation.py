@@ -1,4 +1,4 @@
-"""The verdict: free-energy changes across cells, transition temperatures, and their errors."""
+"""The evaluation: free-energy changes across cells, transition temperatures, and their errors."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,12 +13,7 @@ from mlip_refine.losses import FreeEnergyDifference
 from mlip_refine.losses.options import FreeEnergyDifferenceOptions
 from mlip_refine.quantities import GPA, KB, MEV, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
-from mlip_refine.workflows.finetune.evaluation import (
-    PhaseChange,
-    _change,
-    transitions,
-)
-from mlip_refine.workflows.finetune.run import transition_json
+from mlip_refine.workflows.finetune.evaluation import PhaseChange, phase_change, transition
 
 T, P, N = 600.0, 5.0, 6
 KT = KB * T
@@ -91,7 +86,7 @@ def test_change_between_two_cells_is_exact(name):
     """G_θ(h1) - G_θ0(h0) from 1800 draws each, within 3.5 sigma with sigma below 2 meV of the whole cell."""
     before, after = Crystal(1.8, 0.1), Crystal(2.1, 0.15)
     run0, run1 = _run(before, CELL_0, 1), _run(after, CELLS[name], 2)
-    found = _change(before, after, run0, run1)
+    found = phase_change(before, after, run0, run1)
     exact = after.gibbs(CELLS[name]) - before.gibbs(CELL_0)
     assert 0 < found.change.se < 2e-3
     assert abs(found.change.value - exact) < 3.5 * found.change.se
@@ -107,7 +102,7 @@ def test_the_jacobian_counts():
             return torch.zeros(len(structures), dtype=torch.float64)
 
     gas, larger = IdealGas(1.0, 0.0), CELL_0 * 1.03 ** (1 / 3)
-    found = _change(gas, gas, _run(gas, CELL_0, 1, 10), _run(gas, larger, 2, 10))
+    found = phase_change(gas, gas, _run(gas, CELL_0, 1, 10), _run(gas, larger, 2, 10))
     volume = float(np.linalg.det(CELL_0))
     exact = -N * KT * math.log(1.03) + P * GPA * 0.03 * volume
     assert found.change.value == pytest.approx(exact, abs=1e-12)
@@ -117,7 +112,7 @@ def test_enthalpies_of_both_ends():
     """⟨U⟩ + PV with equipartition, within 3.5 sigma."""
     before, after = Crystal(1.8, 0.1), Crystal(2.1, 0.15)
     larger = CELL_0 * 1.01
-    found = _change(before, after, _run(before, CELL_0, 3), _run(after, larger, 4))
+    found = phase_change(before, after, _run(before, CELL_0, 3), _run(after, larger, 4))
     for enthalpy, crystal, cell in (
         (found.enthalpy_before, before, CELL_0),
         (found.enthalpy_after, after, larger),
@@ -129,7 +124,7 @@ def test_enthalpies_of_both_ends():
 def test_potentials_without_overlap_are_refused():
     before, after = Crystal(1.0, 0.0), Crystal(12.0, 0.0)
     with pytest.raises(StatisticsError, match="crystal: the states overlap by"):
-        _change(before, after, _run(before, CELL_0, 1, 50), _run(after, CELL_0, 2, 50))
+        phase_change(before, after, _run(before, CELL_0, 1, 50), _run(after, CELL_0, 2, 50))
 
 
 def _phase_change(change: float, before: float, after: float, verdicts: tuple[str, ...] = ()) -> PhaseChange:
@@ -149,14 +144,14 @@ def test_transition_adds_the_changes_to_the_anchor():
         loss.phase_from: _phase_change(2.0, 0.0, 1.0, ("hcp stopped",)),
         loss.phase_to: _phase_change(10.5, 30.0, 45.0),
     }
-    (found,) = transitions([loss], changes, {source.name: N for source in loss.sources})
+    found = transition(loss, changes, N)
     assert found.after.value == pytest.approx(-9.0 + 10.5 - 2.0)
     assert found.after.se == pytest.approx(math.sqrt(0.25**2 + 2 * 0.1**2))
     assert found.delta_h_before.value == pytest.approx(30.0)
     assert found.delta_h_after.se == pytest.approx(0.3 * math.sqrt(2))
     assert found.transition_after.value == pytest.approx(1005.0 - 0.5 * 1005.0 / 44.5)
     assert found.notes == ("hcp stopped",)
-    data = transition_json(found)
+    data = found.as_json()
     assert (data["from"], data["to"], data["n_atoms"]) == ("hcp", "bcc", N)
-    assert data["delta_g_after_mev_per_atom"] == pytest.approx(-0.5)
-    assert data["transition_temperature_before_K"] == pytest.approx(1005.0 - 9.0 * 1005.0 / 39.0)
+    assert data["delta_g_after"]["value"] == pytest.approx(-0.5)
+    assert data["transition_temperature_before"]["value"] == pytest.approx(1005.0 - 9.0 * 1005.0 / 39.0)

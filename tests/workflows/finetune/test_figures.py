@@ -30,9 +30,11 @@ def test_figures_without_data_are_left_out(write, run_data):
 
 def test_observables_with_targets_have_a_panel_for_each_kind(write, run_data):
     """C11 at two temperatures share one, C33 has its own; what has no target has none."""
-    first, last = {"first": 150.0, "first_se": 2.0}, {"last": 160.0, "last_se": 2.0}
-    entry = {**first, **last, "unit": "GPa"}
-    target = {"target": 162.0, "target_uncertainty": 1.0}
+    entry = {
+        name: {"value": value, "se": 2.0, "unit": "GPa"}
+        for name, value in (("first", 150.0), ("last", 160.0))
+    }
+    target = {"target": {"value": 162.0, "se": 1.0, "unit": "GPa"}}
     names = ("C11 300 K", "C11 900 K", "C33 300 K")
     run_data["summary"]["measured"] = {
         "elastic": dict.fromkeys(names, entry | target) | {"spread": entry},
@@ -41,7 +43,7 @@ def test_observables_with_targets_have_a_panel_for_each_kind(write, run_data):
         value = {"value": 150.0 + 5 * i, "se": 2.0, "unit": "GPa"}
         line["diagnostics"]["elastic"] = dict.fromkeys((*names, "spread"), value)
     folder = write(run_data)
-    figure = figures._observables(read_log(folder), read_summary(folder))
+    figure = figures.observables_figure(read_log(folder), read_summary(folder))
     assert [axes.get_title() for axes in figure.axes] == ["elastic: C11", "elastic: C33"]
     labels = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
     assert labels == [["300 K", "900 K"], ["300 K"]]

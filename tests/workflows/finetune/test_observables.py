@@ -58,7 +58,7 @@ def test_a_run_matches_free_energy_pressure_and_replay(tiny):
         total = losses["low"] + 0.1 * replay + 0.5 * losses["pressure"] + losses["volume"] + losses["g"]
         assert losses["total"] == pytest.approx(total)
         assert line["gradient_norm"] > 0
-    assert result.potential.hash != result.summary["initial_model_hash"]
+    assert result.potential.hash != result.summary.initial_model_hash
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_loss_on_an_observable_needs_no_free_energy(tiny):
     )
     lines = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
     assert lines[1]["losses"]["volume"] != lines[0]["losses"]["volume"]
-    assert result.summary["transitions"] == []
+    assert result.summary.transitions == ()
 
 
 @pytest.mark.parametrize(
@@ -91,5 +91,5 @@ def test_losses_that_share_states_share_state_points(tiny):
     nodes = [{"type": kind, **between, "target": 1} for kind in ("enthalpy_difference",)]
     run = prepare(_with(tiny, *nodes), resume=False)
     (matched,) = (loss for loss in run.losses if isinstance(loss, FreeEnergyDifference))
-    assert set(run.points) == set(matched.sources)
-    assert all(set(loss.sources) <= set(run.points) for loss in run.losses)
+    assert set(run.sampler.points) == set(matched.sources)
+    assert all(set(loss.sources) <= set(run.sampler.points) for loss in run.losses)

@@ -19,23 +19,21 @@ from mlip_refine.potential import Potential
 from mlip_refine.sampling.md.engine import MolecularDynamics
 from mlip_refine.training.optimisers.gauss_newton import GaussNewton
 from mlip_refine.workflows.finetune import run as workflow
+from mlip_refine.workflows.finetune.records import read_summary
 from mlip_refine.workflows.finetune.run import (
     FinetuneResult,
-    _anchor,
-    _trainer,
     finetune,
-    free_energies,
+    make_trainer,
     prepare,
 )
+from mlip_refine.workflows.free_energy.run import free_energies
 
 TRANSITION_KEYS = (
     *("name", "from", "to", "n_atoms", "temperature_K", "pressure_GPa"),
-    *("delta_g_before_mev_per_atom", "delta_g_before_mev_per_atom_se"),
-    *("delta_g_after_mev_per_atom", "delta_g_after_mev_per_atom_se"),
-    *("transition_temperature_before_K", "transition_temperature_before_K_se"),
-    *("transition_temperature_after_K", "transition_temperature_after_K_se"),
+    *("delta_g_before", "delta_g_after"),
+    *("transition_temperature_before", "transition_temperature_after"),
 )
-REPLAY_KEYS = ("energy_mae_mev_per_atom", "forces_mae_mev_per_A", "stress_mae_gpa")
+REPLAY_KEYS = ("energy_mae", "forces_mae", "stress_mae")
 
 
 @pytest.fixture(autouse=True)
@@ -66,28 +64,31 @@ def test_run_folder_is_complete(finished):
 
 def test_summary_says_all_that_was_promised(finished):
     summary = json.loads((finished.folder / "summary.json").read_text())
-    assert summary == finished.summary
+    assert summary == finished.summary.as_json()
+    assert read_summary(finished.folder) == finished.summary
     assert summary["model_hash"] == finished.potential.hash != summary["initial_model_hash"]
     assert (summary["seed"], summary["steps"]) == (3, 4)
     assert summary["wall_time_s"] > 0
     assert [t["name"] for t in summary["transitions"]] == ["low"]
     for transition in summary["transitions"]:
         assert set(TRANSITION_KEYS) <= set(transition)
-        for key in TRANSITION_KEYS[6:10]:
-            assert math.isfinite(transition[key])
+        for key in TRANSITION_KEYS[6:8]:
+            assert math.isfinite(transition[key]["value"])
+            assert math.isfinite(transition[key]["se"])
+            assert transition[key]["unit"] == "meV/atom"
         for when in ("before", "after"):
-            value = transition[f"transition_temperature_{when}_K"]
-            assert value is None or value > 0
+            found = transition[f"transition_temperature_{when}"]
+            assert found is None or found["value"] > 0
             noted = any(note.startswith(f"{when}: no transition") for note in transition["notes"])
-            assert (value is None) == noted
+            assert (found is None) == noted
     low = summary["transitions"][0]
     assert (low["from"], low["to"], low["n_atoms"]) == ("hcp", "bcc", 16)
     assert (low["temperature_K"], low["pressure_GPa"]) == (1150.0, 0.0)
-    assert (low["delta_g_before_mev_per_atom"], low["delta_g_before_mev_per_atom_se"]) == (-1.5, 0.2)
-    assert low["delta_g_after_mev_per_atom_se"] > 0.2
+    assert (low["delta_g_before"]["value"], low["delta_g_before"]["se"]) == (-1.5, 0.2)
+    assert low["delta_g_after"]["se"] > 0.2
     for when in ("before", "after"):
         for key in REPLAY_KEYS:
-            assert summary["replay"][when][key] > 0
+            assert summary["replay"][when][key]["value"] > 0
 
 
 def test_log_has_a_line_per_update(finished):
@@ -181,9 +182,8 @@ def test_a_run_killed_again_and_again_ends_in_the_same_place(finished, tiny, tmp
     wanted = finished.potential.parameters()
     for name, value in result.potential.parameters().items():
         assert torch.equal(value, wanted[name]), name
-    for summary in (result.summary, finished.summary):
-        summary.pop("wall_time_s")
-    assert result.summary == finished.summary
+    again, first = (r.summary.model_copy(update={"wall_time_s": 0.0}) for r in (result, finished))
+    assert again == first
 
 
 def test_gauss_newton_meets_its_target_in_two_updates_and_resumes(tiny, monkeypatch):
@@ -253,15 +253,15 @@ def test_frames_are_not_kept_where_not_wanted(tiny):
     losses = [{"type": "replay", "forces_weight": 10.0}]
     result = finetune(tiny(losses=losses, output={"keep_frames": False}, training={"steps": 2}))
     assert not (result.folder / "frames").exists()
-    assert result.summary["transitions"] == []
-    assert result.summary["replay"]["after"]["n_frames"] == 5
+    assert result.summary.transitions == ()
+    assert result.summary.replay.after.n_frames == 5
 
 
 def test_replay_alone_lowers_its_error(tiny):
     losses = [{"type": "replay", "energy_weight": 100.0, "forces_weight": 1.0}]
     result = finetune(tiny(losses=losses, training={"steps": 25, "learning_rate": 5e-3}))
-    before, after = (result.summary["replay"][when] for when in ("before", "after"))
-    assert after["energy_mae_mev_per_atom"] < 0.8 * before["energy_mae_mev_per_atom"]
+    before, after = result.summary.replay.before, result.summary.replay.after
+    assert after.energy.value < 0.8 * before.energy.value
 
 
 def test_replay_frames_are_needed_for_a_replay_loss(tiny):
@@ -287,7 +287,7 @@ def test_free_energies_keep_the_lines_of_the_config(tiny, tmp_path):
     assert "Did you mean 'hcp'?" in str(caught.value)
 
 
-def test_the_verdict_samples_what_has_a_free_energy(tiny, monkeypatch):
+def test_the_evaluation_samples_what_has_a_free_energy(tiny, monkeypatch):
     """A loss on the stress at another state has no part in it."""
     (transition,) = (dict(loss) for loss in tiny().losses if loss.type == "free_energy_difference")
     stress = {
@@ -298,10 +298,10 @@ def test_the_verdict_samples_what_has_a_free_energy(tiny, monkeypatch):
         "lattice": [2.95, 4.68],
     }
     run = prepare(tiny(name="verdict", losses=[transition, stress]), resume=False)
-    assert len(run.points) == 3
+    assert len(run.sampler.points) == 3
     asked = []
-    monkeypatch.setattr(workflow, "phase_changes", lambda *arguments: asked.append(arguments[3]) or {})
-    workflow._verdict(run, run.potential, run.points)
+    monkeypatch.setattr(workflow, "phase_changes", lambda *arguments: asked.append(arguments[2]) or {})
+    workflow.evaluate(run, run.potential, run.sampler.points)
     assert [sorted(s.phase for s in points) for points in asked] == [["bcc", "hcp"]]
     assert all(s.temperature == transition["temperature"] for s in asked[0])
 
@@ -322,7 +322,7 @@ def test_training_stops_where_the_targets_are_met(tiny):
     config = tiny(losses=losses, training={"patience": 2, "learning_rate": 1e-9, "steps": 9})
     for _ in range(2):
         run = prepare(config, resume=True)
-        trainer = _trainer(run, _anchor(run), lambda _: None)
+        trainer = make_trainer(run, lambda _: None)
         trainer.resume()
         trainer.run()
         assert (trainer.step, trainer.converged) == (2, True)

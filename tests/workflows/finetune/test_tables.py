@@ -9,8 +9,8 @@ from mlip_refine.workflows.finetune.tables import print_summary
 
 
 def entry(first, last, unit, target=None):
-    found = {"first": first, "first_se": 0.05, "last": last, "last_se": 0.05, "unit": unit}
-    return found if target is None else found | {"target": target[0], "target_uncertainty": target[1]}
+    found = {"first": (first, 0.05), "last": (last, 0.05)} | ({} if target is None else {"target": target})
+    return {name: {"value": value, "se": se, "unit": unit} for name, (value, se) in found.items()}
 
 
 def table(folder, width=80):
@@ -66,7 +66,7 @@ def test_observables_stand_beside_their_targets(write, run_data):
     assert "a, Å (target 2.9500(20)) 2.910(50) 2.949(50) -20.0 → -0.5 σ" in lines
     assert "c, Å 4.600(50) 4.680(50)" in lines
     assert not any("delta_g" in line for line in lines)
-    assert "as trained: what the first and the last update of a loss saw, not sampled afresh" in lines
+    assert "as trained: values in the first and the last update of a loss, not sampled afresh" in lines
 
 
 def test_of_a_loss_with_many_targets_the_worst_are_shown(write, run_data):

@@ -17,7 +17,7 @@ from mlip_refine import testing
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import FrameStore, Length, StatePoint, sample
 from mlip_refine.statistics import statistical_inefficiency
-from mlip_refine.workflows.free_energy.cells import equilibrate_cells, strain_groups
+from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells, strain_groups
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_cold_crystals_get_the_cell_of_least_enthalpy(
     ]
     settings = open_guards(timestep=4.0, friction=10.0, interval=8.0)
     found = equilibrate_cells(
-        potential, points, settings, Length(20.0, 5), iterations=7, seed=1, stage="cold"
+        potential, points, CellSettings(settings, Length(20.0, 5), 7), seed=1, stage="cold"
     )
     assert list(found) == ["fcc", "hcp", "kept"]
     for point in points[:2]:
@@ -94,11 +94,9 @@ def test_warm_crystals_get_the_cell_with_the_set_pressure(
         StatePoint("hcp", _hcp(), 300.0, 0.0, cell_freedom="anisotropic", replicas=4),
     ]
     settings = open_guards(timestep=4.0, friction=8.0, interval=24.0)
-    length = Length(300.0, 30)
+    search = CellSettings(settings, Length(300.0, 30), 4)
     store = FrameStore(tmp_path, {})
-    found = equilibrate_cells(
-        potential, points, settings, length, iterations=4, seed=2, stage="warm", store=store
-    )
+    found = equilibrate_cells(potential, points, search, seed=2, stage="warm", store=store)
     fcc, hcp = (np.array(found[name].atoms.cell) for name in ("fcc", "hcp"))
     np.testing.assert_allclose(fcc, np.eye(3) * fcc[0, 0], atol=1e-12)
     start = np.array(points[1].atoms.cell)
@@ -117,9 +115,7 @@ def test_warm_crystals_get_the_cell_with_the_set_pressure(
             assert abs(series.mean().item()) < 3 * math.hypot(se, 0.1 * GPA)
             assert se / GPA < 0.1
     calls = potential.calls
-    again = equilibrate_cells(
-        potential, points, settings, length, iterations=4, seed=2, stage="warm", store=store
-    )
+    again = equilibrate_cells(potential, points, search, seed=2, stage="warm", store=store)
     assert potential.calls - calls == 2 * (1 + 2)  # the static tangents: two strains per free direction
     np.testing.assert_array_equal(np.array(again["hcp"].atoms.cell), hcp)
 
@@ -152,7 +148,7 @@ def test_a_triclinic_cell_relaxes_lengths_and_angles(potential: Any, open_guards
     point = StatePoint("fcc", sheared, 0.1, 3.0, cell_freedom="triclinic")
     settings = open_guards(timestep=4.0, friction=10.0, interval=8.0)
     found = equilibrate_cells(
-        potential, [point], settings, Length(20.0, 5), iterations=8, seed=1, stage="triclinic"
+        potential, [point], CellSettings(settings, Length(20.0, 5), 8), seed=1, stage="triclinic"
     )["fcc"]
     graphs = potential.graphs.collate([potential.graphs.from_atoms(found.atoms)])
     stress = potential.evaluate(graphs, ["stress"])["stress"][0] / GPA
@@ -164,7 +160,7 @@ def test_no_iterations_change_nothing(potential: Any, open_guards: Callable[...,
     point = StatePoint("fcc", _fcc(), 300.0, ensemble="npt")
     settings = open_guards(timestep=4.0)
     found = equilibrate_cells(
-        potential, [point], settings, Length(0.0, 1), iterations=0, seed=1, stage="none"
+        potential, [point], CellSettings(settings, Length(0.0, 1), 0), seed=1, stage="none"
     )
     assert found["fcc"].ensemble == "nvt"
     np.testing.assert_array_equal(np.array(found["fcc"].atoms.cell), np.array(point.atoms.cell))

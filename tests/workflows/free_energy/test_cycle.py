@@ -10,11 +10,16 @@ from ase.io import write
 
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.losses import EnsembleSource, build_losses
-from mlip_refine.quantities import MEV, Measured
+from mlip_refine.quantities import MEV
 from mlip_refine.sampling import FrameStore
 from mlip_refine.workflows.finetune.evaluation import phase_changes
-from mlip_refine.workflows.free_energy.run import compute_free_energies
-from mlip_refine.workflows.from_config import load_potential, state_points
+from mlip_refine.workflows.free_energy.differences import compute_free_energies
+from mlip_refine.workflows.from_config import (
+    evaluation_settings,
+    free_energy_settings,
+    load_potential,
+    state_points,
+)
 
 TEMPERATURE, PRESSURE = 700.0, 2.0
 
@@ -73,19 +78,20 @@ def test_frenkel_ladd_agrees_with_bar(tmp_path):
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.mul_(1 + 0.004 * noise)
     losses = build_losses(config.losses)
+    sources = [EnsembleSource(phase, TEMPERATURE, PRESSURE) for phase in ("hcp", "fcc")]
+    points = state_points(config, sources, before, config.sampling.replicas)
     results = {}
     for name, potential in (("before", before), ("after", after)):
         store = FrameStore(tmp_path / name, {"test": name})
-        results[name] = next(iter(compute_free_energies(config, potential, losses, store).values()))
-    sources = [EnsembleSource(phase, TEMPERATURE, PRESSURE) for phase in ("hcp", "fcc")]
-    points = state_points(config, sources, before, config.sampling.replicas)
+        found = compute_free_energies(losses, points, potential, free_energy_settings(config), store)
+        results[name] = next(iter(found.values()))
     cells = {"hcp": results["before"].from_, "fcc": results["before"].to}
     points = {s: p.with_cell(np.array(cells[s.phase].cell)) for s, p in points.items()}
-    changes = phase_changes(config, before, after, points, FrameStore(tmp_path / "bar", {"test": "bar"}))
+    store = FrameStore(tmp_path / "bar", {"test": "bar"})
+    changes = phase_changes(before, after, points, evaluation_settings(config), store)
     for source, phase in zip(sources, ("from_", "to"), strict=True):
         ends = [getattr(results[name], phase) for name in ("before", "after")]
-        ladder = Measured(ends[1].gibbs_mev_per_atom, ends[1].gibbs_se, "meV/atom")
-        ladder -= Measured(ends[0].gibbs_mev_per_atom, ends[0].gibbs_se, "meV/atom")
+        ladder = ends[1].gibbs - ends[0].gibbs
         bar = changes[source].change.scaled(1 / (32 * MEV), "meV/atom")
         difference = ladder - bar
         assert difference.se < 1.0

@@ -1,296 +1,90 @@
-"""Files of initial free energies: written, read back, and refused when they belong to something else."""
+"""`free-energy` as a whole, on sixteen atoms: it needs nothing that only a training needs."""
 
-import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from mlip_refine import testing
-from mlip_refine.config import Config, config_from_dict
-from mlip_refine.errors import InputError, StatisticsError
-from mlip_refine.losses import FreeEnergyDifference, build_losses
-from mlip_refine.sampling import FrameStore, StatePoint
-from mlip_refine.workflows.free_energy.run import (
-    FORMAT,
-    FreeEnergyResult,
-    PhaseFreeEnergy,
-    compute_free_energies,
-    in_result_cells,
-    read_initial,
-    require_crystals,
-    require_equal_sizes,
-    require_error,
-)
-from mlip_refine.workflows.from_config import state_points
+from mlip_refine.config import Config, load_config
+from mlip_refine.errors import InputError
+from mlip_refine.workflows.finetune.run import prepare
+from mlip_refine.workflows.free_energy.records import FreeEnergyResult
+from mlip_refine.workflows.free_energy.run import free_energies
 
-N_ATOMS = 16
-
-
-def _config(**changes: Any) -> Config:
-    data: dict[str, Any] = {
-        "name": "pair",
-        "potential": {"model": "titanium-compact"},
-        "phases": {
-            "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": N_ATOMS, "a": 2.93, "c": 4.65},
-            "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": N_ATOMS, "a": 3.25},
-        },
-        "losses": [
-            {
-                "type": "free_energy_difference",
-                "name": "pair",
-                "from": "hcp",
-                "to": "bcc",
-                "temperature": 1000,
-                "pressure": 5,
-            }
-        ],
-        "sampling": {"timestep": 4.0, "frames": 20, "dtype": "float64"},
-    }
-    return config_from_dict(data | changes)
-
-
-def _loss(config: Config) -> FreeEnergyDifference:
-    (loss,) = build_losses(config.losses)
-    assert isinstance(loss, FreeEnergyDifference)
-    return loss
-
-
-def _phase(point: StatePoint, gibbs: float) -> PhaseFreeEnergy:
-    return PhaseFreeEnergy(
-        phase=point.name.split("-")[0],
-        numbers=point.atoms.numbers.tolist(),
-        scaled_positions=point.atoms.get_scaled_positions(wrap=False).tolist(),
-        cell=(point.atoms.cell.array * 1.01).tolist(),
-        gibbs_mev_per_atom=gibbs,
-        gibbs_se=0.1,
-        overlap=0.3,
-    )
-
-
-@pytest.fixture
-def setting() -> SimpleNamespace:
-    """A config, its loss and points, a potential, and the result file that belongs to them."""
-    config, potential = _config(), testing.IdealGas([22], 0.1)
-    loss = _loss(config)
-    points = state_points(config, loss.sources, potential, 2)
-    result = FreeEnergyResult(
-        model_hash=potential.hash,
-        head=potential.head,
-        temperature_K=1000.0,
-        pressure_GPa=5.0,
-        n_atoms=N_ATOMS,
-        delta_g_mev_per_atom=-8.91,
-        delta_g_se=0.23,
-        from_=_phase(points[loss.phase_from], 10.0),
-        to=_phase(points[loss.phase_to], 1.09),
-        timestep_fs=4.0,
-        settings={"reference": "harmonic", "windows": 5},
-    )
-    return SimpleNamespace(config=config, loss=loss, points=points, potential=potential, result=result)
-
-
-def _read(setting: SimpleNamespace, path: Path) -> FreeEnergyResult:
-    return read_initial(path, setting.config, setting.potential, setting.loss, setting.points)
-
-
-def test_a_result_comes_back_as_it_was(setting: SimpleNamespace, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    setting.result.write(path)
-    assert FreeEnergyResult.read(path) == setting.result
-    assert _read(setting, path) == setting.result
-    assert str(setting.result.delta_g) == "-8.91(23) meV/atom"
-    data = json.loads(path.read_text())
-    assert data["format"] == FORMAT
-    assert {"from", "to", "convention", "n_atoms"} <= set(data)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_points_take_the_cells_of_the_file(setting: SimpleNamespace) -> None:
-    moved = in_result_cells(setting.points, setting.loss, setting.result)
-    for source, point in setting.points.items():
-        before, after = point.atoms, moved[source].atoms
-        np.testing.assert_allclose(np.array(after.cell), 1.01 * np.array(before.cell))
-        np.testing.assert_allclose(
-            after.get_scaled_positions(wrap=False), before.get_scaled_positions(wrap=False), atol=1e-12
-        )
-
-
-def _shifted(phase: PhaseFreeEnergy) -> PhaseFreeEnergy:
-    sites = np.array(phase.scaled_positions)
-    sites[3, 1] += 1e-3
-    return replace(phase, scaled_positions=sites.tolist())
-
-
-def _smaller(phase: PhaseFreeEnergy) -> PhaseFreeEnergy:
-    return replace(phase, numbers=phase.numbers[:-1], scaled_positions=phase.scaled_positions[:-1])
-
-
+STATE = {"temperature": 300.0, "pressure": 0.0}
 CHANGES: dict[str, Any] = {
-    "model hash": lambda r: replace(r, model_hash="0" * 64),
-    "head": lambda r: replace(r, head="r2scan"),
-    "temperature": lambda r: replace(r, temperature_K=1001.0),
-    "pressure": lambda r: replace(r, pressure_GPa=0.0),
-    "timestep": lambda r: replace(r, timestep_fs=2.0),
-    "convention": lambda r: replace(r, convention="lattice translations counted"),
-    "phase name of fcc": lambda r: replace(r, to=replace(r.to, phase="fcc")),
-    "number of atoms of hcp": lambda r: replace(r, from_=_smaller(r.from_)),
-    "elements of bcc": lambda r: replace(r, to=replace(r.to, numbers=[40] * N_ATOMS)),
-    "lattice sites of bcc": lambda r: replace(r, to=_shifted(r.to)),
+    # Two crystals that are stable in cells that are held: a few femtoseconds do not find one.
+    "phases": {
+        "strained": {
+            "prototype": "hcp",
+            "element": "Ti",
+            "n_atoms": 16,
+            "a": 2.90,
+            "c": 4.75,
+            "cell_freedom": "fixed",
+        }
+    },
+    "losses": [{"type": "free_energy_difference", "name": "low", "from": "hcp", "to": "strained", **STATE}],
+    "free_energy": {
+        "windows": 2,
+        "replicas": 2,
+        "fit": 800.0,
+        "equilibration": 40.0,
+        "production": 240.0,
+        "interval": 40.0,
+        "max_error": None,
+    },
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_result_of_something_else_is_refused_with_the_reason(
-    setting: SimpleNamespace, tmp_path: Path, what: str
-) -> None:
-    path = tmp_path / "result.json"
-    CHANGES[what](setting.result).write(path)
-    with pytest.raises(InputError, match=f"{what}.* differs") as caught:
-        _read(setting, path)
-    assert str(path) in str(caught.value)
-    assert "initial: compute" in str(caught.value)
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: Any, tiny_in: Callable[..., Config]) -> Callable[..., Config]:
+    """Configs of short calculations below one folder."""
+    folder = tmp_path_factory.mktemp("free-energy")
+    return lambda **changes: tiny_in(folder, **(CHANGES | changes))
 
 
-def test_swapped_phases_are_refused(setting: SimpleNamespace, tmp_path: Path) -> None:
-    """ΔG has a sign: a file of bcc to hcp is not one of hcp to bcc."""
-    path = tmp_path / "result.json"
-    replace(setting.result, from_=setting.result.to, to=setting.result.from_).write(path)
-    with pytest.raises(InputError, match="phase name"):
-        _read(setting, path)
+@pytest.fixture(scope="module")
+def finished(short: Any) -> tuple[Path, dict[str, FreeEnergyResult]]:
+    """A calculation with a frozen model that keeps no frames; the files of replay are absent."""
+    config = short(
+        name="frozen",
+        potential={"freeze": ["*"]},
+        replay={"train": "absent.extxyz", "valid": "absent.extxyz"},
+        output={"keep_frames": False},
+    )
+    return config.run_folder, free_energies(config)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot be read"),
-        (b"\x80\x04\x95\xff", "cannot be read"),
-        (b'{"format": ', "cannot be read"),
-        (b"[1, 2]", "not a free-energy file"),
-        (b'{"delta_g": 1.0}', "not a free-energy file"),
-        (json.dumps({"format": FORMAT}).encode(), "lacks a key or has a wrong value"),
-    ],
-)
-def test_foreign_files_are_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "result.json"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        FreeEnergyResult.read(path)
-    assert str(path) in str(caught.value)
+def test_a_frozen_model_without_replay_files_is_enough(finished: Any) -> None:
+    _, results = finished
+    delta_g = results["low"].delta_g
+    assert (delta_g.unit, results["low"].to.phase, results["low"].n_atoms) == ("meV/atom", "strained", 16)
+    assert 0 < delta_g.se < 5
+    assert abs(delta_g.value) < 100
 
 
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.json", tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
-            FreeEnergyResult.read(path)
+def test_frames_are_not_kept_where_not_wanted(finished: Any) -> None:
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "initial-low.json"}
 
 
-@pytest.mark.parametrize("edit", ["lose", "add"])
-def test_files_with_other_keys_are_refused(setting: SimpleNamespace, tmp_path: Path, edit: str) -> None:
-    path = tmp_path / "result.json"
-    setting.result.write(path)
-    data = json.loads(path.read_text())
-    if edit == "lose":
-        del data["from"]["cell"]
-    else:
-        data["temperature"] = 3
-    path.write_text(json.dumps(data))
-    with pytest.raises(InputError, match="keys"):
-        FreeEnergyResult.read(path)
+def test_a_finished_calculation_is_read_again(finished: Any) -> None:
+    folder, results = finished
+    assert free_energies(load_config(folder / "config.yaml"), resume=True) == results
 
 
-def test_cells_of_different_size_are_not_compared() -> None:
-    phases = {
-        "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 54, "a": 2.93, "c": 4.65},
-        "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 3.25},
-    }
-    config = _config(phases=phases)
-    loss = _loss(config)
-    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
-    with pytest.raises(InputError, match="different content") as caught:
-        require_equal_sizes(loss, points)
-    assert "54 atoms of 'hcp', 16 of 'bcc'" in str(caught.value)
+def test_finetune_starts_from_the_file(finished: Any, short: Any, tmp_path: Path) -> None:
+    folder, results = finished
+    loss = CHANGES["losses"][0] | {"initial": str(folder / "initial-low.json")}
+    run = prepare(short(name="start", losses=[loss], output={"folder": str(tmp_path)}), resume=False)
+    assert run.given == results
 
 
-@pytest.mark.parametrize("identity", ["liquid", "none"])
-def test_what_is_no_crystal_has_no_frenkel_ladd_path(identity: str) -> None:
-    phases = {
-        "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65},
-        "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 3.25},
-    }
-    config = _config(phases=phases)
-    loss = _loss(config)
-    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
-    require_crystals(config, loss, points)
-    points |= {s: replace(p, identity=identity) for s, p in points.items() if s.phase == "bcc"}
-    with pytest.raises(InputError, match="the free energy of 'bcc', which is no crystal") as caught:
-        require_crystals(config, loss, points)
-    assert f"found identity {identity}" in str(caught.value)
-
-
-SHORT = {
-    "reference": "harmonic",
-    "windows": 2,
-    "replicas": 2,
-    "equilibration": 200.0,
-    "production": 800.0,
-    "interval": 40.0,
-    "friction": 10.0,
-    "fit": 800.0,
-    "max_error": None,
-}
-
-
-def _pair(points: dict[Any, StatePoint]) -> tuple[Any, dict[str, Any]]:
-    """A potential of two harmonic crystals of equal size, told apart by their cells; and the two by phase."""
-    springs = {"hcp": {3.1: 2.4, 4.3: 0.5}, "bcc": {2.9: 2.0, 3.4: 0.8}}
-    references = {s.phase: testing.harmonic_reference(p.atoms, springs[s.phase]) for s, p in points.items()}
-
-    class Pair(testing.HarmonicCrystals):  # type: ignore[name-defined, misc]
-        def parts(self, graphs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            cubic = graphs.cell[:, 1, 0].abs() < 1e-6
-            energy, forces = graphs.cell.new_zeros(graphs.n_graphs), torch.zeros_like(graphs.positions)
-            for mine, phase in ((cubic, "bcc"), (~cubic, "hcp")):
-                reference, atoms = references[phase], mine[graphs.batch]
-                x = graphs.positions[atoms].view(-1, N_ATOMS, 3)
-                u, f = reference.energy_forces(x, reference.projected.to(x))
-                energy[mine], forces[atoms] = u, f.reshape(-1, 3)
-            return energy, forces, torch.zeros_like(graphs.cell)
-
-    return Pair(list(references.values()), [22]), references
-
-
-def test_differences_of_two_harmonic_crystals_are_exact(tmp_path: Path) -> None:
-    """ΔG = G_bcc - G_hcp in given cells, in meV/atom, within 3 sigma of the exact one; sigma below 1."""
-    fixed = {name: phase | {"cell_freedom": "fixed"} for name, phase in _phases().items()}
-    config = _config(phases=fixed, free_energy=SHORT)
-    loss = _loss(config)
-    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
-    potential, references = _pair(points)
-    result = compute_free_energies(config, potential, [loss], FrameStore(tmp_path, {}))["pair"]
-    exact = 0.0
-    for sign, source in ((-1, loss.phase_from), (1, loss.phase_to)):
-        point = points[source]
-        free = references[source.phase].free_energy(1000.0, point.atoms.cell.volume)
-        exact += sign * (free + point.pv) / N_ATOMS * 1e3
-    assert abs(result.delta_g_mev_per_atom - exact) < 3 * result.delta_g_se
-    assert result.delta_g_se < 1.0
-    assert (result.from_.phase, result.to.phase, result.n_atoms) == ("hcp", "bcc", N_ATOMS)
-    path = tmp_path / "result.json"
-    result.write(path)
-    again = read_initial(path, config, potential, loss, points)
-    assert again.delta_g == result.delta_g
-    with pytest.raises(StatisticsError, match="max_error") as caught:
-        require_error("hcp-bcc", result.delta_g_se, result.delta_g_se / 2)
-    assert "about 4 times as long" in str(caught.value)
-
-
-def _phases() -> dict[str, dict[str, Any]]:
-    return {
-        "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": N_ATOMS, "a": 2.93, "c": 4.65},
-        "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": N_ATOMS, "a": 3.25},
-    }
+def test_nothing_to_compute_is_refused(short: Any) -> None:
+    config = short(name="nothing", losses=[{"type": "replay"}])
+    with pytest.raises(InputError, match="no loss free_energy_difference") as caught:
+        free_energies(config)
+    assert "from, to and temperature" in str(caught.value)
+    assert not config.run_folder.exists()

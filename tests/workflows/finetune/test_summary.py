@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from mlip_refine.quantities import Measured, Target
-from mlip_refine.workflows.finetune.measured import deviations_json, measured_json
-from mlip_refine.workflows.finetune.records import Update
+from mlip_refine.workflows.finetune.records import Course, Update
+from mlip_refine.workflows.finetune.summary import courses, deviations
 
 LOSSES = [
     SimpleNamespace(name="lattice", targets={"a": Target(2.95, 0.01, "Å")}),
@@ -30,22 +30,17 @@ UPDATES = [_paused(0), _update(1, 2.90), _update(2, 2.93), _update(3, 2.94), _pa
 
 def test_first_and_last_values_stand_beside_their_targets():
     delivered = {"g": {"validation, loss": Measured(0.5, 0.0, ""), "rms": Measured(1.4, 0.1, "sigma")}}
-    found = measured_json(UPDATES, LOSSES, delivered)
-    assert found["lattice"]["a"] == {
-        "first": 2.90,
-        "first_se": 0.02,
-        "unit": "Å",
-        "target": 2.95,
-        "target_uncertainty": 0.01,
-        "last": 2.94,
-        "last_se": 0.02,
-    }
-    assert "target" not in found["g"]["rms"]
-    assert found["g"]["rms"]["delivered"] == 1.4
-    assert found["g"]["validation, loss"] == {"unit": "", "delivered": 0.5, "delivered_se": 0.0}
+    found = courses(UPDATES, LOSSES, delivered)
+    assert found["lattice"]["a"] == Course(
+        first=Measured(2.90, 0.02, "Å"), last=Measured(2.94, 0.02, "Å"), target=Measured(2.95, 0.01, "Å")
+    )
+    assert found["g"]["rms"].target is None
+    assert found["g"]["rms"].delivered == Measured(1.4, 0.1, "sigma")
+    assert found["g"]["validation, loss"] == Course(delivered=Measured(0.5, 0.0, ""))
 
 
 def test_deviations_are_of_losses_with_targets():
-    found = deviations_json(UPDATES, LOSSES)
+    found = deviations(UPDATES, LOSSES)
     assert set(found) == {"lattice"}
-    assert found["lattice"] == {"first_sigma": pytest.approx(5.0), "last_sigma": pytest.approx(1.0)}
+    assert found["lattice"].first_sigma == pytest.approx(5.0)
+    assert found["lattice"].last_sigma == pytest.approx(1.0)

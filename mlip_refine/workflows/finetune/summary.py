@@ -1,0 +1,84 @@
+"""What `summary.json` says of a run: what the losses measured, and both evaluations."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from mlip_refine.losses import EnsembleSource, Loss
+from mlip_refine.quantities import Measured
+from mlip_refine.training.replay_batches import HeldOutErrors
+from mlip_refine.workflows.finetune.evaluation import PhaseChange
+from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRecord, PhaseRecord, Update
+
+
+def courses(
+    updates: Sequence[Update], losses: Sequence[Loss], delivered: Mapping[str, Mapping[str, Measured]]
+) -> dict[str, dict[str, Course]]:
+    """Return what losses measured in their first and their last update, reweighted as they were trained.
+
+    Args:
+        updates: Updates of the run.
+        losses: Losses of the run.
+        delivered: What losses measure of the potential that the run ends with, by loss and quantity.
+
+    Returns:
+        By loss and quantity: the first and the last value beside the target, and what was delivered.
+    """
+    first: dict[tuple[str, str], Measured] = {}
+    last: dict[tuple[str, str], Measured] = {}
+    for update in updates:
+        for loss, measured in update.diagnostics.items():
+            for name, value in measured.items():
+                first.setdefault((loss, name), value)
+                last[loss, name] = value
+    targets = {
+        (loss.name, name): Measured(target.value, target.uncertainty, target.unit)
+        for loss in losses
+        for name, target in loss.targets.items()
+    }
+    ends = {(loss, name): value for loss, values in delivered.items() for name, value in values.items()}
+    found: dict[str, dict[str, Course]] = {}
+    for key in first | ends:
+        target = targets.get(key) if key in first else None
+        course = Course(first=first.get(key), last=last.get(key), target=target, delivered=ends.get(key))
+        found.setdefault(key[0], {})[key[1]] = course
+    return found
+
+
+def deviations(updates: Sequence[Update], losses: Sequence[Loss]) -> dict[str, Deviation]:
+    """Return root mean squares of all deviations of losses that have targets, in their first and last update.
+
+    The value of such a loss is the mean of the squares.
+    """
+    found = {}
+    for loss in losses:
+        squares = [update.losses[loss.name] for update in updates if loss.name in update.losses]
+        if loss.targets and squares:
+            first, last = math.sqrt(squares[0]), math.sqrt(squares[-1])
+            found[loss.name] = Deviation(first_sigma=first, last_sigma=last)
+    return found
+
+
+def phase_record(source: EnsembleSource, change: PhaseChange) -> PhaseRecord:
+    """Return what a summary keeps of the change of a phase."""
+    return PhaseRecord(
+        phase=source.phase,
+        temperature_K=source.temperature,
+        pressure_GPa=source.pressure,
+        gibbs_change=change.change,
+        overlap=change.overlap,
+        cell_before_A=change.cell_before,
+        cell_after_A=change.cell_after,
+    )
+
+
+def held_out_record(errors: HeldOutErrors | None) -> HeldOutRecord | None:
+    """Return what a summary keeps of the errors on held-out frames."""
+    if errors is None:
+        return None
+    stress = errors.stress_mae_gpa
+    return HeldOutRecord(
+        energy=Measured(errors.energy_mae_mev_per_atom, math.nan, "meV/atom"),
+        forces=Measured(errors.forces_mae_mev_per_A, math.nan, "meV/Å"),
+        stress=None if stress is None else Measured(stress, math.nan, "GPa"),
+        n_frames=errors.n_frames,
+    )

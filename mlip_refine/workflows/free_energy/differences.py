@@ -1,0 +1,269 @@
+"""Free-energy differences of the initial potential: computed along Frenkel-Ladd paths, or read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_refine.errors import InputError, StatisticsError
+from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
+from mlip_refine.potential import Acceleration, Potential
+from mlip_refine.quantities import MEV
+from mlip_refine.sampling import FrameStore, MDSettings, StatePoint
+from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
+from mlip_refine.workflows.free_energy.frenkel_ladd import (
+    AbsoluteFreeEnergy,
+    LadderSettings,
+    absolute_free_energies,
+)
+from mlip_refine.workflows.free_energy.records import CONVENTION, FreeEnergyResult, PhaseFreeEnergy
+
+
+@dataclass(frozen=True)
+class FreeEnergySettings:
+    """How initial free-energy differences are computed.
+
+    Attributes:
+        replicas: Independent copies of every phase and window.
+        cells: How the cell of each phase is found.
+        md: Integrator settings of the Frenkel-Ladd path.
+        ladder: Reference, windows and lengths of the path.
+        timestep: Time step, fs: results of different steps do not belong together.
+        seed: Random seed of the run.
+        dtype: Precision of the dynamics.
+        accelerate: How forces are computed (see `Potential.frozen_copy`).
+        max_error: Largest accepted standard error of a difference, meV/atom; `None`: any.
+        record: What a result file says of these settings.
+    """
+
+    replicas: int
+    cells: CellSettings
+    md: MDSettings
+    ladder: LadderSettings
+    timestep: float
+    seed: int
+    dtype: str
+    accelerate: Acceleration
+    max_error: float | None
+    record: Mapping[str, Any]
+
+
+def initial_free_energies(
+    losses: Sequence[FreeEnergyDifference],
+    given: Mapping[str, FreeEnergyResult],
+    points: Mapping[EnsembleSource, StatePoint],
+    potential: Potential,
+    settings: FreeEnergySettings,
+    store: FrameStore,
+    folder: Path,
+) -> dict[str, FreeEnergyResult]:
+    """Return ΔG of the initial model for every loss, by loss name.
+
+    Args:
+        losses: Losses that start from ΔG.
+        given: What the config names a file for, by loss name.
+        points: State points of the sources, in starting cells.
+        potential: The initial model.
+        settings: How the others are computed.
+        store: Where frames are kept.
+        folder: The run folder: what is computed is kept there as `initial-NAME.json`, and not computed again.
+
+    Raises:
+        InputError: If a file in the folder belongs to another model, state or crystal.
+        StatisticsError: If windows do not overlap, or the error of a difference is too large.
+        SamplingError: If a phase does not stay what it is.
+    """
+    results = dict(given)
+    missing = []
+    for loss in losses:
+        kept = folder / f"initial-{loss.name}.json"
+        if loss.name not in given and kept.exists():
+            results[loss.name] = read_initial(kept, loss, points, potential, settings.timestep)
+        elif loss.name not in given:
+            missing.append(loss)
+    if missing:
+        for name, result in compute_free_energies(missing, points, potential, settings, store).items():
+            result.write(folder / f"initial-{name}.json")
+            results[name] = result
+    for name, result in results.items():
+        require_error(name, result.delta_g.se, settings.max_error)
+    return results
+
+
+def compute_free_energies(
+    losses: Sequence[FreeEnergyDifference],
+    points: Mapping[EnsembleSource, StatePoint],
+    potential: Potential,
+    settings: FreeEnergySettings,
+    store: FrameStore,
+) -> dict[str, FreeEnergyResult]:
+    """Compute ΔG at the state of every loss, by loss name; all phases and windows share their batches.
+
+    Args:
+        losses: Losses whose initial difference is needed.
+        points: State points of their sources, in starting cells.
+        potential: The initial model.
+        settings: How to compute.
+        store: Where frames are kept.
+
+    Raises:
+        StatisticsError: If the windows do not overlap.
+        SamplingError: If a phase does not stay what it is.
+    """
+    sources = sorted({s for loss in losses for s in loss.sources})
+    frozen = potential.frozen_copy(settings.dtype, settings.accelerate)
+    cells = equilibrate_cells(
+        frozen,
+        [replace(points[s], replicas=settings.replicas, ensemble="nvt") for s in sources],
+        settings.cells,
+        seed=settings.seed + 1,
+        stage="cells",
+        store=store,
+    )
+    energies = absolute_free_energies(
+        frozen, list(cells.values()), settings.md, settings.ladder, seed=settings.seed, store=store
+    )
+    results = {}
+    for loss in losses:
+        one, two = (energies[s.name] for s in loss.sources)
+        n_atoms = len(one.point.atoms)
+        difference = (two.gibbs - one.gibbs).scaled(1 / (MEV * n_atoms), "meV/atom")
+        results[loss.name] = FreeEnergyResult(
+            model_hash=potential.hash,
+            head=potential.head,
+            temperature_K=loss.options.temperature,
+            pressure_GPa=loss.options.pressure,
+            n_atoms=n_atoms,
+            delta_g=difference,
+            from_=_phase(loss.options.from_, one),
+            to=_phase(loss.options.to, two),
+            timestep_fs=settings.timestep,
+            settings=dict(settings.record),
+        )
+    return results
+
+
+def _phase(name: str, energy: AbsoluteFreeEnergy) -> PhaseFreeEnergy:
+    atoms = energy.point.atoms
+    return PhaseFreeEnergy(
+        phase=name,
+        numbers=atoms.numbers.tolist(),
+        scaled_positions=np.round(atoms.get_scaled_positions(wrap=False), 12).tolist(),
+        cell=atoms.cell.array.tolist(),
+        gibbs=energy.gibbs.scaled(1 / (MEV * len(atoms)), "meV/atom"),
+        overlap=energy.overlap,
+    )
+
+
+def read_initial(
+    path: Path,
+    loss: FreeEnergyDifference,
+    points: Mapping[EnsembleSource, StatePoint],
+    potential: Potential,
+    timestep: float,
+) -> FreeEnergyResult:
+    """Read ΔG of the initial model from a file that belongs to this model, state, time step and crystals.
+
+    Args:
+        path: The file.
+        loss: The loss that starts from it.
+        points: State points of the sources of the loss.
+        potential: The initial model.
+        timestep: Time step of the run, fs.
+
+    Raises:
+        InputError: With the first thing that does not match.
+    """
+    result = FreeEnergyResult.read(path)
+    options = loss.options
+    checks: list[tuple[str, object, object]] = [
+        ("model hash", result.model_hash, potential.hash),
+        ("head", result.head, potential.head),
+        ("temperature (K)", result.temperature_K, options.temperature),
+        ("pressure (GPa)", result.pressure_GPa, options.pressure),
+        ("timestep (fs)", result.timestep_fs, timestep),
+        ("convention", result.convention, CONVENTION),
+    ]
+    for phase, source in ((result.from_, loss.phase_from), (result.to, loss.phase_to)):
+        atoms = points[source].atoms
+        sites = np.round(atoms.get_scaled_positions(wrap=False), 6).tolist()
+        checks.append((f"phase name of {phase.phase}", phase.phase, source.phase))
+        checks.append((f"number of atoms of {phase.phase}", len(phase.numbers), len(atoms)))
+        checks.append((f"elements of {phase.phase}", phase.numbers, atoms.numbers.tolist()))
+        found = np.round(np.array(phase.scaled_positions), 6).tolist()
+        checks.append((f"lattice sites of {phase.phase}", found == sites, True))
+    for what, found_value, wanted in checks:
+        if found_value != wanted:
+            raise InputError(
+                f"the initial free energy of {loss.name!r} was computed for something else: {what} differs",
+                where=str(path),
+                found=found_value,
+                expected=str(wanted),
+                fix="Compute it anew: mlip-refine free-energy, or initial: compute.",
+            )
+    return result
+
+
+def in_result_cells(
+    points: Mapping[EnsembleSource, StatePoint], loss: FreeEnergyDifference, result: FreeEnergyResult
+) -> dict[EnsembleSource, StatePoint]:
+    """Return the points of a loss in the cells that its initial free energy was computed in."""
+    ends = {loss.phase_from: result.from_, loss.phase_to: result.to}
+    return {source: points[source].with_cell(np.array(phase.cell)) for source, phase in ends.items()}
+
+
+def require_equal_sizes(loss: FreeEnergyDifference, points: Mapping[EnsembleSource, StatePoint]) -> None:
+    """Refuse phases of different size or composition.
+
+    Raises:
+        InputError: With both sizes.
+    """
+    one, two = (sorted(points[s].atoms.numbers.tolist()) for s in loss.sources)
+    if one != two:
+        raise InputError(
+            f"loss {loss.name!r} compares cells of different content",
+            found=f"{len(one)} atoms of {loss.options.from_!r}, {len(two)} of {loss.options.to!r}",
+            expected="equal numbers of the same atoms: finite-size errors of ΔG cancel only then",
+        )
+
+
+def require_crystals(
+    loss: FreeEnergyDifference,
+    points: Mapping[EnsembleSource, StatePoint],
+    where: Callable[..., str | None] = lambda *_: None,
+) -> None:
+    """Refuse to compute the free energy of a phase without sites: a Frenkel-Ladd path begins at a crystal.
+
+    Args:
+        loss: The loss whose difference is to be computed.
+        points: State points of its sources.
+        where: Returns the place of a key of the config (see `Config.where`).
+
+    Raises:
+        InputError: With the phase.
+    """
+    for source in loss.sources:
+        if points[source].identity in ("liquid", "none"):
+            raise InputError(
+                f"loss {loss.name!r} needs the free energy of {source.phase!r}, which is no crystal",
+                where=where("phases", source.phase, "identity"),
+                found=f"identity {points[source].identity}",
+                expected="structure or sites, for initial: compute",
+                fix="Give the file of a free-energy difference as initial.",
+            )
+
+
+def require_error(name: str, se: float, limit: float | None) -> None:
+    """Refuse an initial free energy that is noisier than `free_energy.max_error` (meV/atom).
+
+    Raises:
+        StatisticsError: With the length that would do.
+    """
+    if limit is not None and se > limit:
+        raise StatisticsError(
+            f"the initial free-energy difference of {name} has a standard error of {se:.2g} meV/atom, "
+            f"more than free_energy.max_error = {limit:g}",
+            needed=f"production about {(se / limit) ** 2:.2g} times as long, or a larger max_error",
+        )

@@ -1,0 +1,107 @@
+"""The file of a free-energy difference: `free-energy` writes it, and losses read it as `initial:`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field
+
+from mlip_refine.errors import InputError
+from mlip_refine.workflows.records import MeasuredField, Record, validated, write_record
+
+FORMAT: Final = "mlip_refine free energies 2"
+FORMAT_1 = "mlip_refine free energies 1"
+CONVENTION = "G = F + PV of the whole cell, centre of mass in V/N (Freitas, Asta and de Koning 2016)"
+
+
+class PhaseFreeEnergy(Record):
+    """Absolute free energy of one phase in its cell.
+
+    Attributes:
+        phase: Name of the phase in the config.
+        numbers: Atomic numbers `[n_atoms]`.
+        scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors.
+        cell: Cell at the wanted pressure, rows in Å.
+        gibbs: G = F + PV, meV/atom.
+        overlap: Smallest overlap between neighbouring windows.
+    """
+
+    phase: str
+    numbers: list[int]
+    scaled_positions: list[list[float]]
+    cell: list[list[float]]
+    gibbs: MeasuredField
+    overlap: float
+
+
+class FreeEnergyResult(Record):
+    """ΔG = G_to - G_from of one model at one state.
+
+    Attributes:
+        format: Name and version of the format.
+        model_hash: Hash of the model.
+        head: Head of the model.
+        temperature_K: Temperature.
+        pressure_GPa: Pressure.
+        n_atoms: Atoms per cell: finite-size errors cancel only between equal sizes.
+        delta_g: The difference, meV/atom.
+        from_: Phase I.
+        to: Phase II.
+        timestep_fs: Time step of the dynamics.
+        settings: How it was computed.
+        convention: What G contains.
+    """
+
+    format: Literal["mlip_refine free energies 2"] = FORMAT
+    model_hash: str
+    head: str
+    temperature_K: float  # noqa: N815 - the unit's own case
+    pressure_GPa: float  # noqa: N815 - the unit's own case
+    n_atoms: int
+    delta_g: MeasuredField
+    from_: PhaseFreeEnergy = Field(alias="from")
+    to: PhaseFreeEnergy
+    timestep_fs: float
+    settings: dict[str, Any]
+    convention: str = CONVENTION
+
+    def write(self, path: Path) -> None:
+        """Write the result as JSON, atomically."""
+        write_record(path, self)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a result file, also of the first format.
+
+        Raises:
+            InputError: If the file is missing or is not one.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problem = "the free-energy file cannot be read"
+            raise InputError(problem, where=str(path), found=str(error)) from error
+        known = data.get("format") if isinstance(data, dict) else None
+        if known not in (FORMAT, FORMAT_1):
+            raise InputError("this is not a free-energy file", where=str(path), expected=f"format: {FORMAT}")
+        return validated(
+            cls, _from_format_1(data) if known == FORMAT_1 else data, str(path), "free-energy file"
+        )
+
+
+def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a file that has units in the names of measured numbers, and errors as `_se`."""
+
+    def converted(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+        value, error = f"{name}_mev_per_atom", f"{name}_se"
+        rest = {key: x for key, x in entry.items() if key not in (value, error)}
+        if value not in entry or error not in entry:
+            return rest
+        return rest | {name: {"value": entry[value], "se": entry[error], "unit": "meV/atom"}}
+
+    found = converted(data, "delta_g") | {"format": FORMAT}
+    for end in ("from", "to"):
+        if isinstance(data.get(end), dict):
+            found[end] = converted(data[end], "gibbs")
+    return found

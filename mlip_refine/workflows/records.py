@@ -1,0 +1,90 @@
+"""Result files of run folders as typed records, written and read in one way.
+
+A measured number is `{"value": ..., "se": ..., "unit": ...}` in every file; `se` is its standard error, null
+where it is not known. Other numbers have their unit in the name, in the unit's own case (`temperature_K`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
+
+from mlip_refine.errors import InputError
+from mlip_refine.files import write_json
+from mlip_refine.quantities import Measured, error_of
+
+
+def _from_json(data: object) -> object:
+    if isinstance(data, Mapping) and {"value", "se", "unit"} == set(data):
+        return Measured(float(data["value"]), error_of(data["se"]), str(data["unit"]))
+    return data
+
+
+def _to_json(measured: Measured) -> dict[str, Any]:
+    return {"value": measured.value, "se": measured.known_se, "unit": measured.unit}
+
+
+MeasuredField = Annotated[Measured, BeforeValidator(_from_json), PlainSerializer(_to_json)]
+"""A measured number as the field of a record."""
+
+
+class Record(BaseModel):
+    """Base of what result files hold: immutable, without keys that are not declared."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="constants"
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON, atomically."""
+    write_json(path, record.as_json())
+
+
+def read_text(path: Path) -> str:
+    """Read a result file.
+
+    Raises:
+        InputError: If it is missing or cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(
+            "the result file is missing",
+            where=str(path),
+            fix="Is the run finished? Go on with it by --resume.",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the result file cannot be read", where=str(path), found=str(error)) from error
+
+
+def validated[R](model: type[R], data: object, where: str, what: str) -> R:
+    """Return a record from plain data.
+
+    Args:
+        model: Class of the record: a `Record` or a dataclass.
+        data: The plain data.
+        where: Place of the data, for messages.
+        what: What the data should be, such as "summary".
+
+    Raises:
+        InputError: With the key that is missing, unknown or wrong.
+    """
+    try:
+        return TypeAdapter(model).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise InputError(f"the {what} lacks a key", where=where, expected=f"key {key!r}") from error
+        if not key:
+            raise InputError(f"this is no {what}", where=where, found=first["msg"]) from error
+        raise InputError(
+            f"the {what} has a wrong value", where=where, found=f"{key}: {first['msg']}"
+        ) from error
