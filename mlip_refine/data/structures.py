@@ -1,17 +1,18 @@
 """The crystals that simulations start from: built from a prototype, or read from a file."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import IO, Any, Literal, cast, get_args
 
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.io import read
-from ase.io.formats import UnknownFileTypeError
-from pymatgen.core import Structure
-from pymatgen.io.ase import AseAtomsAdaptor
+from ase.io.formats import UnknownFileTypeError, get_compression, open_with_compression
 
 from mlip_refine.errors import InputError, nearest
 
@@ -19,12 +20,6 @@ Prototype = Literal["hcp", "bcc", "fcc", "diamond", "sc"]
 
 _ATOMS_PER_CELL: dict[str, int] = {"hcp": 2, "bcc": 2, "fcc": 4, "diamond": 8, "sc": 1}
 _LARGEST = 10
-_PARSER_ERRORS = (
-    *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, SyntaxError),
-    *(OSError, RuntimeError),
-)
-"""What the parsers of ASE and pymatgen raise when they are given another kind of file."""
-
 _IDEAL_RATIO = float(np.sqrt(8 / 3))
 
 
@@ -78,7 +73,7 @@ def load_structure(
     """Read a periodic structure and repeat it.
 
     Args:
-        path: Any file that ASE or pymatgen reads; of several frames the last is taken.
+        path: Any file that ASE reads, or a structure in pymatgen's JSON; of several frames the last is taken.
         supercell: Repetitions along the three lattice vectors.
         format: ASE's name of the format; None tells by name and contents.
 
@@ -138,26 +133,74 @@ def _read_structure(path: Path, format: str | None) -> Atoms:
     try:
         return cast(Atoms, read(path, index=-1, format=format))
     except UnknownFileTypeError as error:
-        if format is None:
-            return _read_with_pymatgen(path)
-        raise InputError("unknown file format", where=str(path), found=format) from error
-    except (*_PARSER_ERRORS, StopIteration) as error:
-        if format is None:
-            return _read_with_pymatgen(path)
-        raise InputError(f"cannot be read as {format} ({error})", where=str(path)) from error
-
-
-def _read_with_pymatgen(path: Path) -> Atoms:
+        if format is not None:
+            raise InputError("unknown file format", where=str(path), found=format) from error
+    except Exception as error:  # ASE has a hundred parsers, which raise whatever a strange file makes them
+        if format is not None:
+            raise InputError(f"cannot be read as {format} ({error})", where=str(path)) from error
+    plain, _ = get_compression(path.name)
+    others = [reader for pattern, reader in _OTHER_READERS.items() if fnmatch(plain, pattern)]
     try:
-        atoms = AseAtomsAdaptor.get_atoms(Structure.from_file(path))
-    except _PARSER_ERRORS as error:
-        raise InputError(
-            "cannot be read by ASE nor by pymatgen",
-            where=str(path),
-            expected="a structure file (POSCAR, CIF, extended XYZ, ...)",
-            fix="Name its format where ASE cannot tell it.",
-        ) from error
+        if others:
+            with open_with_compression(str(path), "rt") as stream:
+                return others[0](stream)
+    except Exception as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _unreadable(path, found) from error
+    raise _unreadable(path, None)
+
+
+def _unreadable(path: Path, found: str | None) -> InputError:
+    return InputError(
+        "cannot be read as a structure",
+        where=str(path),
+        found=found,
+        expected="a structure file (POSCAR, CIF, extended XYZ, ...)",
+        fix="Name its format where ASE cannot tell it.",
+    )
+
+
+def _read_poscar(stream: IO[str]) -> Atoms:
+    return cast(Atoms, read(stream, format="vasp"))
+
+
+def _read_cif(stream: IO[str]) -> Atoms:
+    """Read with pymatgen, whose parser takes more kinds of CIF than ASE's."""
+    try:
+        core, adaptor = import_module("pymatgen.core"), import_module("pymatgen.io.ase")
+    except ImportError as error:
+        raise ValueError("ASE cannot read it; with pymatgen installed that is tried next") from error
+    found = core.Structure.from_str(stream.read(), fmt="cif")
+    atoms = adaptor.AseAtomsAdaptor.get_atoms(found)
     return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+
+
+def _read_pymatgen_json(stream: IO[str]) -> Atoms:
+    """Read cell, elements and positions of a structure that pymatgen wrote.
+
+    pymatgen's own decoder imports whatever module the file names, and calls what it finds there.
+    """
+    data = json.load(stream)
+    symbols = []
+    for site in data["sites"]:
+        species = site["species"]
+        if len(species) != 1 or species[0]["occu"] != 1:
+            raise ValueError("a site is not occupied by one element alone")
+        symbols.append(str(species[0]["element"]))
+    return Atoms(
+        [atomic_numbers[symbol] for symbol in symbols],
+        scaled_positions=np.array([site["abc"] for site in data["sites"]], dtype=np.float64),
+        cell=np.array(data["lattice"]["matrix"], dtype=np.float64),
+        pbc=True,
+    )
+
+
+_OTHER_READERS: dict[str, Callable[[IO[str]], Atoms]] = {
+    **dict.fromkeys(("*.vasp", "*CHGCAR*", "*LOCPOT*"), _read_poscar),
+    **dict.fromkeys(("*.json", "*.mson"), _read_pymatgen_json),
+    **dict.fromkeys(("*.cif", "*.mcif"), _read_cif),
+}
+"""What is tried when ASE does not read a file, by the pattern of its name without compression."""
 
 
 def _check_periodic(atoms: Atoms, where: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from ase.io import write
 from torch import Tensor
 
+from mlip_refine.data.hdf5 import refuse_outside_data
 from mlip_refine.errors import InputError
 from mlip_refine.files import written
 from mlip_refine.sampling.monitoring.monitor import Failure
@@ -88,6 +89,7 @@ class FrameStore:
         if not path.exists():
             return None
         try:
+            refuse_outside_data(path)
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT:
                     raise InputError("this is not a file of frames", where=str(path), expected=FORMAT)

@@ -102,7 +102,7 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such structure file"):
         load_structure(tmp_path / "POSCAR")
     (tmp_path / "POSCAR").write_text("nothing\nat all\n")
-    with pytest.raises(InputError, match="cannot be read by ASE nor by pymatgen"):
+    with pytest.raises(InputError, match="cannot be read as a structure"):
         load_structure(tmp_path / "POSCAR")
     with pytest.raises(InputError, match="cannot be read as cif"):
         load_structure(tmp_path / "POSCAR", format="cif")

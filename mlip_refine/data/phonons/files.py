@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -23,11 +24,17 @@ from numpy.typing import NDArray
 from phonopy.cui.load_helper import read_force_constants_from_hdf5
 from phonopy.file_IO import parse_FORCE_CONSTANTS, parse_FORCE_SETS_from_strings
 from phonopy.interface.calculator import get_default_cell_filename, read_crystal_structure
-from phonopy.interface.phonopy_yaml import load_yaml
 
+from mlip_refine.data.hdf5 import refuse_outside_data
 from mlip_refine.data.phonons import layout as place
 from mlip_refine.data.phonons.phonopy_yaml import Calculation, calculations_of_yaml, with_forces
 from mlip_refine.errors import InputError, MlipRefineError
+
+_YamlLoader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Makes dicts, lists, numbers and text, nothing else; the one of libyaml is ten times as fast."""
+
+_NOT_CALCULATORS = ("phonopy_yaml",)
+"""Formats of phonopy's that are read with its unsafe YAML loader."""
 
 _PARSER_ERRORS = (
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RuntimeError, OSError),
@@ -89,9 +96,28 @@ def parsing(path: Path) -> Iterator[None]:
         yield
     except MlipRefineError:
         raise
+    except yaml.constructor.ConstructorError as error:
+        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        raise InputError(
+            f"the file asks for more than data{line}",
+            where=str(path),
+            found=ascii(error.problem),
+            expected="numbers, text, lists and mappings: a tag like !!python/object is not data",
+        ) from error
     except _PARSER_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot be read as a phonon calculation ({reason})", where=str(path)) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file, compressed or not, without making any object that it asks for.
+
+    phonopy's own `load_yaml` must never be called: its loader runs code that tags of the file name.
+
+    Raises:
+        yaml.YAMLError: The file is no YAML, or has tags that stand for Python objects.
+    """
+    return yaml.load(place.read_text(path), Loader=_YamlLoader)  # noqa: S506 - a safe loader
 
 
 def _read(path: Path, files: PhononFiles) -> list[Calculation]:
@@ -100,7 +126,7 @@ def _read(path: Path, files: PhononFiles) -> list[Calculation]:
     if source is None or files.cell is not None:
         found = [_from_cell(folder, files)]
     else:
-        found = calculations_of_yaml(load_yaml(source))
+        found = calculations_of_yaml(read_yaml(source))
     found = [_overridden(one, folder, files) for one in found]
     if path.is_file() and not place.is_yaml(path):
         return [_with_file(found[0], path)]
@@ -115,6 +141,10 @@ def _read(path: Path, files: PhononFiles) -> list[Calculation]:
 
 def _from_cell(folder: Path, files: PhononFiles) -> Calculation:
     """Unit cell and matrices from a structure file and `phonopy.conf`."""
+    if files.calculator in _NOT_CALCULATORS:
+        raise InputError(
+            "no calculator", found=files.calculator, expected="one of phonopy's, such as vasp or qe"
+        )
     default = get_default_cell_filename(files.calculator)
     path = files.cell or place.find(folder, *place.CELL_FILES, default)
     if path is None or not path.is_file():
@@ -168,6 +198,7 @@ def _with_file(calculation: Calculation, path: Path) -> Calculation:
     """Add forces or force constants, as the name of the file says."""
     name = place.plain_name(path)
     if name.endswith(".hdf5"):
+        refuse_outside_data(path)
         constants = read_force_constants_from_hdf5(path, calculator=calculation.calculator)
         return replace(calculation, force_constants=constants)
     if name.startswith("FORCE_CONSTANTS"):
