@@ -1,8 +1,7 @@
-"""What a MACE model is made of, apart from its numbers: read off a model or a file, and built again.
+"""The architecture of a MACE model, apart from its numbers: read off a model or a file, and built again.
 
 Reading goes through `mlip_refine.potential.checkpoints.module_tree`, so that it works on live modules and on
-files alike.
-Building calls MACE's own constructor: nothing of the file runs.
+files alike. Building calls MACE's own constructor: nothing of the file runs.
 """
 
 import json
@@ -119,69 +118,86 @@ def read_architecture(node: Node, where: str) -> Architecture:
     try:
         return Architecture.model_validate(_fields(node))
     except ValidationError as error:
-        raise InputError(f"a MACE of an unsupported kind ({_first(error)})", where=where) from error
+        first = error.errors(include_url=False)[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"a MACE of an unsupported kind ({problem})", where=where) from error
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
         raise InputError(f"a MACE whose parts cannot be read ({error!r})", where=where) from error
 
 
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
 def _fields(node: Node) -> dict[str, object]:
-    interactions, products = _layers(node, "interactions"), _layers(node, "products")
-    last_readout = _layers(node, "readouts")[-1]
-    heads = _strings(node.attributes.get("heads") or ["Default"])
-    hidden = str(products[0].children["linear"].attributes["irreps_out"])
+    interactions, products, readouts = (
+        list(node.children[name].children.values()) for name in ("interactions", "products", "readouts")
+    )
+    named = node.attributes.get("heads") or ["Default"]
+    heads = [str(head) for head in named] if isinstance(named, list) else [str(named)]
+    hidden, last = (str(p.children["linear"].attributes["irreps_out"]) for p in (products[0], products[-1]))
     edge = node.attributes.get("edge_irreps")
-    return {
+    contractions = [p.children["symmetric_contractions"].children["contractions"] for p in products]
+    fields: dict[str, object] = {
         "model": node.kind,
         "num_interactions": len(interactions),
         "interaction_first": interactions[0].kind,
         "interaction": interactions[-1].kind,
         "hidden_irreps": hidden,
         "edge_irreps": None if edge is None else str(edge),
-        "mlp_irreps": _mlp_irreps(last_readout, len(heads)),
-        "gate": _gate(last_readout),
-        "readout": last_readout.kind if last_readout.kind in _READOUTS else "NonLinearReadoutBlock",
-        "correlation": [_correlation(product) for product in products],
+        "correlation": [1 + len(c.children["0"].children["weights"].parameters) for c in contractions],
         "avg_num_neighbors": _number(interactions[0].attributes["avg_num_neighbors"]),
         "atomic_numbers": node.buffers["atomic_numbers"].tolist(),
         "heads": heads,
         "pair_repulsion": "pair_repulsion_fn" in node.children,
         "use_agnostic_product": _flag(products[0], "use_agnostic_product", default=False),
-        "keep_last_layer_irreps": _keeps_irreps(products, hidden),
+        "keep_last_layer_irreps": len(products) > 1 and last == hidden and Irreps(hidden).lmax > 0,
         "energies_shape": list(node.children["atomic_energies_fn"].buffers["atomic_energies"].shape),
-        **_scale_shapes(node),
-        "radial_mlp": _radial_mlp(interactions[0]),
         "max_ell": Irreps(node.children["spherical_harmonics"].attributes["irreps_out"]).lmax,
-        "use_reduced_cg": _flag(node, "use_reduced_cg", default=False),
-        "use_so3": _flag(node, "use_so3", default=False),
-        "use_edge_irreps_first": _flag(node, "use_edge_irreps_first", default=False),
-        "use_last_readout_only": _flag(node, "use_last_readout_only", default=False),
-        **_radial_fields(node.children["radial_embedding"], float(node.buffers["r_max"])),
+    }
+    for name in ("use_reduced_cg", "use_so3", "use_edge_irreps_first", "use_last_readout_only"):
+        fields[name] = _flag(node, name, default=False)
+    return (
+        fields
+        | _readout_fields(readouts[-1], len(heads))
+        | _radial_fields(node, interactions[0])
+        | _scale_fields(node)
+    )
+
+
+def _readout_fields(readout: Node, n_heads: int) -> dict[str, object]:
+    hidden = readout.attributes.get("hidden_irreps")
+    scalars = Irreps(hidden).count("0e") if hidden is not None else 1
+    activation = readout.at("non_linearity.acts.0")
+    gate = None if activation is None else activation.attributes.get("f")
+    return {
+        "mlp_irreps": f"{max(1, scalars // n_heads)}x0e",
+        "gate": None if gate is None else str(gate),
+        "readout": readout.kind if readout.kind in _READOUTS else "NonLinearReadoutBlock",
     }
 
 
-def _radial_fields(radial: Node, r_max: float) -> dict[str, object]:
+def _radial_fields(node: Node, interaction: Node) -> dict[str, object]:
+    radial = node.children["radial_embedding"]
     transform = radial.children.get("distance_transform")
+    sizes = interaction.attributes.get("radial_MLP")
+    if not isinstance(sizes, list):  # older versions of MACE keep the sizes in the network alone
+        all_sizes = interaction.children["conv_tp_weights"].attributes["hs"]
+        sizes = all_sizes[1:-1] if isinstance(all_sizes, list) else []
     return {
-        "r_max": r_max,
+        "r_max": float(node.buffers["r_max"]),
         "num_bessel": radial.attributes["out_dim"],
         "num_polynomial_cutoff": int(radial.children["cutoff_fn"].buffers["p"]),
         "radial_type": _RADIAL.get(radial.children["bessel_fn"].kind, radial.children["bessel_fn"].kind),
+        "radial_mlp": [int(_number(size)) for size in sizes],
         "distance_transform": "None" if transform is None else _TRANSFORM.get(transform.kind, transform.kind),
         "apply_cutoff": _flag(radial, "apply_cutoff", default=True),
     }
 
 
-def _layers(node: Node, name: str) -> list[Node]:
-    return list(node.children[name].children.values())
-
-
-def _strings(value: Plain) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+def _scale_fields(node: Node) -> dict[str, object]:
+    """Read shapes of scale and shift: by `mace_run_train --scaling rms_forces_scaling` they differ."""
+    block = node.children.get("scale_shift")
+    if block is None:
+        return {"scale_shape": []}
+    scale, shift = (list(block.buffers[name].shape) for name in ("scale", "shift"))
+    return {"scale_shape": scale, "shift_shape": None if shift == scale else shift}
 
 
 def _flag(node: Node, name: str, *, default: bool) -> bool:
@@ -194,65 +210,13 @@ def _number(value: Plain) -> float:
     return float(value)
 
 
-def _mlp_irreps(readout: Node, n_heads: int) -> str:
-    hidden = readout.attributes.get("hidden_irreps")
-    scalars = Irreps(hidden).count("0e") if hidden is not None else 1
-    return f"{max(1, scalars // n_heads)}x0e"
-
-
-def _gate(readout: Node) -> str | None:
-    activation = readout.at("non_linearity.acts.0")
-    name = None if activation is None else activation.attributes.get("f")
-    return None if name is None else str(name)
-
-
-def _correlation(product: Node) -> int:
-    contraction = product.at("symmetric_contractions.contractions.0")
-    if contraction is None:
-        raise KeyError("symmetric_contractions")
-    return 1 + len(contraction.children["weights"].parameters)
-
-
-def _keeps_irreps(products: list[Node], hidden: str) -> bool:
-    last = str(products[-1].children["linear"].attributes["irreps_out"])
-    return len(products) > 1 and last == hidden and Irreps(hidden).lmax > 0
-
-
-def _scale_shapes(node: Node) -> dict[str, object]:
-    """Shapes of scale and shift: by `mace_run_train --scaling rms_forces_scaling` they differ."""
-    block = node.children.get("scale_shift")
-    if block is None:
-        return {"scale_shape": []}
-    scale, shift = (list(block.buffers[name].shape) for name in ("scale", "shift"))
-    return {"scale_shape": scale, "shift_shape": None if shift == scale else shift}
-
-
-def _radial_mlp(interaction: Node) -> list[int]:
-    declared = interaction.attributes.get("radial_MLP")
-    if isinstance(declared, list):
-        return [int(_number(size)) for size in declared]
-    sizes = interaction.children["conv_tp_weights"].attributes["hs"]
-    return [int(_number(size)) for size in sizes[1:-1]] if isinstance(sizes, list) else []
-
-
 def build_module(architecture: Architecture, dtype: torch.dtype) -> torch.nn.Module:
     """Build a MACE model with arbitrary numbers in its tensors, on the CPU.
 
     The default dtype and the random state of the process are left as they were.
     """
-    default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            torch.set_default_dtype(dtype)
-            module: torch.nn.Module = _CLASSES[architecture.model](**_arguments(architecture))
-        finally:
-            torch.set_default_dtype(default)
-    return module
-
-
-def _arguments(architecture: Architecture) -> dict[str, Any]:
     a = architecture
-    same = a.model_dump(
+    arguments: dict[str, Any] = a.model_dump(
         include={
             *("r_max", "num_bessel", "num_polynomial_cutoff", "max_ell", "num_interactions", "correlation"),
             *("avg_num_neighbors", "atomic_numbers", "heads", "radial_type", "distance_transform"),
@@ -260,26 +224,30 @@ def _arguments(architecture: Architecture) -> dict[str, Any]:
             *("use_agnostic_product", "use_last_readout_only", "keep_last_layer_irreps"),
         }
     )
-    scale = {}
+    arguments |= {
+        "interaction_cls_first": modules.interaction_classes[a.interaction_first],
+        "interaction_cls": modules.interaction_classes[a.interaction],
+        "num_elements": len(a.atomic_numbers),
+        "hidden_irreps": Irreps(a.hidden_irreps),
+        "edge_irreps": None if a.edge_irreps is None else Irreps(a.edge_irreps),
+        "MLP_irreps": Irreps(a.mlp_irreps),
+        "gate": None if a.gate is None else _GATES[a.gate],
+        "readout_cls": _READOUTS[a.readout],
+        "atomic_energies": np.zeros(a.energies_shape),
+        "radial_MLP": a.radial_mlp,
+    }
     if a.model == "ScaleShiftMACE":
         shift_shape = a.scale_shape if a.shift_shape is None else a.shift_shape
-        scale = {"atomic_inter_scale": np.ones(a.scale_shape), "atomic_inter_shift": np.zeros(shift_shape)}
-    return (
-        same
-        | scale
-        | {
-            "interaction_cls_first": modules.interaction_classes[a.interaction_first],
-            "interaction_cls": modules.interaction_classes[a.interaction],
-            "num_elements": len(a.atomic_numbers),
-            "hidden_irreps": Irreps(a.hidden_irreps),
-            "edge_irreps": None if a.edge_irreps is None else Irreps(a.edge_irreps),
-            "MLP_irreps": Irreps(a.mlp_irreps),
-            "gate": None if a.gate is None else _GATES[a.gate],
-            "readout_cls": _READOUTS[a.readout],
-            "atomic_energies": np.zeros(a.energies_shape),
-            "radial_MLP": a.radial_mlp,
-        }
-    )
+        arguments["atomic_inter_scale"] = np.ones(a.scale_shape)
+        arguments["atomic_inter_shift"] = np.zeros(shift_shape)
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.set_default_dtype(dtype)
+            module: torch.nn.Module = _CLASSES[a.model](**arguments)
+        finally:
+            torch.set_default_dtype(default)
+    return module
 
 
 def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -297,18 +265,16 @@ def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
         found = f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
         raise InputError("the tensors do not fit the model's architecture", where=where, found=found)
     for name in own.keys() & tensors.keys():
-        _fill(own[name], tensors[name], f"{where}, tensor {name}")
-
-
-def _fill(own: Tensor, given: Tensor, where: str) -> None:
-    if own.shape != given.shape:
-        raise InputError("wrong shape", where=where, found=list(given.shape), expected=str(list(own.shape)))
-    with torch.no_grad():
-        own.copy_(given)
-    if not torch.equal(own.detach().to(given.dtype), given.detach()) and not bool(given.isnan().any()):
-        raise InputError(
-            "does not fit the model's dtype", where=where, found=given.dtype, expected=str(own.dtype)
-        )
+        mine, given, place = own[name], tensors[name], f"{where}, tensor {name}"
+        if mine.shape != given.shape:
+            given_shape, own_shape = list(given.shape), str(list(mine.shape))
+            raise InputError("wrong shape", where=place, found=given_shape, expected=own_shape)
+        with torch.no_grad():
+            mine.copy_(given)
+        if not torch.equal(mine.detach().to(given.dtype), given.detach()) and not bool(given.isnan().any()):
+            raise InputError(
+                "does not fit the model's dtype", where=place, found=given.dtype, expected=str(mine.dtype)
+            )
 
 
 def rebuild(node: Node, where: str) -> torch.nn.Module:
@@ -322,7 +288,13 @@ def rebuild(node: Node, where: str) -> torch.nn.Module:
         InputError: The rebuilt model would not be the same as the one in the file.
     """
     tensors = node.tensors()
-    module = build_module(read_architecture(node, where), _dtype(node))
+    sizes: dict[torch.dtype, int] = {}
+    for _, child in node.walk():
+        for parameter in child.parameters.values():
+            if parameter.is_floating_point():
+                sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    dtype = max(sizes, key=sizes.__getitem__, default=torch.get_default_dtype())
+    module = build_module(read_architecture(node, where), dtype)
     live = node_of_module(module)
     skipped = replaced_prefixes(node, live)
     kept = {name: t for name, t in tensors.items() if not name.startswith(skipped)} if skipped else tensors
@@ -337,12 +309,3 @@ def rebuild(node: Node, where: str) -> torch.nn.Module:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(kept[name].requires_grad)
     return module.train(mode=False)
-
-
-def _dtype(node: Node) -> torch.dtype:
-    sizes: dict[torch.dtype, int] = {}
-    for prefix, child in node.walk():
-        for name, tensor in child.parameters.items():
-            if tensor.is_floating_point() and f"{prefix}{name}":
-                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
-    return max(sizes, key=sizes.__getitem__, default=torch.get_default_dtype())

@@ -63,11 +63,21 @@ def save_safetensors(
         InputError: The folder cannot be written to, or the model is of a kind that cannot be rebuilt.
     """
     plain = without_kernels(module) if has_kernels(module) else module
-    path, description = _pair(path_stem)
-    document = json.dumps(_document(plain, metadata or {}), indent=2)
+    path, description = (path_stem.with_name(path_stem.name + end) for end in (".safetensors", ".json"))
+    parameters = dict(plain.named_parameters())
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "mace_version": version("mace-torch"),
+        "dtype": str(next(iter(parameters.values())).dtype).removeprefix("torch."),
+        "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],
+        "architecture": read_architecture(node_of_module(plain), "the model").model_dump(),
+        "metadata": dict(metadata or {}),
+    }
+    text = json.dumps(document, indent=2) + "\n"
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in plain.state_dict().items()}
     _write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
-    _write_atomically(description, lambda partial: partial.write_text(document + "\n", encoding="utf-8"))
+    _write_atomically(description, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -94,10 +104,16 @@ def load_safetensors(path: Path) -> torch.nn.Module:
     Raises:
         InputError: A file is missing or damaged, or the two do not fit together.
     """
-    document = _read_document(path.with_suffix(".json"))
-    architecture, dtype, frozen = document
+    architecture, dtype, frozen = _read_description(path.with_suffix(".json"))
     module = build_module(architecture, dtype)
-    fill_tensors(module, _read_tensors(path), str(path))
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise InputError("no such model file", where=str(path)) from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"the model file is damaged ({error})", where=str(path)) from error
+    fill_tensors(module, tensors, str(path))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return module.eval()
@@ -123,27 +139,6 @@ def module_hash(module: torch.nn.Module) -> str:
     return tensor_hash(tensors, read_architecture(node, "the model").canonical())
 
 
-def _pair(path_stem: Path) -> tuple[Path, Path]:
-    return (
-        path_stem.with_name(f"{path_stem.name}.safetensors"),
-        path_stem.with_name(f"{path_stem.name}.json"),
-    )
-
-
-def _document(module: torch.nn.Module, metadata: Mapping[str, object]) -> dict[str, object]:
-    architecture = read_architecture(node_of_module(module), "the model")
-    parameters = dict(module.named_parameters())
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "mace_version": version("mace-torch"),
-        "dtype": str(next(iter(parameters.values())).dtype).removeprefix("torch."),
-        "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],
-        "architecture": architecture.model_dump(),
-        "metadata": dict(metadata),
-    }
-
-
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with written(path, shared=True) as partial:
@@ -154,7 +149,8 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
-def _read_document(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str]]:
+def _read_description(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str]]:
+    """Read the architecture, the dtype and the names of frozen parameters."""
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -171,13 +167,3 @@ def _read_document(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str
         return architecture, _DTYPES[document["dtype"]], frozenset(map(str, document["frozen"]))
     except (ValidationError, KeyError, TypeError) as error:
         raise InputError(f"the description of the model is damaged ({error})", where=str(path)) from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except FileNotFoundError as error:
-        raise InputError("no such model file", where=str(path)) from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"the model file is damaged ({error})", where=str(path)) from error

@@ -1,8 +1,8 @@
 """A module tree as plain data: what a live MACE module and the inert contents of a file have in common.
 
 A file is read without making any of its objects (see `mlip_refine.potential.checkpoints.unpickle`): every
-object is an `Inert` that remembers its class name, its arguments and its state. Both that and a live module
-turn into a `Node`, so that reading an architecture and comparing a rebuilt model with its file is one code.
+object is an `Inert` that keeps its class name, its arguments and its state. Both that and a live module turn
+into a `Node`, so that one code reads architectures and compares a rebuilt model with its file.
 """
 
 import math
@@ -41,14 +41,14 @@ class Inert:
     state: object
 
     def __new__(cls, *args: object, **_: object) -> Self:
-        """Remember the arguments, run nothing."""
+        """Keep the arguments and run nothing."""
         instance = super().__new__(cls)
         instance.args = args
         instance.state = None
         return instance
 
     def __setstate__(self, state: object) -> None:
-        """Remember the state, run nothing."""
+        """Keep the state and run nothing."""
         self.state = state
 
 
@@ -119,7 +119,9 @@ def node_of_inert(inert: object) -> Node:
         raise TypeError(f"not a module: {type(inert).__name__}")
     state = inert.state
     children = {k: node_of_inert(m) for k, m in _members(state, "_modules").items()}
-    children |= {k: _node_of_code(code) for k, code in _members(state, "__codegen__").items()}
+    for name, code in _members(state, "__codegen__").items():
+        held = code.state if isinstance(code, Inert) and isinstance(code.state, dict) else {}
+        children[name] = Node(GRAPH_CODE, {}, {}, _tensors(held), {})
     return Node(
         kind=inert.name.rpartition(".")[2],
         attributes=_public(state),
@@ -132,8 +134,8 @@ def node_of_inert(inert: object) -> Node:
 def differences(file: Node, live: Node, prefix: str = "") -> Iterator[str]:
     """Yield, in words, where a rebuilt module does not do what the file describes.
 
-    Attributes that only one side has are the business of MACE versions and are passed over; tensors are
-    compared where they are copied.
+    Attributes that only one side has depend on the version of MACE and are passed over; tensors are compared
+    where they are copied (`architecture.fill_tensors`).
     """
     if _replaced(file, live):
         return
@@ -143,7 +145,7 @@ def differences(file: Node, live: Node, prefix: str = "") -> Iterator[str]:
     described, rebuilt = _comparable(file), _comparable(live)
     for name in sorted(described.keys() & rebuilt.keys()):
         theirs, ours = described[name], rebuilt[name]
-        if not _same(name, theirs, ours):
+        if not _equal(name, theirs, ours):
             yield f"{prefix}{name} is {theirs} in the file and {ours} when rebuilt"
     for name in sorted(file.children.keys() ^ live.children.keys()):
         yield f"{prefix}{name} exists only {'in the file' if name in file.children else 'when rebuilt'}"
@@ -174,32 +176,18 @@ def _comparable(node: Node) -> dict[str, Plain]:
         return attributes
     inputs, outputs = Irreps(attributes["irreps_in"]), Irreps(attributes["irreps_out"])
     attributes["irreps_in"] = str(inputs.simplify())
-    attributes["instructions"] = _joined(
-        [
-            [s.start, s.stop, outputs.slices()[i_out].start, float(weight)]
-            for i_in, i_out, _, weight in cast(list[tuple[int, int, object, float]], instructions)
-            for s in ([inputs.slices()[i_in]] if i_in >= 0 else [slice(-1, -1)])
-        ]
-    )
-    return attributes
-
-
-def _joined(paths: list[list[float]]) -> list[Plain]:
-    """Join consecutive paths `[start, stop, output, weight]` that take neighbouring inputs to one output."""
     joined: list[list[float]] = []
-    for path in paths:
-        if joined and joined[-1][1] == path[0] and joined[-1][2] == path[2]:
-            same_weight = math.isclose(joined[-1][3], path[3], rel_tol=_RELATIVE)
-            if same_weight:
-                joined[-1][1] = path[1]
-                continue
-        joined.append(path)
-    return cast(list[Plain], joined)
-
-
-def _node_of_code(code: object) -> Node:
-    state = code.state if isinstance(code, Inert) else None
-    return Node(GRAPH_CODE, {}, {}, _tensors(state if isinstance(state, dict) else {}), {})
+    for i_in, i_out, _, weight in cast(list[tuple[int, int, object, float]], instructions):
+        taken = inputs.slices()[i_in] if i_in >= 0 else slice(-1, -1)
+        output = outputs.slices()[i_out].start
+        # Paths that take neighbouring inputs to one output with the same weight are one path.
+        follows = bool(joined) and joined[-1][1:3] == [taken.start, output]
+        if follows and math.isclose(joined[-1][3], float(weight), rel_tol=_RELATIVE):
+            joined[-1][1] = taken.stop
+        else:
+            joined.append([taken.start, taken.stop, output, float(weight)])
+    attributes["instructions"] = cast(list[Plain], joined)
+    return attributes
 
 
 def _members(state: Mapping[object, object], key: str) -> dict[str, object]:
@@ -219,11 +207,15 @@ def _public(attributes: Mapping[str, object]) -> dict[str, Plain]:
         for name, value in attributes.items()
         if not str(name).startswith("_") and str(name) not in _HIDDEN
     }
-    return {name: cast(Plain, value) for name, value in plain.items() if value is not _plain}
+    return {name: cast(Plain, value) for name, value in plain.items() if value is not _NOT_PLAIN}
+
+
+_NOT_PLAIN = object()
+"""Result of `_plain` for a value that cannot be compared; None is a value of its own."""
 
 
 def _plain(value: object) -> object:
-    """Turn a value into `Plain`; this function itself stands for a value that has no plain form."""
+    """Turn a value into `Plain`, functions such as `silu` into their names, live or inert."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic | np.ndarray | Tensor):
@@ -232,19 +224,19 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, list | tuple):
         items = [_plain(item) for item in value]
-        return _plain if any(item is _plain for item in items) else items
-    return _plain_inert(value) if isinstance(value, Inert) else _function_name(value)
-
-
-def _function_name(value: object) -> object:
-    """Return the name of a function such as `silu`, live or inert."""
+        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
+    if isinstance(value, Inert):
+        return _plain_inert(value)
+    name: object
     if isinstance(value, type) and issubclass(value, Inert):
-        return value.name.rpartition(".")[2]
-    name = getattr(value, "__name__", None)
-    return name if callable(value) and isinstance(name, str) else _plain
+        name = value.name.rpartition(".")[2]
+    else:
+        name = getattr(value, "__name__", None) if callable(value) else None
+    return name if isinstance(name, str) else _NOT_PLAIN
 
 
 def _plain_inert(value: Inert) -> object:
+    """Write irreps and instructions of a file as e3nn writes those of a live module."""
     kind = value.name.rpartition(".")[2]
     if kind == "Instruction":
         return _plain(value.args)
@@ -255,12 +247,12 @@ def _plain_inert(value: Inert) -> object:
         if kind == "_MulIr":
             return f"{int(parts[0])}x{_plain(parts[1])}"
         return f"{int(parts[0])}{'e' if parts[1] == 1 else 'o'}"
-    return _plain
+    return _NOT_PLAIN
 
 
-def _same(name: str, theirs: Plain, ours: Plain) -> bool:
+def _equal(name: str, theirs: Plain, ours: Plain) -> bool:
     if isinstance(theirs, list) and isinstance(ours, list):
-        return len(theirs) == len(ours) and all(_same(name, a, b) for a, b in zip(theirs, ours, strict=True))
+        return len(theirs) == len(ours) and all(_equal(name, a, b) for a, b in zip(theirs, ours, strict=True))
     if isinstance(theirs, int | float) and isinstance(ours, int | float):
         return math.isclose(theirs, ours, rel_tol=_RELATIVE, abs_tol=1e-12)
     if "irreps" in name and isinstance(theirs, str) and isinstance(ours, str):

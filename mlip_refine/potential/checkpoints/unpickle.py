@@ -1,10 +1,13 @@
 """Loading MACE checkpoints without running code from them.
 
 A `.model` file is a pickled module. Unpickling calls whatever the file names, and two things that every
-MACE checkpoint holds are programs by themselves: `torch.fx` graphs (Python source) and TorchScript. So
-nothing of the file is made here. A restricted unpickler turns its objects into inert descriptions, admits
-only names that MACE checkpoints need, and reads the tensors itself; then the model is built anew by MACE's
-own constructor, filled with the tensors, and compared with the description (see `architecture.rebuild`).
+MACE checkpoint holds are programs by themselves: `torch.fx` graphs (Python source) and TorchScript. So no
+object of the file is made here. A restricted unpickler turns them into inert descriptions, admits only names
+that MACE checkpoints need, and reads the tensors itself; then the model is built anew by MACE's own
+constructor, filled with the tensors, and compared with the description (see `architecture.rebuild`).
+
+Why not `torch.load(weights_only=True)`: it makes the objects that it admits and sets their state, and admits
+neither modules of MACE nor the two kinds of programs.
 """
 
 import io
@@ -110,45 +113,37 @@ def load_module(
     """
     if path.suffix == ".safetensors":
         return load_safetensors(path).to(device)
-    content = _read(path)
-    return (_load_trusted if trust_pickle else _load_inert)(content, str(path)).to(device)
-
-
-def _read(path: Path) -> bytes:
+    where = str(path)
     if path.is_dir():
-        raise InputError("a folder, not a model file", where=str(path))
+        raise InputError("a folder, not a model file", where=where)
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError("no such model file", where=str(path)) from error
+        raise InputError("no such model file", where=where) from error
     except OSError as error:
-        raise InputError(f"the model file cannot be read ({error.strerror})", where=str(path)) from error
+        raise InputError(f"the model file cannot be read ({error.strerror})", where=where) from error
+    with _open(content, where) as archive:
+        return (_load_trusted(content, where) if trust_pickle else _load_inert(archive, where)).to(device)
 
 
 def _load_trusted(content: bytes, where: str) -> torch.nn.Module:
-    with _open(content, where):
-        pass
     try:
         module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except (*_CORRUPT, OSError) as error:
         raise InputError(f"the model file cannot be unpickled ({error})", where=where) from error
     if not isinstance(module, MACE):
-        raise _not_a_model(module, type(module).__name__, where)
+        raise _not_a_model(module, where)
     return module.eval()
 
 
-def _load_inert(content: bytes, where: str) -> torch.nn.Module:
-    with _open(content, where) as archive:
-        try:
-            contents = _Archive(archive, where).unpickle()
-        except _CORRUPT as error:
-            raise InputError(f"the model file is damaged ({error})", where=where) from error
-    if not isinstance(contents, Inert):
-        raise _not_a_model(contents, type(contents).__name__, where)
+def _load_inert(archive: zipfile.ZipFile, where: str) -> torch.nn.Module:
     try:
-        node = node_of_inert(contents)
+        contents = _Archive(archive, where).unpickle()
+        node = node_of_inert(contents) if isinstance(contents, Inert) else None
     except _CORRUPT as error:
         raise InputError(f"the model file is damaged ({error})", where=where) from error
+    if node is None:
+        raise _not_a_model(contents, where)
     return rebuild(node, where)
 
 
@@ -174,7 +169,7 @@ def _open(content: bytes, where: str) -> zipfile.ZipFile:
     return archive
 
 
-def _not_a_model(contents: object, kind: str, where: str) -> InputError:
+def _not_a_model(contents: object, where: str) -> InputError:
     if isinstance(contents, dict):
         return InputError(
             "a dictionary of tensors, not a whole model",
@@ -182,7 +177,7 @@ def _not_a_model(contents: object, kind: str, where: str) -> InputError:
             found=f"keys {[str(key) for key in list(contents)[:3]]}",
             expected="the .model file that mace_run_train writes beside its checkpoints",
         )
-    return InputError("not a MACE model", where=where, found=kind)
+    return InputError("not a MACE model", where=where, found=type(contents).__name__)
 
 
 class _Archive:
@@ -198,17 +193,12 @@ class _Archive:
         self._storages: dict[str, Tensor] = {}
 
     def unpickle(self) -> object:
-        if self._optional("byteorder") not in {None, b"little"}:
+        order = f"{self._root}byteorder"
+        if order in self._archive.namelist() and self._archive.read(order) != b"little":
             raise InputError("written on a big-endian machine", where=self._where)
         stream = io.BytesIO(self._archive.read(f"{self._root}data.pkl"))
         unpickler = _InertUnpickler(stream, self._storage, self._where, script=self._script)
         return unpickler.load()
-
-    def _optional(self, name: str) -> bytes | None:
-        try:
-            return self._archive.read(f"{self._root}{name}")
-        except KeyError:
-            return None
 
     def _storage(self, key: str, dtype: torch.dtype) -> Tensor:
         if key not in self._storages:
