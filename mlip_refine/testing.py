@@ -9,11 +9,15 @@ do is known in closed form:
     runs = sample(potential, [point], MDSettings(), Length(1000.0, 100), seed=1, stage="test")
     # free energy: reference.free_energy(300.0, atoms.cell.volume); mean energy: 3 (N - 1) kT / 2
 
+Random samples agree with exact answers up to noise. `sigma_bound`, `chi_squared_bounds` and `count_bounds`
+say how much of it to allow for, so that a test fails by chance in one of 200,000 runs, whatever the seed.
+
 `Springs` is different: a module that is called as MACE is, for tests that train parameters;
 `Potential.from_module(Springs(...))` is a whole potential.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -22,11 +26,15 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
+from scipy import stats
 from torch import Tensor
 
 from mlip_refine.crystals.tensors import to_voigt
 from mlip_refine.potential import GraphBuilder, Graphs, Structure
 from mlip_refine.sampling import HarmonicReference
+
+FALSE_ALARM = 5e-6
+"""Probability that one statistical test fails by chance: one of two hundred does in one run of 1,000."""
 
 _PERMUTATIONS = (("ik", "jl"), ("il", "jk"), ("jk", "il"), ("jl", "ik"))
 
@@ -267,6 +275,29 @@ def harmonic_crystal(kind: Literal["fcc", "hcp", "NaCl"]) -> tuple[Atoms, Harmon
     else:
         atoms, springs = bulk("NaCl", "rocksalt", a=5.64, cubic=True), {2.9: 2.5, 4.1: 0.8}
     return atoms, harmonic_reference(atoms, springs)
+
+
+def sigma_bound(comparisons: int = 1, dof: float = math.inf) -> float:
+    """Return the deviation from the truth, in standard errors, that means a failure.
+
+    Args:
+        comparisons: Number of deviations that one test looks at (Bonferroni).
+        dof: Degrees of freedom of the standard errors (Student's t); infinite where they are known.
+    """
+    tail = FALSE_ALARM / comparisons / 2
+    return float(stats.norm.isf(tail) if math.isinf(dof) else stats.t.isf(tail, dof))
+
+
+def chi_squared_bounds(dof: float, comparisons: int = 1) -> tuple[float, float]:
+    """Return the lowest and highest chi-squared of `dof` degrees of freedom that is no failure."""
+    tail = FALSE_ALARM / comparisons / 2
+    return float(stats.chi2.ppf(tail, dof)), float(stats.chi2.isf(tail, dof))
+
+
+def count_bounds(trials: int, probability: float, comparisons: int = 1) -> tuple[int, int]:
+    """Return the lowest and highest number of successes in independent trials that is no failure."""
+    tail = FALSE_ALARM / comparisons / 2
+    return int(stats.binom.ppf(tail, trials, probability)), int(stats.binom.isf(tail, trials, probability))
 
 
 class Springs(torch.nn.Module):

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import t
 from torch import Tensor
+
+from mlip_refine.testing import sigma_bound
 
 Fault = Callable[[Any, Tensor], None]
 
@@ -57,15 +58,14 @@ def observe() -> Callable[..., dict[str, Tensor]]:
 def require_means() -> Callable[[Mapping[str, tuple[Tensor, float]]], None]:
     """Return a check of series `[replicas, frames]` against exact means.
 
-    Replicas are independent, so their means tell the error: Student's t. The bound is that of 3 sigma for all
-    comparisons together (Bonferroni).
+    Replicas are independent, so their means tell the error: Student's t, for all comparisons together.
     """
 
     def require(comparisons: Mapping[str, tuple[Tensor, float]]) -> None:
         for name, (series, exact) in comparisons.items():
             means = series.double().mean(1)
             error = means.std() / len(means) ** 0.5
-            z, bound = (means.mean() - exact) / error, t.isf(0.00135 / len(comparisons), len(means) - 1)
+            z, bound = (means.mean() - exact) / error, sigma_bound(len(comparisons), len(means) - 1)
             assert abs(z) < bound, (
                 f"{name}: {means.mean():.6g}({error:.2g}), exact {exact:.6g}: {z:.1f} sigma"
             )

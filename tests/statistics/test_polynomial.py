@@ -24,6 +24,7 @@ def test_what_vanishes_at_zero_does():
     assert line[2] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.statistical
 def test_errors_are_those_of_many_experiments():
     """Standard deviation of the fitted values over 4000 draws, to 4 %, and χ² about its freedom."""
     generator, sigma = np.random.default_rng(1), np.array([0.5, 1.0, 1.0, 2.0, 1.0])

@@ -14,6 +14,7 @@ def _independent(replicas: torch.Tensor) -> float:
     return replicas.numel() / statistical_inefficiency(replicas)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_autoregressive_series(autoregressive, rho):
     """Mean over 20 series of 20k samples: relative sigma of one below 8 %, of the mean 2 %, 5 sigma."""
@@ -37,6 +38,7 @@ def test_replicas_agree_with_pymbar(autoregressive):
     assert _independent(replicas) == pytest.approx(8000 / theirs, rel=1e-9)
 
 
+@pytest.mark.statistical
 def test_replicas_measure_better_than_one(autoregressive):
     """Eight replicas of 500 samples have g = 9 within 5 sigma (relative sigma 10 %)."""
     assert statistical_inefficiency(autoregressive(8, 500, 0.8)) == pytest.approx(9.0, rel=0.5)

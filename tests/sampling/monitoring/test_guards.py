@@ -221,6 +221,7 @@ def test_what_is_forgiven_survives_an_interruption(inject: Callable[..., None]) 
         assert torch.equal(getattr(again, name), getattr(runs[1], name)), name
 
 
+@pytest.mark.statistical
 def test_a_restarted_system_has_new_noise_and_still_the_right_temperature(
     inject: Callable[..., None],
 ) -> None:
@@ -240,7 +241,8 @@ def test_a_restarted_system_has_new_noise_and_still_the_right_temperature(
     mass = dynamics.state.masses[-1]
     dof, kt = 3 * 3 * 31, dynamics.integrator.controls.kt[2]
     chi = sum((p.square().sum() / mass / kt).item() for p in momenta)
-    assert abs(chi - dof) < 3 * (2 * dof) ** 0.5
+    low, high = testing.chi_squared_bounds(dof)
+    assert low < chi < high
 
 
 def test_no_survivor_ends_the_sampling() -> None:
