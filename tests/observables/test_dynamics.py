@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlip_refine.observables import dynamics
 from mlip_refine.quantities import KB
+from mlip_refine.testing import sigma_bound
 
 
 def test_correlations_are_those_of_plain_loops(gaussian) -> None:
@@ -34,15 +35,16 @@ def test_portions_of_atoms_change_nothing(gaussian, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(dynamics.velocity_autocorrelation(positions, ones, 9), correlation)
 
 
+@pytest.mark.statistical
 def test_brownian_motion_diffuses_by_einstein(gaussian) -> None:
-    """Steps of variance 2 D Δ; the error of D over 40 blocks is known to 11 %, the mean within four of it."""
+    """Steps of variance 2 D Δ; the spread over 40 blocks tells the error."""
     D, interval = 0.3, 2.0
     positions = (gaussian(40, 400, 10, 3) * math.sqrt(2 * D * interval)).cumsum(1)
     msd = dynamics.mean_square_displacement(positions, 50)
     found = dynamics.einstein_diffusion(msd, interval, 25)
     error = float(found.std()) / math.sqrt(40)
     assert error < 0.01
-    assert abs(float(found.mean()) - D) < 4 * error
+    assert abs(float(found.mean()) - D) < sigma_bound(dof=39) * error
 
 
 def test_green_kubo_is_the_slope_of_the_displacement(gaussian) -> None:
@@ -70,6 +72,7 @@ def ornstein_uhlenbeck(gaussian, blocks: int, n: int, decay: float) -> Tensor:
     return series
 
 
+@pytest.mark.statistical
 def test_ornstein_uhlenbeck_diffuses_by_green_kubo(gaussian) -> None:
     """C(t) = exp(-t/τ): D = Σ C = (1 + ρ)/(1 - ρ)/2 in steps, also from the positions that they sum to."""
     velocity, rho = ornstein_uhlenbeck(gaussian, 40, 500, 0.8), 0.8
@@ -81,7 +84,7 @@ def test_ornstein_uhlenbeck_diffuses_by_green_kubo(gaussian) -> None:
     for found in (by_velocity, by_position):
         error = float(found.std()) / math.sqrt(40)
         assert error < 0.2
-        assert abs(float(found.mean()) - (1 + rho) / (1 - rho) / 2) < 4 * error
+        assert abs(float(found.mean()) - (1 + rho) / (1 - rho) / 2) < sigma_bound(2, 39) * error
 
 
 @pytest.fixture
@@ -123,6 +126,7 @@ def test_drift_of_the_centre_of_mass_is_no_diffusion(gaussian) -> None:
     torch.testing.assert_close(dynamics.without_drift(pushed, masses), still)
 
 
+@pytest.mark.statistical
 def test_viscosity_of_a_stress_that_forgets(gaussian) -> None:
     """Maxwell fluid: five independent components of variance s² that decay as ρ^t; η = V s²/kT Σ C."""
     rho, s, volume, temperature, interval = 0.7, 0.01, 800.0, 2000.0, 4.0
@@ -139,7 +143,7 @@ def test_viscosity_of_a_stress_that_forgets(gaussian) -> None:
     exact = volume * s**2 / (KB * temperature) * interval * (1 + rho) / (1 - rho) / 2
     error = float(found.std()) / math.sqrt(40)
     assert error < 0.1 * exact
-    assert abs(float(found.mean()) - exact) < 4 * error
+    assert abs(float(found.mean()) - exact) < sigma_bound(dof=39) * error
 
 
 def test_momentum_flux_of_a_free_atom(gaussian) -> None:

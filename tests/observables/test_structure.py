@@ -14,6 +14,7 @@ from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.observables import average, measure
 from mlip_refine.observables.base import portions
 from mlip_refine.observables.structure import AngularDistribution, RadialDistribution, StructureFactor
+from mlip_refine.testing import sigma_bound
 
 A = 4.0
 SKEW = np.array([[7.0, 0.0, 0.0], [3.0, 6.0, 0.0], [-2.0, 2.5, 5.0]])
@@ -86,13 +87,14 @@ def test_pairs_of_elements(of_atoms) -> None:
     ]
 
 
+@pytest.mark.statistical
 def test_ideal_gas_has_no_pair_structure(gas) -> None:
-    """g = 1 - 1/N in every shell without images in reach, within four standard errors."""
+    """g = 1 - 1/N in every shell without images in reach."""
     rdf = RadialDistribution(4.9, 7)
     found = measure(rdf, gas(400, 30, 10 * np.eye(3)), lambda _: 1.0)
     for value in found[2:]:
         assert value.se < 0.04
-        assert abs(value.value - (1 - 1 / 30)) < 4 * value.se
+        assert abs(value.value - (1 - 1 / 30)) < sigma_bound(5) * value.se
 
 
 def test_pair_counts_are_those_of_a_neighbour_list(gas, of_atoms) -> None:
@@ -160,11 +162,12 @@ def test_angles_are_those_of_a_plain_loop(gas) -> None:
     np.testing.assert_allclose(average(adf, sample).numpy(), expected, atol=1e-9)
 
 
+@pytest.mark.statistical
 def test_ideal_gas_has_angles_in_all_directions(gas) -> None:
     adf = AngularDistribution(4.0, bins=8, variable="cosine")
     for value in measure(adf, gas(300, 20, 10 * np.eye(3)), lambda _: 1.0):
         assert value.se < 0.02
-        assert abs(value.value - 0.5) < 4 * value.se
+        assert abs(value.value - 0.5) < sigma_bound(8) * value.se
 
 
 def test_bragg_peaks_of_fcc(of_atoms) -> None:
@@ -187,10 +190,11 @@ def test_scattering_lengths(of_atoms) -> None:
         assert float(found) == pytest.approx(4 * amplitude**2 / (9.577**2 + 3.63**2))
 
 
+@pytest.mark.statistical
 def test_ideal_gas_scatters_like_single_atoms(gas) -> None:
     for value in measure(StructureFactor(1.0, 3.0, 4), gas(300, 20, SKEW), lambda _: 1.0):
         assert value.se < 0.1
-        assert abs(value.value - 1.0) < 4 * value.se
+        assert abs(value.value - 1.0) < sigma_bound(4) * value.se
 
 
 def test_structure_factor_is_that_of_a_plain_sum(gas) -> None:

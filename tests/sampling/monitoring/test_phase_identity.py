@@ -243,6 +243,7 @@ def test_ovito_is_imported_only_when_it_is_wanted() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.statistical
 @with_ovito
 @pytest.mark.slow
 def test_hot_titanium_stays_and_cold_bcc_transforms() -> None:

@@ -8,27 +8,30 @@ import torch
 
 from mlip_refine.errors import StatisticsError
 from mlip_refine.quantities import GPA, KB
+from mlip_refine.testing import sigma_bound
 from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
 
 T, P = 500.0, 3.0
 KT = KB * T
 
 
+@pytest.mark.statistical
 def test_enthalpy_is_that_of_the_equipartition_theorem(wells):
-    """⟨U⟩ + PV = offset + (3/2) N kT + PV from 2000 draws, within 3 sigma; the error is that of 12 modes."""
+    """⟨U⟩ + PV = offset + (3/2) N kT + PV from 2000 draws; the error is that of 12 modes."""
     ensemble = Ensemble.of(wells(2.0, offset=-7.0).draw(seed=1))
     found = ensemble.enthalpy(ensemble.energies[0])
-    assert abs(found.value - (-7.0 + 0.5 * wells.modes * KT + P * GPA * 64)) < 3 * found.se
+    assert abs(found.value - (-7.0 + 0.5 * wells.modes * KT + P * GPA * 64)) < sigma_bound() * found.se
     independent = 2000 / ensemble.draws[0].inefficiency
     assert found.se == pytest.approx(KT * math.sqrt(0.5 * wells.modes / independent), rel=0.1)
     assert ensemble.independent == pytest.approx(independent)
 
 
+@pytest.mark.statistical
 def test_enthalpy_is_that_of_the_current_model(wells):
     """Frames of k = 2, enthalpy of k = 2.3 with another offset."""
     ensemble, current = Ensemble.of(wells(2.0).draw(seed=1)), wells(2.3, offset=0.5)
     found = ensemble.enthalpy(current.energies(ensemble.structures))
-    assert abs(found.value - (0.5 + 0.5 * wells.modes * KT + P * GPA * 64)) < 3 * found.se
+    assert abs(found.value - (0.5 + 0.5 * wells.modes * KT + P * GPA * 64)) < sigma_bound() * found.se
 
 
 def test_stopped_replicas_do_not_count(wells):
@@ -47,6 +50,7 @@ def test_stopped_replicas_do_not_count(wells):
     assert draw.verdicts == stopped.verdicts
 
 
+@pytest.mark.statistical
 def test_effective_size_of_two_gaussians(wells):
     """n_eff/n = ⟨w⟩²/⟨w²⟩ = [k1²/(k0 (2 k1 - k0))]^(-d/2), d = 12, in the limit; 20000 draws, 5 %."""
     before, after = wells(2.0), wells(2.2)

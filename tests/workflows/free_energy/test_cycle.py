@@ -12,6 +12,7 @@ from mlip_refine.config import Config, config_from_dict
 from mlip_refine.losses import EnsembleSource, build_losses
 from mlip_refine.quantities import MEV
 from mlip_refine.sampling import FrameStore
+from mlip_refine.testing import sigma_bound
 from mlip_refine.workflows.finetune.evaluation import phase_changes
 from mlip_refine.workflows.free_energy.differences import compute_free_energies
 from mlip_refine.workflows.from_config import (
@@ -66,9 +67,10 @@ def _config(folder: Path, seed: int) -> Config:
     )
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 def test_frenkel_ladd_agrees_with_bar(tmp_path):
-    """G_θ - G_θ0 of both phases: two Frenkel-Ladd calculations and BAR agree within 3σ of 0.4 meV/atom."""
+    """G_θ - G_θ0 of both phases: two Frenkel-Ladd calculations and BAR agree to an error of 0.4 meV/atom."""
     config = _config(tmp_path, seed=3)
     before = load_potential(config)
     after = load_potential(config)
@@ -95,5 +97,9 @@ def test_frenkel_ladd_agrees_with_bar(tmp_path):
         bar = changes[source].change.scaled(1 / (32 * MEV), "meV/atom")
         difference = ladder - bar
         assert difference.se < 1.0
-        assert abs(difference.value) < 3 * difference.se, f"{source.phase}: Frenkel-Ladd {ladder}, BAR {bar}"
-        assert abs(bar.value) > 3 * difference.se, "the perturbation must move G, or the test shows nothing"
+        assert abs(difference.value) < sigma_bound(2) * difference.se, (
+            f"{source.phase}: Frenkel-Ladd {ladder}, BAR {bar}"
+        )
+        assert abs(bar.value) > 2 * sigma_bound(2) * difference.se, (
+            "the perturbation must move G, or the test shows nothing"
+        )

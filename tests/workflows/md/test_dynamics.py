@@ -197,6 +197,7 @@ def test_options_without_an_effect_are_refused(tmp_path, md, message: str) -> No
         config(tmp_path, **md)
 
 
+@pytest.mark.statistical
 def test_spectrum_of_a_harmonic_crystal(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First and second moments of the spectrum are those of the 3N - 3 modes, in a run from the door on."""
     _, reference = testing.harmonic_crystal("fcc")
