@@ -128,7 +128,12 @@ def state_points(
     named: dict[str, EnsembleSource] = {}
     for source in sources:
         require_phase(config, source.phase, "a loss", config.where("losses"))
-        atoms = _in_cell(config, source)
+        atoms = crystal(config, source.phase, source.lattice)
+        if source.strain:
+            deformation = np.eye(3)
+            for (i, j), component in zip(VOIGT, source.strain, strict=True):
+                deformation[i, j] = deformation[j, i] = component + (i == j)
+            atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
         freedom = "fixed" if source.fixed else config.phases[source.phase].cell_freedom
         potential.graphs.species(atoms.numbers)
         # Frames are kept by the name of their state.
@@ -151,17 +156,6 @@ def state_points(
             identity=identity(config, source.phase),
         )
     return points
-
-
-def _in_cell(config: Config, source: EnsembleSource) -> Atoms:
-    """Return the ideal crystal of a source in the cell that it prescribes, or in that of its phase."""
-    atoms = crystal(config, source.phase, source.lattice)
-    if source.strain:
-        deformation = np.eye(3)
-        for (i, j), component in zip(VOIGT, source.strain, strict=True):
-            deformation[i, j] = deformation[j, i] = component + (i == j)
-        atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
-    return atoms
 
 
 def with_timestep(config: Config, potential: Potential, points: Iterable[StatePoint]) -> Config:

@@ -144,11 +144,15 @@ def phase_change(before: Potential, after: Potential, run0: Trajectory, run1: Tr
     inefficiency = (run0.inefficiency(forward), run1.inefficiency(reverse))
     estimate = bar_estimate(forward, reverse, inefficiency)
     require_estimate(estimate, f"G(refined) - G(initial) of {run0.point.name}")
+    enthalpies = []
+    for energy, run in ((own0, run0), (own1, run1)):
+        se = float(energy.std()) / (run.n_kept / run.inefficiency(energy)) ** 0.5
+        enthalpies.append(Measured(float(energy.mean()) + run.point.pv, se, "eV"))
     kt = KB * run0.point.temperature
     return PhaseChange(
         change=Measured(float(estimate.value) * kt, estimate.se * kt, "eV"),
-        enthalpy_before=_enthalpy(own0, run0),
-        enthalpy_after=_enthalpy(own1, run1),
+        enthalpy_before=enthalpies[0],
+        enthalpy_after=enthalpies[1],
         overlap=estimate.overlap,
         cell_before=cell0.tolist(),
         cell_after=cell1.tolist(),
@@ -163,12 +167,6 @@ def _energies(potential: Potential, run: Trajectory, cell: Tensor | None = None)
         deformation = torch.linalg.solve(torch.from_numpy(run.point.atoms.cell.array.copy()), cell)
         positions, cells = positions @ deformation, cell.expand_as(cells)
     return potential.energies(potential.graphs.frames(positions, cells, run.point.atoms.numbers))
-
-
-def _enthalpy(energy: Tensor, run: Trajectory) -> Measured:
-    """Return the mean U + PV of a run, eV, whole cell, from its energies `[n]`."""
-    independent = run.n_kept / run.inefficiency(energy)
-    return Measured(float(energy.mean()) + run.point.pv, float(energy.std()) / independent**0.5, "eV")
 
 
 def transition(

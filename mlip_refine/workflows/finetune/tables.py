@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mlip_refine.quantities import Measured
 from mlip_refine.report.tables import number
-from mlip_refine.workflows.finetune.records import Course, Deviation, Summary, read_summary
+from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRecord, Summary, read_summary
 
 MOST_ROWS = 6
 """Most quantities of a loss that are all shown."""
@@ -63,9 +63,9 @@ def _sections(summary: Summary) -> Iterator[tuple[str, Iterator[Row]]]:
         yield t.name, iter(rows)
     for loss, courses in _without_transitions(summary).items():
         yield f"{loss}, as trained", _course_rows(courses, summary.deviations.get(loss))
-    errors = list(_error_rows(summary))
-    if errors and summary.replay.before:
-        yield f"held-out frames ({summary.replay.before.n_frames})", iter(errors)
+    before, after = summary.replay.before, summary.replay.after
+    if before is not None and after is not None:
+        yield f"held-out frames ({before.n_frames})", _error_rows(before, after)
 
 
 def _without_transitions(summary: Summary) -> dict[str, Mapping[str, Course]]:
@@ -92,10 +92,7 @@ def _course_rows(courses: Mapping[str, Course], deviation: Deviation | None) -> 
         yield f"{len(courses) - WORST} others are in summary.json", "", "", ""
 
 
-def _error_rows(summary: Summary) -> Iterator[Row]:
-    before, after = summary.replay.before, summary.replay.after
-    if before is None or after is None:
-        return
+def _error_rows(before: HeldOutRecord, after: HeldOutRecord) -> Iterator[Row]:
     for name in ("energy", "forces", "stress"):
         old, new = getattr(before, name), getattr(after, name)
         if old is not None and new is not None:

@@ -87,7 +87,8 @@ def equilibrate_cells(
         )
         start = {}
         for name, (positions, cells) in last_frames(runs).items():
-            excess[name] = _excess_stress(runs[name], strains[name])
+            wanted = -current[name].pressure * GPA * torch.eye(3, dtype=torch.float64)
+            excess[name] = _along(runs[name].total_stress() - wanted, strains[name])
             full = torch.linalg.solve(tangents[name], -excess[name])
             steps[name] = full.clamp(-MAX_STRAIN, MAX_STRAIN)
             current[name] = _strained(current[name], steps[name], strains[name])
@@ -124,12 +125,6 @@ def free_strains(point: StatePoint) -> Tensor:
     for shear, (i, j) in zip(shears, ((1, 2), (0, 2), (0, 1)), strict=True):
         shear[i, j] = shear[j, i] = 1.0
     return torch.cat([strains, shears])
-
-
-def _excess_stress(run: Trajectory, strains: Tensor) -> Tensor:
-    """Return the mean stress along every free strain minus the wanted one `[n_strains]`, eV/Å³."""
-    wanted = -run.point.pressure * GPA * torch.eye(3, dtype=torch.float64)
-    return _along(run.total_stress() - wanted, strains)
 
 
 def _require_converged(

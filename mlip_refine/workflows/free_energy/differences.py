@@ -13,11 +13,7 @@ from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import MEV
 from mlip_refine.sampling import FrameStore, MDSettings, StatePoint
 from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
-from mlip_refine.workflows.free_energy.frenkel_ladd import (
-    AbsoluteFreeEnergy,
-    LadderSettings,
-    absolute_free_energies,
-)
+from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings, absolute_free_energies
 from mlip_refine.workflows.free_energy.records import CONVENTION, FreeEnergyResult, PhaseFreeEnergy
 
 
@@ -129,6 +125,17 @@ def compute_free_energies(
     for loss in losses:
         one, two = (energies[s.name] for s in loss.sources)
         n_atoms = len(one.point.atoms)
+        from_, to = (
+            PhaseFreeEnergy(
+                phase=name,
+                numbers=end.point.atoms.numbers.tolist(),
+                scaled_positions=np.round(end.point.atoms.get_scaled_positions(wrap=False), 12).tolist(),
+                cell=end.point.atoms.cell.array.tolist(),
+                gibbs=end.gibbs.scaled(1 / (MEV * n_atoms), "meV/atom"),
+                overlap=end.overlap,
+            )
+            for name, end in ((loss.options.from_, one), (loss.options.to, two))
+        )
         difference = (two.gibbs - one.gibbs).scaled(1 / (MEV * n_atoms), "meV/atom")
         results[loss.name] = FreeEnergyResult(
             model_hash=potential.hash,
@@ -137,24 +144,12 @@ def compute_free_energies(
             pressure_GPa=loss.options.pressure,
             n_atoms=n_atoms,
             delta_g=difference,
-            from_=_phase(loss.options.from_, one),
-            to=_phase(loss.options.to, two),
+            from_=from_,
+            to=to,
             timestep_fs=settings.timestep,
             settings=dict(settings.record),
         )
     return results
-
-
-def _phase(name: str, energy: AbsoluteFreeEnergy) -> PhaseFreeEnergy:
-    atoms = energy.point.atoms
-    return PhaseFreeEnergy(
-        phase=name,
-        numbers=atoms.numbers.tolist(),
-        scaled_positions=np.round(atoms.get_scaled_positions(wrap=False), 12).tolist(),
-        cell=atoms.cell.array.tolist(),
-        gibbs=energy.gibbs.scaled(1 / (MEV * len(atoms)), "meV/atom"),
-        overlap=energy.overlap,
-    )
 
 
 def read_initial(
