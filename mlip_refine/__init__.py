@@ -13,20 +13,23 @@ Names are imported when they are first used, so that importing the package costs
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlip_refine.workflows import WORKFLOWS
+
 if TYPE_CHECKING:
     from mlip_refine.config import Config as Config
     from mlip_refine.config import config_from_dict as config_from_dict
     from mlip_refine.config import load_config as load_config
     from mlip_refine.potential import Potential as Potential
     from mlip_refine.potential import ase_calculator as ase_calculator
-    from mlip_refine.workflows.bench import bench as bench
-    from mlip_refine.workflows.elastic.run import elastic as elastic
+    from mlip_refine.workflows.bench.run import bench as bench
+    from mlip_refine.workflows.elastic import elastic as elastic
+    from mlip_refine.workflows.finetune import finetune as finetune
     from mlip_refine.workflows.finetune.run import FinetuneResult as FinetuneResult
-    from mlip_refine.workflows.finetune.run import finetune as finetune
+    from mlip_refine.workflows.free_energy import free_energy as free_energy
     from mlip_refine.workflows.free_energy.run import free_energies as free_energies
     from mlip_refine.workflows.from_config import load_potential as load_potential
-    from mlip_refine.workflows.md.run import md as md
-    from mlip_refine.workflows.phonons.run import phonons as phonons
+    from mlip_refine.workflows.md import md as md
+    from mlip_refine.workflows.phonons import phonons as phonons
 
     __version__: str
 
@@ -35,33 +38,15 @@ _HOMES = {
     "FinetuneResult": "mlip_refine.workflows.finetune.run",
     "Potential": "mlip_refine.potential",
     "ase_calculator": "mlip_refine.potential",
-    "bench": "mlip_refine.workflows.bench",
+    "bench": "mlip_refine.workflows.bench.run",
     "config_from_dict": "mlip_refine.config",
-    "elastic": "mlip_refine.workflows.elastic.run",
-    "finetune": "mlip_refine.workflows.finetune.run",
     "free_energies": "mlip_refine.workflows.free_energy.run",
     "load_config": "mlip_refine.config",
     "load_potential": "mlip_refine.workflows.from_config",
-    "md": "mlip_refine.workflows.md.run",
-    "phonons": "mlip_refine.workflows.phonons.run",
+    **{name: module for module, _, name in (workflow.partition(":") for workflow in WORKFLOWS)},
 }
-
-__all__ = [
-    "Config",
-    "FinetuneResult",
-    "Potential",
-    "__version__",
-    "ase_calculator",
-    "bench",
-    "config_from_dict",
-    "elastic",
-    "finetune",
-    "free_energies",
-    "load_config",
-    "load_potential",
-    "md",
-    "phonons",
-]
+__all__ = ["__version__"]
+__all__ += list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

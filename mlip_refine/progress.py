@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,7 +12,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 # Plain lines come at most this often, in seconds.
 LINE_EVERY = 20.0
 
-console = Console(stderr=True, highlight=False)
+listeners: list[Callable[[str], None]] = []
+"""Called with every line of text that `console` prints, such as by the log of a run."""
+
+
+class _Notices(Console):
+    """Standard error, whose lines of text reach the listeners too."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        text = " ".join(o for o in objects if isinstance(o, str))
+        if text:
+            for listener in listeners:
+                listener(text)
+
+
+console = _Notices(stderr=True, highlight=False)
+"""Where notices about the work go; `console.quiet = True` silences them and the progress."""
 
 
 class Ticker(Protocol):
@@ -25,7 +41,7 @@ class Ticker(Protocol):
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Ticker]:
     """Show the progress of `total` units of work while the block runs."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not console.quiet:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with Progress(
             *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True

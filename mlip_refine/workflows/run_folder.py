@@ -1,10 +1,21 @@
-"""The folder of a run: made, refused, or resumed."""
+"""The folder of a run: made, refused or resumed, locked while a process works in it, and its log."""
 
+import fcntl
+import json
 import os
+import socket
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from rich.console import Console
+
+from mlip_refine import progress
 from mlip_refine.config import Config, dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_text
@@ -12,15 +23,25 @@ from mlip_refine.files import write_text
 PACKAGES = ("mlip-refine", "torch", "mace-torch", "torch-sim-atomistic", "ase", "numpy")
 """What the numbers of a run depend on."""
 
-LAYOUT = """{folder}
-├── config.yaml       the config with every default
-├── log.jsonl         one line per update
-├── checkpoints/      what --resume starts from
-├── frames/           sampled frames (HDF5)
-├── {name}.model        the refined MACE checkpoint
-├── {name}.safetensors  the same without pickle, with {name}.json
-├── summary.json      what changed, with errors
-└── *.png             figures"""
+LOG = "log.txt"
+LOCK = ".lock"
+
+FILE_WIDTH = 160
+"""Characters per line of tables that are written to a file."""
+
+RESUMABLE = (
+    "base",
+    "output",
+    "free_energy.max_error",
+    "training.steps",
+    "training.tolerance",
+    "training.patience",
+    "training.checkpoint_every",
+)
+"""Keys that may differ when any run is resumed: where it reads and writes, and when it stops."""
+
+ONE_VERB_SECTIONS = ("md", "elastic", "phonons")
+"""Sections that one verb alone reads: the runs of other verbs may be resumed with other values."""
 
 
 def packages() -> dict[str, str]:
@@ -28,18 +49,59 @@ def packages() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def open_run_folder(config: Config, *, resume: bool, growing: tuple[str, ...] = ()) -> Path:
+@contextmanager
+def locked_run_folder(
+    config: Config,
+    *,
+    resume: bool,
+    section: str | None = None,
+    resumable: tuple[str, ...] = (),
+    growing: tuple[str, ...] = (),
+) -> Iterator[Path]:
+    """Open a run folder as `open_run_folder` does, and keep other processes out of it.
+
+    Raises:
+        InputError: If the folder cannot be used, or another process works in it.
+    """
+    may_differ = _may_differ(section, resumable)
+    _make(config, resume=resume, may_differ=may_differ, growing=growing)
+    with _locked(config.run_folder):
+        # Once more: another process may have started a run since.
+        yield open_run_folder(config, resume=resume, section=section, resumable=resumable, growing=growing)
+
+
+def open_run_folder(
+    config: Config,
+    *,
+    resume: bool,
+    section: str | None = None,
+    resumable: tuple[str, ...] = (),
+    growing: tuple[str, ...] = (),
+) -> Path:
     """Make the folder of a run, or go on in one.
 
     Args:
-        config: Names the folder.
+        config: The config, which names the folder.
         resume: Whether a run that is there is continued; without one, a run is started.
-        growing: Keys that may become larger in this kind of run, beside those of `GROWING`.
+        section: Section of the config that this kind of run alone reads.
+        resumable: Keys that may differ when this kind of run is resumed, beside `RESUMABLE`.
+        growing: Keys that may become larger when this kind of run is resumed.
 
     Raises:
         InputError: If the folder exists and is not to be resumed, holds a run of another config, or cannot be
             written. Nothing is overwritten.
     """
+    _make(config, resume=resume, may_differ=_may_differ(section, resumable), growing=growing)
+    write_text(config.run_folder / "config.yaml", dump_config(config))
+    return config.run_folder
+
+
+def _may_differ(section: str | None, resumable: tuple[str, ...]) -> tuple[str, ...]:
+    return (*RESUMABLE, *(name for name in ONE_VERB_SECTIONS if name != section), *resumable)
+
+
+def _make(config: Config, *, resume: bool, may_differ: tuple[str, ...], growing: tuple[str, ...]) -> None:
+    """Make the folder if it is not there, or refuse it."""
     folder = config.run_folder
     if (folder / "config.yaml").exists():
         if not resume:
@@ -48,10 +110,9 @@ def open_run_folder(config: Config, *, resume: bool, growing: tuple[str, ...] = 
                 where=str(folder),
                 fix="Give the run another name, go on with --resume, or remove the folder.",
             )
-        _require_same(config, folder, (*GROWING, *growing))
-        write_text(folder / "config.yaml", dump_config(config))
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _require_same(config, folder, may_differ, growing)
+        return
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         problem = "the run folder exists and is not a run"
         raise InputError(problem, where=str(folder), fix="Choose another name.")
     try:
@@ -60,33 +121,15 @@ def open_run_folder(config: Config, *, resume: bool, growing: tuple[str, ...] = 
         raise _unwritable(folder, str(error)) from error
     if not os.access(folder, os.W_OK):
         raise _unwritable(folder, "no permission to write")
-    write_text(folder / "config.yaml", dump_config(config))
-    return folder
 
 
-# What may differ when a run goes on: where to look and write, and when to stop.
-RESUMABLE = (
-    "base",
-    "output",
-    "free_energy.max_error",
-    "md.dynamics",
-    "md.export",
-    "phonons.baseline",
-    "training.steps",
-    "training.tolerance",
-    "training.patience",
-    "training.checkpoint_every",
-)
-
-# What may only become larger, in every kind of run.
-GROWING = ("md.duration",)
-
-
-def _require_same(config: Config, folder: Path, growing: tuple[str, ...]) -> None:
-    """Resuming under another config would mix two runs."""
+def _require_same(
+    config: Config, folder: Path, may_differ: tuple[str, ...], growing: tuple[str, ...]
+) -> None:
+    """Refuse a config of which a resumed run would be a mixture of two runs."""
     old, new = (_flat(c.model_dump()) for c in (load_config(folder / "config.yaml"), config))
     differs = {key for key in old | new if old.get(key) != new.get(key)}
-    changed = sorted(key for key in differs if not key.startswith((*RESUMABLE, *growing)))
+    changed = sorted(key for key in differs if not key.startswith((*may_differ, *growing)))
     # A learning rate that ends somewhere knows from its first update how many there will be.
     if "training.steps" in differs and old.get("training.final_learning_rate") is not None:
         changed.append("training.steps")
@@ -118,3 +161,99 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _unwritable(folder: Path, why: str) -> InputError:
     problem = "the run folder cannot be written"
     return InputError(problem, where=str(folder), found=why, fix="Set output.folder.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; the system releases that of a process that has died.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    path = folder / LOCK
+    while True:
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read()
+            stream.close()
+            raise _in_use(folder, holder) from error
+        except OSError:
+            # A file system without locks; the run works there as well.
+            break
+        # Its last holder may have removed the file between the opening and the locking.
+        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            break
+        stream.close()
+    with stream:
+        stream.truncate(0)
+        stream.write(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        stream.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _in_use(folder: Path, holder: str) -> InputError:
+    """Return the error that names the process in a lock file, as far as it says."""
+    try:
+        known = json.loads(holder)
+        found = f"process {known['process']} on {known['host']}"
+    except (ValueError, KeyError, TypeError):
+        found = "a process that has just started"
+    return InputError(
+        "another process works in the run folder",
+        where=str(folder),
+        found=found,
+        fix="Wait until it has ended, or give the run another name.",
+    )
+
+
+@contextmanager
+def logged(folder: Path, title: str) -> Iterator[Console]:
+    """Append to the log of a run: what is printed to the console, notices, warnings, and how it ended.
+
+    Args:
+        folder: The run folder.
+        title: First line, after the time.
+
+    Yields:
+        The console of the log.
+    """
+    with (folder / LOG).open("a", encoding="utf-8") as stream:
+        log = Console(file=stream, width=FILE_WIDTH, highlight=False, color_system=None)
+
+        def write(text: str) -> None:
+            log.print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}", markup=False, soft_wrap=True)
+            stream.flush()
+
+        process = f"process {os.getpid()} on {socket.gethostname()}"
+        write(f"{title}, mlip-refine {version('mlip-refine')}, {process}")
+        shown = warnings.showwarning
+
+        def show_and_log(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            write(f"{category.__name__} at {filename}:{lineno}: {message}")
+            shown(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_and_log
+        progress.listeners.append(write)
+        try:
+            yield log
+        except BaseException as error:
+            write(f"ended by {type(error).__name__}\n{traceback.format_exc()}")
+            raise
+        else:
+            write("finished")
+        finally:
+            progress.listeners.remove(write)
+            warnings.showwarning = shown

@@ -4,7 +4,8 @@ import pytest
 
 from mlip_refine.config import Config, config_from_dict, load_config
 from mlip_refine.errors import InputError
-from mlip_refine.workflows.run_folder import LAYOUT, open_run_folder
+from mlip_refine.workflows.finetune import LAYOUT
+from mlip_refine.workflows.run_folder import open_run_folder
 
 
 def _config(folder, **changes: object) -> Config:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mlip_refine.errors import InputError
-from mlip_refine.workflows.elastic.thermal_records import ThermalElasticPoint
+from mlip_refine.workflows.elastic.thermal_records import ThermalElasticPoint, thermal_json
 
 FORMAT = "mlip_refine elastic 1"
 
@@ -115,6 +115,17 @@ class ElasticResult:
     def __getitem__(self, name: str) -> ElasticPoint:
         """Return the point of a name such as ``hcp-0GPa``."""
         return {point.name: point for point in self.points}[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of all files, by file name."""
+        return self.files()
+
+    def files(self) -> dict[str, Any]:
+        """Return the JSON files of the run folder by name."""
+        found = {"elastic.json": self.as_json()}
+        if self.thermal:
+            found["thermal_elastic.json"] = thermal_json(self.name, self.model_hash, self.thermal)
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """What `elastic.json` holds."""

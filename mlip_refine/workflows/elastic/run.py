@@ -1,8 +1,6 @@
 """Elastic constants of the crystals of a config."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -16,20 +14,13 @@ from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.crystals.tensors import rotate, stability
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
+from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
 from mlip_refine.quantities import GPA
+from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult, PolycrystalModuli
 from mlip_refine.workflows.elastic.thermal import thermal_elasticity
-from mlip_refine.workflows.elastic.thermal_records import thermal_json
 from mlip_refine.workflows.from_config import crystal, load_potential, require_phase
-from mlip_refine.workflows.run_folder import open_run_folder
-
-LAYOUT = """{folder}
-├── config.yaml       the config with every default
-├── elastic.json      tensors, moduli and stability of every phase at every pressure
-├── crystals.extxyz   the crystals at rest, in the axes of their tensors
-├── thermal_elastic.json   constants, moduli and pressure at elastic.temperature
-└── frames/           what was sampled for it (HDF5)"""
 
 
 @dataclass(frozen=True)
@@ -42,33 +33,47 @@ class _Task:
     rest: Rest
 
 
-def elastic(
-    config: Config, *, resume: bool = False, opened: Callable[[Path], None] = lambda _: None
-) -> ElasticResult:
-    """Find the static elastic constants of every phase at every pressure, and those at temperatures.
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run starts from.
 
-    Args:
-        config: What to do, in its section `elastic`; without one, all phases at no pressure.
-        resume: Go on with a run that was interrupted, or sample more frames than it had.
-        opened: Called with the run folder, once the input has been checked.
+    Attributes:
+        config: The config.
+        potential: The potential, frozen, in float64.
+        tasks: Phases and conditions whose static constants are computed.
+        phases: Phases whose constants at temperatures are computed.
+    """
 
-    Returns:
-        What `elastic.json` and `thermal_elastic.json` hold.
+    config: Config
+    potential: Potential
+    tasks: list[_Task]
+    phases: list[str]
+
+
+def prepare(config: Config) -> Prepared:
+    """Check the input of a run.
 
     Raises:
-        InputError: For bad input; nothing has been overwritten.
-        MlipRefineError: A crystal does not come to rest.
-        SamplingError: If a crystal does not survive its temperature.
+        InputError: For bad input.
     """
-    section = config.elastic
-    tasks = _tasks(config, section)
+    tasks = _tasks(config, config.elastic)
     phases = list(dict.fromkeys(task.phase for task in tasks))
     _require_one_phase(config, phases)
     potential = load_potential(config).frozen_copy("float64")
     for task in tasks:
         potential.graphs.species(task.atoms.numbers)
-    folder = open_run_folder(config, resume=resume, growing=("sampling.frames",))
-    opened(folder)
+    return Prepared(config, potential, tasks, phases)
+
+
+def run(prepared: Prepared, run: Run) -> ElasticResult:
+    """Find the static elastic constants of every phase at every pressure, and those at temperatures.
+
+    Raises:
+        MlipRefineError: A crystal does not come to rest.
+        SamplingError: If a crystal does not survive its temperature.
+    """
+    config, potential, tasks, folder = prepared.config, prepared.potential, prepared.tasks, run.folder
+    section = config.elastic
     points, crystals = [], []
     with progress("elastic constants", len(tasks)) as tick:
         for task in tasks:
@@ -81,10 +86,9 @@ def elastic(
     write_json(folder / "elastic.json", result.as_json())
     if section.temperature is None:
         return result
-    for points_of_state in thermal_elasticity(config, potential, phases, folder):
+    for points_of_state in thermal_elasticity(config, potential, prepared.phases, folder):
         result = replace(result, thermal=result.thermal + points_of_state)
-        document = thermal_json(config.name, potential.hash, result.thermal)
-        write_json(folder / "thermal_elastic.json", document)
+        write_json(folder / "thermal_elastic.json", result.files()["thermal_elastic.json"])
     return result
 
 

@@ -7,11 +7,18 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult
+from mlip_refine.workflows.elastic.thermal_records import print_thermal_elastic
 
 AXES = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 ASYMMETRIC = 0.01
 """Components that symmetry forbids, in GPa, from which on they are told."""
+
+
+def print_result(console: Console, result: ElasticResult) -> None:
+    """Print the constants at rest, and those at temperatures where there are any."""
+    print_elastic(console, result)
+    print_thermal_elastic(console, result.thermal)
 
 
 def print_elastic(console: Console, result: ElasticResult) -> None:

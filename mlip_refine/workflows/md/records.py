@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured
+from mlip_refine.workflows.md.dynamics_records import DynamicsResult
 
 FORMAT = "mlip_refine md 1"
 
@@ -134,6 +135,7 @@ class MDResult:
         model_hash: Of the potential.
         points: Every state point.
         speed: Of this call; `None` where all frames were there already.
+        dynamics: Content of `dynamics.json`; `None` without `md.dynamics`.
     """
 
     folder: Path
@@ -141,13 +143,27 @@ class MDResult:
     model_hash: str
     points: tuple[MDPoint, ...]
     speed: Speed | None = None
+    dynamics: DynamicsResult | None = None
 
     def __getitem__(self, name: str) -> MDPoint:
         """Return the state point of a name such as ``hcp-300K-0GPa``."""
         return {point.name: point for point in self.points}[name]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `md.json`, with that of `dynamics.json` as `dynamics`."""
+        return self.as_json() | ({} if self.dynamics is None else {"dynamics": self.dynamics.as_json()})
+
+    def files(self) -> dict[str, Any]:
+        """Return the JSON files of the run folder by name."""
+        found: dict[str, Any] = {"md.json": self.as_json()}
+        if self.speed is not None:
+            found["speed.json"] = asdict(self.speed)
+        if self.dynamics is not None:
+            found["dynamics.json"] = self.dynamics.as_json()
+        return found
+
     def as_json(self) -> dict[str, Any]:
-        """What `md.json` holds."""
+        """Return the content of `md.json`."""
         points = [point.as_json() for point in self.points]
         return {"format": FORMAT, "name": self.name, "model_hash": self.model_hash, "points": points}
 

@@ -1,47 +1,31 @@
 """Molecular dynamics for its own sake: every phase at every temperature and pressure, in one batch."""
 
 import math
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlip_refine.config import MD, Config
 from mlip_refine.errors import InputError, SamplingError
-from mlip_refine.files import write_json
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.md.settings import resolved
 from mlip_refine.sampling.state_points import SERIES, Ensemble
+from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import (
     crystal,
     identity,
     load_potential,
     md_settings,
-    require_phase,
     timestep,
     with_timestep,
 )
+from mlip_refine.workflows.md import chosen_states, required_section
 from mlip_refine.workflows.md.averages import averages
 from mlip_refine.workflows.md.dynamics_files import write_dynamics
-from mlip_refine.workflows.md.dynamics_tables import write_dynamics_figures
 from mlip_refine.workflows.md.files import write_frames, write_series
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
-from mlip_refine.workflows.md.tables import write_md_figures
-from mlip_refine.workflows.run_folder import open_run_folder, packages
-
-LAYOUT = """{folder}
-├── config.yaml   the config with every default
-├── frames/       sampled frames (HDF5)
-├── md.json       averages with errors
-├── series.csv    energy, volume, pressure and cell of every frame
-├── speed.json    how fast it was
-├── dynamics/     correlations and spectra, with dynamics, and dynamics.json
-├── extxyz/       the frames that count, with export: true
-└── *.png         energy, volume and pressure over time"""
 
 STAGE = "md"
 
@@ -65,123 +49,101 @@ class RecordedLength(Length):
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What a run samples: points with the time step, friction and barostat time that each has."""
+class Prepared:
+    """Everything that a run starts from.
 
-    config: Config
-    folder: Path
-    store: FrameStore
+    Attributes:
+        name: Name of the run.
+        seed: Random seed.
+        section: The section `md` of the config.
+        min_effective: Least number of independent frames of an average.
+        potential: The potential, frozen and as it samples.
+        points: State points by name, each with its time step, friction and barostat time.
+        phases: Phase of every state point, by its name.
+        settings: How the points are integrated.
+        timestep: Time step, fs.
+        steps_per_frame: Time steps between two frames.
+        length: Number of frames, with those of the equilibration.
+    """
+
+    name: str
+    seed: int
+    section: MD
+    min_effective: float
     potential: Potential
     points: dict[str, StatePoint]
     phases: dict[str, str]
     settings: MDSettings
+    timestep: float
     steps_per_frame: int
     length: RecordedLength
 
     @property
     def interval(self) -> float:
-        """Time between frames as it is, a whole number of steps, fs."""
-        return self.steps_per_frame * timestep(self.config)
+        """Time between two frames, a whole number of steps, fs."""
+        return self.steps_per_frame * self.timestep
 
 
-def md(config: Config, *, resume: bool = False, opened: Callable[[Path], None] = lambda _: None) -> MDResult:
-    """Run molecular dynamics and average.
-
-    A point that lost all its replicas has no averages and says why; it does not take the others along.
-
-    Args:
-        config: What to do; it has a section `md`.
-        resume: Go on with a run that was interrupted.
-        opened: Called with the run folder, once the input has been checked.
-
-    Returns:
-        What `md.json` holds.
+def prepare(config: Config) -> Prepared:
+    """Check the input, and turn the config into the state points and settings of a run.
 
     Raises:
-        InputError: For bad input; nothing has been overwritten.
+        InputError: For bad input.
     """
-    run = _prepare(config, resume=resume)
-    opened(run.folder)
-    runs, speed = _timed(run)
-    points = tuple(_point(run, trajectory) for trajectory in runs.values())
-    result = MDResult(run.folder, config.name, run.potential.hash, points, speed)
-    write_series(run.folder / "series.csv", runs, run.interval)
-    if _section(config).export:
-        for name, trajectory in runs.items():
-            write_frames(
-                run.folder / "extxyz" / f"{name}.extxyz", trajectory, run.interval, run.length.skipped
-            )
-    if speed is not None:
-        write_json(run.folder / "speed.json", asdict(speed))
-    write_json(run.folder / "md.json", result.as_json())
-    _write_dynamics(run, runs)
-    if config.output.figures:
-        write_md_figures(run.folder)
-    if not config.output.keep_frames:
-        shutil.rmtree(run.store.folder, ignore_errors=True)
-    return result
-
-
-def _write_dynamics(run: _Run, runs: dict[str, Trajectory]) -> None:
-    options = _section(run.config).dynamics
-    if options is None:
-        return
-    name, model = run.config.name, run.potential.hash
-    write_dynamics(run.folder, name, model, runs, run.length.skipped, run.interval, options)
-    if run.config.output.figures:
-        write_dynamics_figures(run.folder)
-
-
-def _section(config: Config) -> MD:
-    if config.md is None:
-        raise InputError(
-            "there is nothing to run: the config has no section md",
-            where=config.where(),
-            expected="md with at least a temperature",
-        )
-    return config.md
-
-
-def _prepare(config: Config, *, resume: bool) -> _Run:
-    """Check everything that can be checked before a file is written, then open the run folder."""
-    section, given = _section(config), config
-    sources = _sources(config, section)
+    section, states = required_section(config), chosen_states(config)
+    sources = [EnsembleSource(*state) for state in states]
     potential = load_potential(config).frozen_copy(config.sampling.dtype, config.sampling.accelerate)
     points = [_state_point(config, section, source, potential) for source in sources]
     config = with_timestep(config, potential, points)
-    if section.interval < timestep(config):
+    step = timestep(config)
+    if section.interval < step:
         raise InputError(
             "frames cannot be closer than steps",
             where=config.where("md", "interval"),
             found=f"interval {section.interval:g} fs",
-            expected=f"at least one time step ({timestep(config):g} fs)",
+            expected=f"at least one time step ({step:g} fs)",
         )
     settings = md_settings(config, interval=section.interval)
-    points = resolved(potential, points, settings)
-    steps = max(1, round(section.interval / timestep(config)))
+    steps = max(1, round(section.interval / step))
+    # Frames that cover the times; the small number forgives rounding.
     skipped, frames = (
-        _frames(t, steps * timestep(config)) for t in (section.equilibration, section.duration)
+        math.ceil(time / (steps * step) - 1e-6) for time in (section.equilibration, section.duration)
     )
     segment = max(1, round(section.segment / section.interval))
-    length = RecordedLength(0.0, skipped + frames, segment, skipped)
-    folder = open_run_folder(given, resume=resume)
-    store = FrameStore(folder / "frames", {"seed": config.seed, "packages": packages()})
-    named, phases = {p.name: p for p in points}, {s.name: s.phase for s in sources}
-    return _Run(config, folder, store, potential, named, phases, settings, steps, length)
+    return Prepared(
+        name=config.name,
+        seed=config.seed,
+        section=section,
+        min_effective=config.sampling.min_effective_frames,
+        potential=potential,
+        points={point.name: point for point in resolved(potential, points, settings)},
+        phases={source.name: source.phase for source in sources},
+        settings=settings,
+        timestep=step,
+        steps_per_frame=steps,
+        length=RecordedLength(0.0, skipped + frames, segment, skipped),
+    )
 
 
-def _frames(duration: float, interval: float) -> int:
-    """Frames that cover a time; the small number forgives rounding."""
-    return math.ceil(duration / interval - 1e-6)
+def run(prepared: Prepared, run: Run) -> MDResult:
+    """Sample every state point and average.
 
-
-def _sources(config: Config, section: MD) -> list[EnsembleSource]:
-    phases = list(config.phases) if section.phases is None else section.phases
-    for i, name in enumerate(phases):
-        require_phase(config, name, "md", config.where("md", "phases", i))
-    if not phases:
-        raise InputError("there is nothing to run: the config has no phases", where=config.where("md"))
-    return [EnsembleSource(*state) for state in product(phases, section.temperature, section.pressure)]
+    A point that lost all its replicas has no averages and says why; it does not take the others along.
+    """
+    section, skipped = prepared.section, prepared.length.skipped
+    trajectories, speed = _timed(prepared, run.store)
+    points = tuple(_point(prepared, trajectory) for trajectory in trajectories.values())
+    write_series(run.folder / "series.csv", trajectories, prepared.interval)
+    if section.export:
+        for name, trajectory in trajectories.items():
+            path = run.folder / "extxyz" / f"{name}.extxyz"
+            write_frames(path, trajectory, prepared.interval, skipped)
+    name, model_hash, dynamics = prepared.name, prepared.potential.hash, None
+    if section.dynamics is not None:
+        dynamics = write_dynamics(
+            run.folder, name, model_hash, trajectories, skipped, prepared.interval, section.dynamics
+        )
+    return MDResult(run.folder, name, model_hash, points, speed, dynamics)
 
 
 def _state_point(config: Config, section: MD, source: EnsembleSource, potential: Potential) -> StatePoint:
@@ -203,58 +165,61 @@ def _state_point(config: Config, section: MD, source: EnsembleSource, potential:
     )
 
 
-def _timed(run: _Run) -> tuple[dict[str, Trajectory], Speed | None]:
-    """Sample what is not there yet, and how fast that was."""
-    before, started = _stamps(run), time.monotonic()
-    runs = _sampled(run)
-    seconds = time.monotonic() - started
-    after = _stamps(run)
-    fresh = sum(n for i, n in enumerate(run.length.segments()) if before[i] != after[i])
-    if not fresh:
-        return runs, None
-    steps = fresh * run.steps_per_frame
-    atoms = sum(len(p.atoms) * p.replicas for p in run.points.values())
-    return runs, Speed(steps, seconds, steps * atoms / seconds, str(run.potential.device))
-
-
-def _stamps(run: _Run) -> list[int | None]:
-    """When every segment was written."""
-    paths = [run.store.path(STAGE, i) for i in range(len(run.length.segments()))]
-    return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
-
-
-def _sampled(run: _Run) -> dict[str, Trajectory]:
-    points, seed = list(run.points.values()), run.config.seed
+def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory], Speed | None]:
+    """Sample the frames that are not there yet, and measure how fast that was."""
+    segments, points = prepared.length.segments(), list(prepared.points.values())
+    paths = [store.path(STAGE, i) for i in range(len(segments))]
+    written_before, started = [_written(path) for path in paths], time.monotonic()
     try:
-        return sample(
-            run.potential, points, run.settings, run.length, seed=seed, stage=STAGE, store=run.store
+        trajectories = sample(
+            prepared.potential,
+            points,
+            prepared.settings,
+            prepared.length,
+            seed=prepared.seed,
+            stage=STAGE,
+            store=store,
         )
     except SamplingError:
         # Raised at the end, when a point lost all its replicas: the others are in the store.
-        stored = _stored(run)
+        stored = _stored(prepared, store)
         if stored is None:
             raise
-        return stored
+        trajectories = stored
+    seconds = time.monotonic() - started
+    fresh = sum(
+        n for n, path, before in zip(segments, paths, written_before, strict=True) if _written(path) != before
+    )
+    if not fresh:
+        return trajectories, None
+    steps = fresh * prepared.steps_per_frame
+    atoms = sum(len(p.atoms) * p.replicas for p in points)
+    return trajectories, Speed(steps, seconds, steps * atoms / seconds, str(prepared.potential.device))
 
 
-def _stored(run: _Run) -> dict[str, Trajectory] | None:
-    """What the store holds, if that is all of the run."""
+def _written(path: Path) -> int | None:
+    """Return when a file was written; None for one that is not there."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _stored(prepared: Prepared, store: FrameStore) -> dict[str, Trajectory] | None:
+    """Return the trajectories in the store, if all of their segments are there."""
     whole: dict[str, Trajectory] = {}
-    for i in range(len(run.length.segments())):
-        segment = run.store.read(STAGE, i, run.points, None)
+    for i in range(len(prepared.length.segments())):
+        segment = store.read(STAGE, i, prepared.points, None)
         if segment is None:
             return None
         whole = {name: whole[name].extend(t) if whole else t for name, t in segment[0].items()}
     return whole
 
 
-def _point(run: _Run, trajectory: Trajectory) -> MDPoint:
-    point, section = trajectory.point, _section(run.config)
-    cut = {name: getattr(trajectory, name)[:, run.length.skipped :] for name in (*SERIES, "kept")}
+def _point(prepared: Prepared, trajectory: Trajectory) -> MDPoint:
+    point, skipped = trajectory.point, prepared.length.skipped
+    cut = {name: getattr(trajectory, name)[:, skipped:] for name in (*SERIES, "kept")}
     production = replace(trajectory, **cut)
     return MDPoint(
         name=point.name,
-        phase=run.phases[point.name],
+        phase=prepared.phases[point.name],
         n_atoms=trajectory.n_atoms,
         temperature_K=point.temperature,
         pressure_GPa=point.pressure,
@@ -262,15 +227,15 @@ def _point(run: _Run, trajectory: Trajectory) -> MDPoint:
         thermostat=point.thermostat,
         cell_freedom=point.freedom,
         identity=point.identity,
-        timestep_fs=timestep(run.config),
-        interval_fs=run.interval,
+        timestep_fs=prepared.timestep,
+        interval_fs=prepared.interval,
         friction_per_ps=point.friction if point.langevin else None,
         barostat_time_fs=point.barostat_time if point.freedom != "fixed" else None,
-        replicas=section.replicas,
-        steps=run.length.frames * run.steps_per_frame,
-        equilibration_ps=run.length.skipped * run.interval / 1e3,
+        replicas=prepared.section.replicas,
+        steps=prepared.length.frames * prepared.steps_per_frame,
+        equilibration_ps=skipped * prepared.interval / 1e3,
         frames_kept=production.n_kept,
         frames_discarded=production.kept.numel() - production.n_kept,
-        averages=averages(production, run.config.sampling.min_effective_frames),
+        averages=averages(production, prepared.min_effective),
         verdicts=trajectory.verdicts,
     )

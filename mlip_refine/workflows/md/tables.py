@@ -16,6 +16,7 @@ from rich.table import Table
 from mlip_refine.errors import InputError
 from mlip_refine.report.figures import COLOURS, GREY, save_figure
 from mlip_refine.report.tables import number
+from mlip_refine.workflows.md.dynamics_tables import print_dynamics, write_dynamics_figures
 from mlip_refine.workflows.md.records import Average, MDPoint, MDResult, read_md
 
 PANELS = ("energy", "volume", "pressure")
@@ -26,6 +27,19 @@ TABLES = {
 }
 
 type Courses = Mapping[str, Mapping[int, Sequence[Mapping[str, str]]]]
+
+
+def print_result(console: Console, result: MDResult) -> None:
+    """Print the averages of every state point, and before them the dynamics where they were asked for."""
+    if result.dynamics is not None:
+        print_dynamics(console, result.dynamics)
+    print_md(console, result)
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Draw the figures of a finished run; see `write_md_figures` and `write_dynamics_figures`."""
+    dynamics = write_dynamics_figures(folder) if (folder / "dynamics.json").exists() else []
+    return write_md_figures(folder) + dynamics
 
 
 def print_md(console: Console, result: MDResult) -> None:

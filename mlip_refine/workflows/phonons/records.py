@@ -123,6 +123,14 @@ class PhononResult:
         """Kinds of cells that have points with a reference."""
         return list(dict.fromkeys(p.cell for p in self.points if p.reference is not None))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `phonons.json`."""
+        return self.as_json()
+
+    def files(self) -> dict[str, Any]:
+        """Return the JSON files of the run folder by name."""
+        return {"phonons.json": self.as_json()}
+
     def as_json(self) -> dict[str, Any]:
         """The document of `phonons.json`."""
         return {

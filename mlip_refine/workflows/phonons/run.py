@@ -1,69 +1,75 @@
 """Phonons of the crystals of a config, beside reference calculations."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ase.data import chemical_symbols
 
-from mlip_refine.config import Config
+from mlip_refine.config import Config, Phonons
 from mlip_refine.crystals.phonons.conductivity import require_phono3py
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.files import write_json
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
+from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import load_potential
 from mlip_refine.workflows.phonons.point import FAILURES, find_point, reason
 from mlip_refine.workflows.phonons.records import PhononPoint, PhononResult, read_phonons_json
 from mlip_refine.workflows.phonons.reduction import compared_with, require_comparable
 from mlip_refine.workflows.phonons.store import Store
-from mlip_refine.workflows.phonons.tables import write_phonon_figures
 from mlip_refine.workflows.phonons.tasks import Task, phonon_tasks
-from mlip_refine.workflows.run_folder import open_run_folder
-
-LAYOUT = """{folder}
-├── config.yaml       the config with every default
-├── phonons.json      frequencies and thermodynamics of every crystal, errors against references
-├── crystals/         the same of each as soon as it is done, with bands, modes and exported force constants
-└── *.png             bands and densities of states of each crystal, errors over all"""
 
 
-def phonons(
-    config: Config, *, resume: bool = False, opened: Callable[[Path], None] = lambda _: None
-) -> PhononResult:
-    """Find the phonons of phases, and of materials with a reference, whose errors are measured.
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run starts from.
 
-    Args:
-        config: What to do, in its section `phonons`; without one, all phases.
-        resume: Go on with a run that was interrupted.
-        opened: Called with the run folder, once the input has been checked.
+    Attributes:
+        name: Name of the run.
+        section: The section `phonons` of the config.
+        potential: The potential, frozen, in float64.
+        tasks: Crystals whose phonons are computed.
+        left_out: Why other materials are left out, by title.
+        baseline: Result of another potential to compare with.
+    """
 
-    Returns:
-        What `phonons.json` holds.
+    name: str
+    section: Phonons
+    potential: Potential
+    tasks: list[Task]
+    left_out: dict[str, str]
+    baseline: PhononResult | None
+
+
+def prepare(config: Config) -> Prepared:
+    """Check the input of a run.
 
     Raises:
-        InputError: For bad input; nothing has been overwritten.
-        MlipRefineError: A crystal does not come to rest, or second derivatives of the model are wrong.
+        InputError: For bad input.
     """
-    section = config.phonons
     tasks, left_out = phonon_tasks(config)
     baseline = _baseline(config)
-    if section.conductivity is not None:
+    if config.phonons.conductivity is not None:
         require_phono3py()
     potential = load_potential(config).frozen_copy("float64")
     tasks = _of_known_elements(config, potential, tasks, left_out)
-    folder = open_run_folder(config, resume=resume)
-    opened(folder)
-    store = Store(folder, potential.hash, section)
-    points = _points(potential, tasks, store, left_out)
+    return Prepared(config.name, config.phonons, potential, tasks, left_out, baseline)
+
+
+def run(prepared: Prepared, run: Run) -> PhononResult:
+    """Find the phonons of phases, and of materials with a reference, whose errors are measured.
+
+    Raises:
+        MlipRefineError: A crystal does not come to rest, or second derivatives of the model are wrong.
+    """
+    section, potential, left_out = prepared.section, prepared.potential, dict(prepared.left_out)
+    store = Store(run.folder, potential.hash, section)
+    points = _points(potential, prepared.tasks, store, left_out)
     result = PhononResult(
-        folder, config.name, potential.hash, section.mesh, section.temperature, points, left_out
+        run.folder, prepared.name, potential.hash, section.mesh, section.temperature, points, left_out
     )
-    if baseline is not None:
-        result = replace(result, baseline=compared_with(baseline, result))
-    write_json(folder / "phonons.json", result.as_json())
-    write_phonon_figures(folder)
-    return result
+    if prepared.baseline is None:
+        return result
+    return replace(result, baseline=compared_with(prepared.baseline, result))
 
 
 def _baseline(config: Config) -> PhononResult | None:

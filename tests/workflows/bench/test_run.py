@@ -14,7 +14,7 @@ from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential, model
 from mlip_refine.potential.acceleration.choose import Accelerator
 from mlip_refine.sampling import MolecularDynamics
-from mlip_refine.workflows.bench import bench, memory, scaling
+from mlip_refine.workflows.bench import memory, scaling
 from mlip_refine.workflows.bench.against_ase import engine_against_ase
 from mlip_refine.workflows.bench.engine import current_graphs, engine_against_model
 from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_against_floor, streamed_gradient
@@ -22,7 +22,7 @@ from mlip_refine.workflows.bench.jobs import Job
 from mlip_refine.workflows.bench.machine import this_machine
 from mlip_refine.workflows.bench.random_model import medium_mace
 from mlip_refine.workflows.bench.records import Outcome, Topic
-from mlip_refine.workflows.bench.run import planned
+from mlip_refine.workflows.bench.run import bench, planned
 from mlip_refine.workflows.bench.subject import QUICK, Subject
 from mlip_refine.workflows.bench.workloads import titanium
 

@@ -13,7 +13,7 @@ from mlip_refine.files import write_json
 from mlip_refine.testing import sigma_bound
 from mlip_refine.training.gradients.streaming import further_probes
 from mlip_refine.training.trainer import Trainer
-from mlip_refine.workflows.elastic.run import elastic
+from mlip_refine.workflows.elastic import elastic
 from mlip_refine.workflows.elastic.thermal_records import print_thermal_elastic, read_thermal_elastic
 from mlip_refine.workflows.finetune.run import finetune
 

@@ -212,7 +212,7 @@ def test_the_command_line_prints_files_and_averages(
         cli.main()
     printed = capsys.readouterr().out
     assert not end.value.code
-    assert "md.json       averages with errors" in printed
+    assert "md.json           averages with errors" in printed
     rows = [line.split()[:3] for line in printed.splitlines()]
     for point in result.points:
         assert [point.name, "npt", "6/6"] in rows
