@@ -21,10 +21,10 @@ from mlip_refine.potential.graphs import Graphs, Offsets, Structure
 from mlip_refine.progress import console
 
 CHUNK_ATOMS = {"cpu": 900, "cuda": 20_000}
-"""Atoms at a time by device: enough to fill the hardware; on a CPU few enough for its caches."""
+"""Number of atoms at a time by device: enough to fill the hardware; on a CPU few enough for its caches."""
 
 PROBE_ATOMS = 256
-"""Size of the first chunk on a device whose memory is measured."""
+"""Number of atoms of the first chunk on a device whose memory is measured."""
 
 _GROWTH = 8.0
 """Largest step from one measured size to the next: what is extrapolated stays near what was seen."""
@@ -37,12 +37,12 @@ _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS
 
 
 class Work(StrEnum):
-    """Kinds of evaluation, which need memory in different measure.
+    """Kinds of evaluation, which differ in the memory that they need.
 
-    On the CPU `titanium-compact` in single precision takes per edge, kB: forces 6, their gradient 17, that of
-    differences 31 (both ends are held); products with the Hessian 16, their gradient 43; Born terms, of six
-    directions, 18 and 136. (Peaks of fresh processes beyond what they held before, a batch of 14,280 edges,
-    means of two that differ by up to 14 %.)
+    On the CPU `titanium-compact` in single precision takes per edge, kB: forces 6, their gradient 17, the
+    gradient of differences 31 (both ends are held); products with the Hessian 16, their gradient 43; Born
+    terms, of six directions, 18 and 136. (Peaks of fresh processes beyond what they held before, a batch of
+    14,280 edges, means of two that differ by up to 14 %.)
     """
 
     ENERGY = "energies"
@@ -62,22 +62,22 @@ class Extent:
 
     Attributes:
         atoms: Number of atoms.
-        edges: Number of edges: neighbours of all atoms.
+        edges: Number of edges, the neighbours of all atoms.
     """
 
     atoms: float
     edges: float
 
     def fits(self, limit: Self) -> bool:
-        """Whether neither number is above its bound."""
+        """Tell whether neither number is above its bound."""
         return self.atoms <= limit.atoms and self.edges <= limit.edges
 
     def times(self, factor: float) -> "Extent":
-        """Both numbers scaled."""
+        """Return both numbers scaled by a factor."""
         return Extent(factor * self.atoms, factor * self.edges)
 
     def over(self, other: Self) -> float:
-        """How many times another chunk bounds this one: with costs linear in both, it costs no more."""
+        """Return the multiple of another chunk that bounds this one, if costs are linear in both numbers."""
         return max(self.atoms / max(other.atoms, 1), self.edges / max(other.edges, 1))
 
     def __str__(self) -> str:
@@ -92,17 +92,17 @@ class Systems:
 
     Attributes:
         count: Number of systems.
-        total: Their extent.
+        total: Extent of all systems together.
     """
 
     def __init__(self, count: int, total: Extent, offsets: Callable[[], Offsets]) -> None:
-        """Keep what is known; `offsets` is asked only if the systems are divided."""
+        """Keep the sizes; `offsets` is called only if the systems are divided."""
         self.count, self.total = count, total
         self._find_offsets = offsets
 
     @classmethod
     def of_structures(cls, structures: Sequence[Structure]) -> Self:
-        """Sizes of structures."""
+        """Return the sizes of structures."""
         atoms, edges = [0], [0]
         for structure in structures:
             atoms.append(atoms[-1] + len(structure.species))
@@ -111,7 +111,7 @@ class Systems:
 
     @classmethod
     def of_graphs(cls, graphs: Graphs) -> Self:
-        """Sizes of a batch, edges sorted by receiver; the device is waited for only if it is divided."""
+        """Return sizes of a batch, edges sorted by receiver; waits for the device only if it is divided."""
         total = Extent(len(graphs.positions), graphs.edge_index.shape[1])
         return cls(graphs.n_graphs, total, graphs.offsets)
 
@@ -121,14 +121,14 @@ class Systems:
         return self._find_offsets()
 
     def extent(self, part: slice) -> Extent:
-        """Size of some of the systems."""
+        """Return the size of consecutive systems."""
         if part == slice(0, self.count):
             return self.total
         atoms, edges = self.offsets
         return Extent(atoms[part.stop] - atoms[part.start], edges[part.stop] - edges[part.start])
 
     def take(self, start: int, limit: Extent) -> slice:
-        """The systems from `start` on that fit into a limit, at least one."""
+        """Return the systems from `start` on that fit into a limit, at least one."""
         if start == 0 and self.total.fits(limit):
             return slice(0, self.count)
         atoms, edges = self.offsets
@@ -183,19 +183,19 @@ class CudaMemory:
 
 
 class Chunker:
-    """Does work on many systems in chunks that suit a device, and remembers what fits.
+    """Divides work on many systems into chunks that suit a device, and remembers which sizes fit.
 
     Attributes:
-        device: Where the work is done.
-        memory: Of the device, if it is measured: on a GPU. On a CPU chunks are small for speed's sake.
+        device: Device that does the work.
+        memory: Meter of the memory of a GPU; on a CPU, where chunks are small for the sake of speed, `None`.
     """
 
     def __init__(self, device: torch.device, memory: Memory | None = None) -> None:
-        """Know nothing yet.
+        """Start without any size that is known to fit.
 
         Args:
-            device: Where the work is done.
-            memory: Meter in place of the device's own.
+            device: Device that does the work.
+            memory: Meter to use in place of the device's own.
         """
         self.device = device
         self.memory = memory or (CudaMemory(device) if device.type == "cuda" else None)
@@ -203,12 +203,12 @@ class Chunker:
         self._measured: dict[Work, Extent] = {}
 
     def limit(self, work: Work) -> Extent:
-        """The largest chunk for a kind of work that is fast, and fits as far as is known now."""
+        """Return the largest chunk for a kind of work that is fast, and fits as far as is known now."""
         fitting = self._fitting.get(work, UNBOUNDED)
         return Extent(min(CHUNK_ATOMS[self.device.type], fitting.atoms), fitting.edges)
 
     def plan(self, work: Work, systems: Systems) -> list[slice]:
-        """Chunks of the largest size that is not known to be too large."""
+        """Return chunks of the largest size that is not known to be too large."""
         parts, start = [], 0
         while start < systems.count:
             parts.append(systems.take(start, self.limit(work)))
@@ -219,10 +219,10 @@ class Chunker:
         """Do the work chunk by chunk, in smaller ones where memory runs out.
 
         Args:
-            work: Its kind.
+            work: Kind of the work.
             systems: Sizes of the systems.
-            evaluate: Does the work for one chunk. It may be called again for a part of a chunk that failed,
-                so it must leave nothing behind but its result.
+            evaluate: Work on one chunk. It may be called again for a part of a chunk that failed, so it must
+                leave nothing behind but its result.
 
         Yields:
             The result of every chunk, in order.
@@ -263,7 +263,7 @@ class Chunker:
         return done
 
     def _next(self, work: Work) -> Extent:
-        """Bound on the next chunk: a probe where memory is to be measured and has not been."""
+        """Return the bound on the next chunk: a probe where memory is still to be measured."""
         if self.memory is None or work in self._fitting:
             return self.limit(work)
         return Extent(PROBE_ATOMS, math.inf)
@@ -297,7 +297,7 @@ class Chunker:
 
 
 def _attempt[T](evaluate: Callable[[], T]) -> tuple[T] | None:
-    """The result, or `None` if memory ran out.
+    """Return the result, or `None` if memory ran out.
 
     The error ends here, and with it the last hold on the frames that it came through and on their tensors.
     """

@@ -1,4 +1,4 @@
-"""Atomic energies E0: what training has done to absolute energies, and how it is undone.
+"""Atomic energies E0: the drift of absolute energies in training, and how it is undone.
 
 Forces, stresses and experiments do not see the zero of the energy. A model that learns from them alone drifts
 by hundreds of meV/atom (Röcken and Zavadlav 2024, who correct it by a constant). E0 of MACE, one number per
@@ -24,11 +24,11 @@ LEAST = 1e-3
 
 @dataclass(frozen=True)
 class Compositions:
-    """Which elements structures have, and how much of each.
+    """Compositions of structures.
 
     Attributes:
         numbers: Atomic numbers of the elements that occur.
-        fractions: Part of the atoms that are of every element `[n_structures, n_elements]`, float64.
+        fractions: Share of every element in the atoms `[n_structures, n_elements]`, float64.
     """
 
     numbers: tuple[int, ...]
@@ -39,8 +39,8 @@ class Compositions:
         """Count the atoms of structures.
 
         Args:
-            potential: Knows the elements.
-            structures: At least one.
+            potential: Potential, whose elements the structures refer to.
+            structures: Structures, at least one.
         """
         known = potential.graphs.atomic_numbers
         counts = torch.stack([torch.bincount(s.species.cpu(), minlength=len(known)) for s in structures])
@@ -78,7 +78,7 @@ class Compositions:
             )
 
     def energies(self, per_atom: Tensor) -> dict[int, float]:
-        """Energies of the elements, eV, that explain energies per atom `[n_structures]`, eV, best.
+        """Return the energies of the elements, eV, that explain energies per atom `[n_structures]`, eV, best.
 
         Least squares in the energies per atom. The fractions of a structure add up to 1, so the residuals add
         up to nothing: the mean over the structures is met exactly.
@@ -96,12 +96,12 @@ def shift_energies(
     elements, and of other heads, stay.
 
     Args:
-        potential: Changed in place.
-        initial: What it was before training, with the same elements.
-        structures: Of the frames that tell, with neighbours.
+        potential: Potential after training, changed in place.
+        initial: Potential before training, with the same elements.
+        structures: Structures, with neighbours, whose mean energy is restored.
 
     Returns:
-        What was added to E0 by element, eV.
+        Shift of E0 by element, eV.
 
     Raises:
         InputError: If the compositions do not tell the energy of every element.
@@ -119,7 +119,7 @@ def shift_energies(
 
 
 def atomic_energies(potential: Potential) -> Tensor:
-    """E0 of the head in use `[n_elements]`, eV, in the order of the model: a view, in its precision."""
+    """Return E0 of the head in use `[n_elements]`, eV, in the order and precision of the model: a view."""
     block: Any = potential.module.atomic_energies_fn
     energies: Tensor = torch.atleast_2d(block.atomic_energies)[potential.heads.index(potential.head)]
     return energies

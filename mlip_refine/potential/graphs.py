@@ -2,8 +2,8 @@
 
 A `Structure` is one periodic configuration with its neighbour list; `collate` joins structures into
 one `Graphs` batch. Neighbour lists are found once per structure and travel with it, because the frames
-of an ensemble are evaluated many times under changing parameters. How they are kept small is told in
-`mlip_refine.potential.neighbours`.
+of an ensemble are evaluated many times under changing parameters. `mlip_refine.potential.neighbours` keeps
+them small.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Graphs:
         batch: Graph of every atom `[n_atoms]`.
         ptr: First atom of every graph, and the end `[n_graphs + 1]`.
         edge_index: Senders and receivers `[2, n_edges]`.
-        vectors: From senders to receivers `[n_edges, 3]`, Å: the only variables of the geometry.
+        vectors: Vectors from senders to receivers `[n_edges, 3]`, Å: the only variables of the geometry.
     """
 
     positions: Tensor
@@ -61,12 +61,12 @@ class Graphs:
         return volume
 
     def offsets(self) -> Offsets:
-        """Where every graph starts; the edges must be sorted by receiver. Waits for the device once."""
+        """Return where every graph starts; edges must be sorted by receiver. Waits for the device once."""
         edges = torch.searchsorted(self.edge_index[1].contiguous(), self.ptr)
         return Offsets(*torch.stack([self.ptr, edges]).tolist())
 
     def part(self, graphs: slice, offsets: Offsets) -> "Graphs":
-        """Consecutive graphs of the batch as a batch of their own."""
+        """Return consecutive graphs of the batch as a batch of their own."""
         start, stop = graphs.start, graphs.stop
         atoms = slice(offsets.atoms[start], offsets.atoms[stop])
         edges = slice(offsets.edges[start], offsets.edges[stop])
@@ -81,15 +81,15 @@ class Graphs:
         )
 
     def displaced(self, displacements: Tensor) -> "Graphs":
-        """The same graphs with atoms displaced by `[n_atoms, 3]`, Å; no edge comes or goes."""
+        """Return the same graphs with atoms displaced by `[n_atoms, 3]`, Å; no edge comes or goes."""
         starts, ends = (displacements.index_select(0, atoms) for atoms in self.edge_index)
         return replace(self, positions=self.positions + displacements, vectors=self.vectors + (ends - starts))
 
     def mace_input(self, vectors: Tensor, head: int) -> dict[str, Tensor]:
-        """The dictionary that `mace.modules.ScaleShiftMACE.forward` reads, with given edge vectors.
+        """Return the dictionary that `mace.modules.ScaleShiftMACE.forward` reads, with given edge vectors.
 
-        MACE adds the shifts of edges to differences of positions: with all positions zero, they are the
-        vectors. So these are the only variables of the geometry, and its derivatives are taken here.
+        MACE adds the shifts of edges to differences of positions: with all positions zero, the shifts are the
+        vectors. So the vectors are the only variables of the geometry, and derivatives are taken in them.
         """
         return {
             "positions": torch.zeros_like(self.positions).as_subclass(_Constant),
@@ -103,13 +103,13 @@ class Graphs:
         }
 
     def forces(self, slope: Tensor) -> Tensor:
-        """Forces `[n_atoms, 3]`, eV/Å, from the derivative of the energies in the vectors `[n_edges, 3]`."""
+        """Return forces `[n_atoms, 3]`, eV/Å, from the derivative of energies in the vectors."""
         sender, receiver = self.edge_index
         forces = torch.zeros_like(self.positions).index_add(0, sender, slope)
         return forces.index_add(0, receiver, slope, alpha=-1)
 
     def stress(self, vectors: Tensor, slope: Tensor) -> Tensor:
-        """Stress `[n_graphs, 3, 3]`, eV/Å³, tensile positive: symmetric sum of vector x slope, per volume."""
+        """Return the stress `[n_graphs, 3, 3]`, eV/Å³, tensile positive, from the same derivative."""
         virial = vectors.detach().unsqueeze(2) * slope.unsqueeze(1)
         system = self.batch.index_select(0, self.edge_index[0])
         total = torch.zeros_like(self.cell).index_add(0, system, 0.5 * (virial + virial.transpose(1, 2)))
@@ -117,12 +117,12 @@ class Graphs:
 
 
 class _Constant(torch.Tensor):
-    """Positions that MACE cannot switch gradients on for: nothing is to be kept for derivatives in them."""
+    """Positions for which MACE cannot switch gradients on: nothing is kept for derivatives in them."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: ARG002
-        """Leave it as it is."""
+        """Do nothing."""
         return self
 
 
@@ -131,12 +131,12 @@ class Structure:
     """One periodic configuration and its neighbours, on the CPU.
 
     Attributes:
-        positions: `[n_atoms, 3]`, Å, float64.
+        positions: Cartesian positions `[n_atoms, 3]`, Å, float64.
         cell: Lattice vectors as rows `[3, 3]`, Å, float64.
         species: Index of every atom's element in the model `[n_atoms]`.
         pairs: Senders and receivers `[2, n_pairs]` of a `PairTable` that many structures may share.
         shifts: Lattice translations `[n_pairs, 3]` of the table.
-        chosen: Which pairs of the table are edges, one bit each `[n_bytes]`.
+        chosen: Mask of the pairs of the table that are edges, one bit each `[n_bytes]`.
     """
 
     positions: Tensor
@@ -158,11 +158,11 @@ class GraphBuilder:
 
     Attributes:
         atomic_numbers: Elements of the model, in its order.
-        cutoff: Å.
+        cutoff: Radius within which atoms are neighbours, Å.
         dtype: Floating type of batches.
-        device: Where batches go.
-        edge_multiple: Every structure's edges are filled up to a multiple of this with dummies beyond the
-            cutoff (see `mlip_refine.potential.neighbours`).
+        device: Device of batches.
+        edge_multiple: Number that the edges of every structure are a multiple of, filled up with dummies
+            beyond the cutoff (see `mlip_refine.potential.neighbours`).
     """
 
     atomic_numbers: tuple[int, ...]
@@ -194,7 +194,11 @@ class GraphBuilder:
         return Structure(positions, cell, species, table.pairs, table.shifts, table.all())
 
     def from_atoms(self, atoms: Atoms) -> Structure:
-        """A structure from an ASE `Atoms` object, which must be periodic in three dimensions."""
+        """Make a structure of an ASE `Atoms` object, which must be periodic in three dimensions.
+
+        Raises:
+            InputError: If it is not, or the model does not know an element.
+        """
         if not atoms.pbc.all() or abs(atoms.cell.volume) < 1e-6:
             raise InputError(
                 "the structure is not periodic in three dimensions",
@@ -205,27 +209,28 @@ class GraphBuilder:
         return self.structure(positions, cell, self.species(atoms.numbers))
 
     def frames(self, positions: Tensor, cells: Tensor, numbers: np.ndarray) -> list[Structure]:
-        """Structures of frames: positions `[n_frames, n_atoms, 3]`, unwrapped, cells `[n_frames, 3, 3]`."""
+        """Make structures of frames; those that stay close to their mean share one table of pairs.
+
+        Args:
+            positions: Unwrapped positions `[n_frames, n_atoms, 3]`, Å.
+            cells: Lattice vectors as rows `[n_frames, 3, 3]`, Å.
+            numbers: Atomic numbers `[n_atoms]`.
+        """
         species = self.species(numbers)
         positions, cells = positions.detach().cpu().double(), cells.detach().cpu().double()
-        sharing = self._sharing(positions, cells, species) if len(positions) > 1 else {}
+        sharing: dict[int, Structure] = {}
+        if len(positions) > 1:
+            sites, cell, reach = needed_reach(positions, cells, self.cutoff)
+            near = (reach < LONGEST_REACH * self.cutoff).nonzero().squeeze(1)
+            if len(near):
+                table = PairTable.find(sites, cell, float(reach[near].max()), self.edge_multiple - 1)
+                chosen = table.within(positions[near], cells[near], self.cutoff)
+                for i, bits in zip(near.tolist(), chosen, strict=True):
+                    sharing[i] = Structure(positions[i], cells[i], species, table.pairs, table.shifts, bits)
         return [
             sharing[i] if i in sharing else self.structure(x, h, species)
             for i, (x, h) in enumerate(zip(positions, cells, strict=True))
         ]
-
-    def _sharing(self, positions: Tensor, cells: Tensor, species: Tensor) -> dict[int, Structure]:
-        """Those frames, by number, that stay so close to their mean that they can share a table."""
-        sites, cell, reach = needed_reach(positions, cells, self.cutoff)
-        near = (reach < LONGEST_REACH * self.cutoff).nonzero().squeeze(1)
-        if not len(near):
-            return {}
-        table = PairTable.find(sites, cell, float(reach[near].max()), self.edge_multiple - 1)
-        chosen = table.within(positions[near], cells[near], self.cutoff)
-        return {
-            i: Structure(positions[i], cells[i], species, table.pairs, table.shifts, bits)
-            for i, bits in zip(near.tolist(), chosen, strict=True)
-        }
 
     def collate(self, structures: Sequence[Structure]) -> Graphs:
         """Join structures into one batch on the model's device and dtype, edges sorted by receiver."""
@@ -235,9 +240,10 @@ class GraphBuilder:
         one_hot = torch.nn.functional.one_hot(species, len(self.atomic_numbers))
         real: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         on_device = ptr.to(self.device)
-        edges = [
-            self._edges(structures[run], on_device[run]) for run in _runs([id(s.pairs) for s in structures])
-        ]
+        # Consecutive structures that share a table are unpacked together.
+        new_table = [i for i, (a, b) in enumerate(pairwise(structures), 1) if a.pairs is not b.pairs]
+        runs = [slice(i, j) for i, j in pairwise([0, *new_table, len(structures)])]
+        edges = [self._edges(structures[run], on_device[run]) for run in runs]
         edge_index = torch.cat([index for index, _ in edges], dim=1)
         positions = torch.cat([s.positions for s in structures]).to(**real)
         cell = torch.stack([s.cell for s in structures]).to(**real)
@@ -256,16 +262,10 @@ class GraphBuilder:
         )
 
     def _edges(self, structures: Sequence[Structure], starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Edges `[2, n_edges]` and shifts `[n_edges, 3]` of structures that share a table."""
+        """Return edges `[2, n_edges]` and shifts `[n_edges, 3]` of structures that share a table."""
         table = structures[0]
         bits = torch.stack([s.chosen for s in structures]).to(self.device)
         frame, pair = chosen_pairs(bits, len(table.shifts))
         pairs, shifts = table.pairs.to(self.device).long(), table.shifts.to(self.device).to(self.dtype)
         index = pairs.index_select(1, pair) + starts.index_select(0, frame)
         return index, shifts.index_select(0, pair)
-
-
-def _runs(keys: Sequence[int]) -> list[slice]:
-    """Slices of consecutive equal keys."""
-    bounds = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
-    return [slice(i, j) for i, j in pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""Neighbour lists of structures, small in memory: a table of pairs and, for every frame, which of them count.
+"""Neighbour lists of structures, small in memory: a table of pairs and a mask of it for every frame.
 
 Frames of one crystal share a table that reaches so far beyond the cutoff that it holds every pair of every
 frame. A frame then needs one bit per pair of the table, which takes a fraction of the time and a hundredth
@@ -23,13 +23,13 @@ MULTIPLE = 4
 """Edges of every structure come in multiples of this on the CPU."""
 
 LONGEST_REACH = 1.6
-"""A shared table reaches at most so many cutoffs: its length grows with the cube."""
+"""Largest reach of a shared table in cutoffs: its length grows with the cube."""
 
 _DUMMY_LENGTH = 2.0
 """Length of a dummy pair in reaches, at least: no deformation that a table admits brings it within."""
 
 _BLOCK = 8
-"""Frames whose distances are computed at once."""
+"""Number of frames whose distances are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PairTable:
     Attributes:
         pairs: Senders and receivers `[2, n_pairs]`, in the smallest integers that hold them.
         shifts: Lattice translations of the sender-receiver vectors `[n_pairs, 3]`, likewise.
-        n_dummies: How many dummies there are.
+        n_dummies: Number of dummies.
     """
 
     pairs: Tensor
@@ -51,10 +51,10 @@ class PairTable:
         """Find all pairs closer than `reach`.
 
         Args:
-            positions: `[n_atoms, 3]`, Å, float64, wrapped or not.
+            positions: Positions `[n_atoms, 3]`, Å, float64, wrapped or not.
             cell: Lattice vectors as rows `[3, 3]`, Å, float64.
-            reach: Å.
-            n_dummies: Dummy pairs at the end, of at least twice `reach`.
+            reach: Largest distance of a pair, Å.
+            n_dummies: Number of dummy pairs at the end, whose length is at least twice `reach`.
         """
         periodic = np.ones(3, dtype=bool)
         first, second, shifts = neighbour_list(
@@ -62,21 +62,25 @@ class PairTable:
         )
         # They come sorted by the first atom. Seen from the other end every pair is there once more.
         last = np.full((2, n_dummies), len(positions) - 1)
-        far = np.tile(_far_shift(cell.numpy(), reach), (n_dummies, 1))
+        # A multiple of the longest lattice vector that leads beyond the reach.
+        lengths = np.linalg.norm(cell.numpy(), axis=1)
+        longest = int(lengths.argmax())
+        far = np.zeros((n_dummies, 3), dtype=np.int64)
+        far[:, longest] = int(_DUMMY_LENGTH * reach / lengths[longest]) + 1
         pairs = np.concatenate([np.stack([second, first]), last], axis=1)
         return cls(_compact(pairs), _compact(np.concatenate([-shifts, far])), n_dummies)
 
     def all(self) -> Tensor:
-        """The choice of all pairs but the dummies that are not needed: bits `[n_bytes]`."""
+        """Return the mask of all pairs but the dummies that are not needed: bits `[n_bytes]`."""
         return self._bits(torch.ones(1, self.shifts.shape[0] - self.n_dummies, dtype=torch.bool))[0]
 
     def within(self, positions: Tensor, cells: Tensor, cutoff: float) -> Tensor:
         """Choose the pairs of frames that are closer than a cutoff.
 
         Args:
-            positions: `[n_frames, n_atoms, 3]`, Å, float64.
+            positions: Positions `[n_frames, n_atoms, 3]`, Å, float64.
             cells: Lattice vectors as rows `[n_frames, 3, 3]`, Å, float64.
-            cutoff: Å.
+            cutoff: Largest distance of a pair, Å.
 
         Returns:
             A bit per pair and frame, `[n_frames, n_bytes]`.
@@ -99,10 +103,10 @@ class PairTable:
 
 
 def chosen_pairs(bits: Tensor, n_pairs: int) -> tuple[Tensor, Tensor]:
-    """Unpack choices of one table on their device.
+    """Unpack masks of one table on their device.
 
     Args:
-        bits: `[n_frames, n_bytes]`.
+        bits: A bit per pair and frame `[n_frames, n_bytes]`.
         n_pairs: Length of the table.
 
     Returns:
@@ -115,15 +119,15 @@ def chosen_pairs(bits: Tensor, n_pairs: int) -> tuple[Tensor, Tensor]:
 
 
 def needed_reach(positions: Tensor, cells: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
-    """How far a table at the mean sites must reach to hold the neighbours of frames.
+    """Return how far a table at the mean sites must reach to hold the neighbours of frames.
 
     A pair at least R apart there is at least (1 - s)R - 2d apart in a frame: s the strain of its cell, d the
     largest displacement of its atoms beside the affine one.
 
     Args:
-        positions: `[n_frames, n_atoms, 3]`, Å, float64, unwrapped.
+        positions: Unwrapped positions `[n_frames, n_atoms, 3]`, Å, float64.
         cells: Lattice vectors as rows `[n_frames, 3, 3]`, Å, float64.
-        cutoff: Å.
+        cutoff: Radius within which atoms are neighbours, Å.
 
     Returns:
         Mean sites `[n_atoms, 3]`, mean cell `[3, 3]` and R of every frame `[n_frames]`, Å.
@@ -138,17 +142,8 @@ def needed_reach(positions: Tensor, cells: Tensor, cutoff: float) -> tuple[Tenso
     return sites @ mean_cell, mean_cell, reach * (1 + 1e-9)
 
 
-def _far_shift(cell: np.ndarray, reach: float) -> np.ndarray:
-    """Whole multiple of the longest lattice vector that leads beyond the reach, as unit shifts `[3]`."""
-    lengths = np.linalg.norm(cell, axis=1)
-    axis = int(lengths.argmax())
-    shift = np.zeros(3, dtype=np.int64)
-    shift[axis] = int(_DUMMY_LENGTH * reach / lengths[axis]) + 1
-    return shift
-
-
 def _compact(values: np.ndarray) -> Tensor:
-    """The same integers in the smallest type that holds them."""
+    """Return the same integers in the smallest type that holds them."""
     largest = int(np.abs(values).max(initial=0))
     kind = next(k for k in (np.int8, np.int16, np.int32, np.int64) if largest <= np.iinfo(k).max)
     return torch.from_numpy(values.astype(kind))
