@@ -1,20 +1,16 @@
 """What a YAML file may say: strict sections with units, and messages that name file and line."""
 
-from mlip_refine.config.load import config_from_dict, load_config, validate_node
-from mlip_refine.config.root import Config
+from mlip_refine.config.load import config_from_dict, dump_config, load_config, validate_node
+from mlip_refine.config.root import Config, Output, Potential
 from mlip_refine.config.schema import config_schema
 from mlip_refine.config.section import Count, Paths, Section, Words
 from mlip_refine.config.sections.elastic import Elastic
-from mlip_refine.config.sections.evaluation import Evaluation
 from mlip_refine.config.sections.free_energy import FreeEnergy
 from mlip_refine.config.sections.md import MD
-from mlip_refine.config.sections.output import Output
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
-from mlip_refine.config.sections.potential import Potential
-from mlip_refine.config.sections.replay import Replay
 from mlip_refine.config.sections.sampling import Guards, Sampling
-from mlip_refine.config.sections.training import Training
+from mlip_refine.config.sections.training import Evaluation, Replay, Training
 from mlip_refine.config.units import (
     Dimension,
     EnergyPerAtom,
@@ -28,8 +24,7 @@ from mlip_refine.config.units import (
     TimeOrZero,
     problem,
 )
-from mlip_refine.config.yaml.dump import dump_config
-from mlip_refine.config.yaml.overrides import parse_overrides
+from mlip_refine.config.yaml.reader import parse_overrides
 from mlip_refine.config.yaml.source_map import LocatedNode
 
 __all__ = [

@@ -1,15 +1,16 @@
-"""Reading a config: file, overrides, and every problem of both in one error."""
+"""Reading a config (file, overrides, every problem of both in one error) and writing it with all defaults."""
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 
 from mlip_refine.config.root import Config
 from mlip_refine.config.yaml.diagnostics import combine, explain, keys_by_section
-from mlip_refine.config.yaml.overrides import apply_overrides, parse_overrides
-from mlip_refine.config.yaml.reader import Tree, read_tree
+from mlip_refine.config.yaml.reader import Tree, apply_overrides, parse_overrides, read_tree
 from mlip_refine.config.yaml.source_map import COMMON_LOSS_KEYS, LocatedNode, Places
 from mlip_refine.errors import InputError
 
@@ -44,6 +45,27 @@ def config_from_dict(data: Mapping[str, Any], base: str | Path = ".") -> Config:
     return _validate(Tree(dict(data), Places()), "the config", Path(base))
 
 
+def dump_config(config: Config) -> str:
+    """Write a config with every default and unit visible.
+
+    Args:
+        config: The config.
+
+    Returns:
+        YAML that `load_config` reads as an equal config from any folder: ``base`` is written as an
+        absolute path.
+    """
+    data = config.model_dump(mode="python", by_alias=True, context={"units": True})
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.allow_unicode = True
+    yaml.width = 110
+    stream = StringIO()
+    yaml.dump(_plain(data), stream)
+    return stream.getvalue()
+
+
 def validate_node[Options: BaseModel](model: type[Options], node: LocatedNode) -> Options:
     """Read the options of a loss.
 
@@ -72,19 +94,27 @@ def validate_node[Options: BaseModel](model: type[Options], node: LocatedNode) -
             elsewhere=keys_by_section(Config),
             extra_keys=extra,
         )
-    raise combine([_located(problem, node) for problem in problems], node.where())
-
-
-def _located(problem: InputError, node: LocatedNode) -> InputError:
-    if problem.where is None and node.places.values:
-        problem.where = node.where()
-    return problem
+    for problem in problems:
+        if problem.where is None and node.places.values:
+            problem.where = node.where()
+    raise combine(problems, node.where())
 
 
 def _validate(tree: Tree, label: str, base: Path) -> Config:
     data = dict(tree.data)
-    data["base"] = _absolute_base(data.get("base"), base)
-    data["losses"] = _locate(data.get("losses"), tree.places)
+    given, folder, losses = data.get("base"), base.absolute(), data.get("losses")
+    # A relative base starts from the folder of the config file.
+    if given is None:
+        data["base"] = folder
+    elif isinstance(given, str) and given:
+        data["base"] = str(folder / Path(given).expanduser())
+    if isinstance(losses, list | tuple):
+        data["losses"] = [
+            LocatedNode(loss, tree.places.below(("losses", k)), f"losses[{k}]")
+            if isinstance(loss, dict)
+            else loss
+            for k, loss in enumerate(losses)
+        ]
     problems = list(tree.problems)
     config = None
     try:
@@ -96,26 +126,16 @@ def _validate(tree: Tree, label: str, base: Path) -> Config:
     return config._placed(tree.places)
 
 
-def _absolute_base(given: object, folder: Path) -> object:
-    """Start a relative ``base`` from the folder of the config file."""
-    if given is None:
-        return folder.absolute()
-    return str(folder.absolute() / Path(given).expanduser()) if isinstance(given, str) and given else given
-
-
-def _locate(losses: object, places: Places) -> object:
-    """Give every loss its lines."""
-    if not isinstance(losses, list | tuple):
-        return losses
-    return [
-        LocatedNode(loss, places.below(("losses", index)), f"losses[{index}]")
-        if isinstance(loss, dict)
-        else loss
-        for index, loss in enumerate(losses)
-    ]
-
-
 def _line(problem: InputError) -> tuple[int, str]:
     """Sort by line; overrides come last."""
     line = (problem.where or "").rpartition(":")[2]
     return (int(line), "") if line.isdecimal() else (10**9, problem.where or "")
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples and paths into what YAML knows."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

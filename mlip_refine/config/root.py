@@ -1,22 +1,18 @@
-"""The whole config: all sections of one YAML file."""
+"""The whole config: all sections of one YAML file, with the small ones ``potential`` and ``output``."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from mlip_refine.config.section import Section, safe_word
+from mlip_refine.config.section import Section, Words, safe_word
 from mlip_refine.config.sections.elastic import Elastic
-from mlip_refine.config.sections.evaluation import Evaluation
 from mlip_refine.config.sections.free_energy import FreeEnergy
 from mlip_refine.config.sections.md import MD
-from mlip_refine.config.sections.output import Output
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
-from mlip_refine.config.sections.potential import Potential
-from mlip_refine.config.sections.replay import Replay
 from mlip_refine.config.sections.sampling import Sampling
-from mlip_refine.config.sections.training import Training
+from mlip_refine.config.sections.training import Evaluation, Replay, Training
 from mlip_refine.config.units import problem
 from mlip_refine.config.yaml.source_map import LocatedNode, Places
 
@@ -52,11 +48,41 @@ def _phases(value: object) -> object:
 SafeName = Annotated[str, BeforeValidator(safe_word)]
 
 
+class Potential(Section):
+    """The pretrained model that a run starts from."""
+
+    model: str = Field(
+        min_length=1,
+        description="Embedded name (titanium-compact), path of a checkpoint, or name of a foundation model.",
+    )
+    head: str | None = Field(
+        None,
+        description="Head of a multi-head model; null: the only one, the one called default, or the first.",
+    )
+    default_dtype: Literal["float32", "float64"] = Field("float64", description="Precision of the model.")
+    trust_pickle: bool = Field(
+        False, description="Load a checkpoint that may run code while it is read: only for files you trust."
+    )
+    freeze: Words = Field((), description="Glob patterns of parameter names that stay as they are.")
+
+
+class Output(Section):
+    """What a run writes, and where."""
+
+    folder: str = Field(
+        "runs",
+        min_length=1,
+        description="The run goes to folder/name; a relative folder starts where you are.",
+    )
+    keep_frames: bool = Field(True, description="Keep the sampled frames (HDF5) when the run has ended.")
+    figures: bool = Field(True, description="Draw figures (PNG).")
+
+
 class Config(Section):
-    """Everything that one run needs to know."""
+    """All settings of one run."""
 
     name: SafeName = Field(description="Name of the run and of the files that it writes.")
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, description="Seed of all random numbers.")
     device: Annotated[str, BeforeValidator(_device)] = Field(
         "auto", description="Where to compute: auto (GPU if there is one), cpu, cuda, or cuda:N."
     )
@@ -73,10 +99,12 @@ class Config(Section):
     )
     sampling: Sampling = Field(default_factory=Sampling, description="Molecular dynamics.")
     md: MD | None = Field(None, description="What `mlip-refine md` runs.")
-    elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` finds.")
-    phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` finds.")
+    elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` computes.")
+    phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` computes.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
-    replay: Replay | None = Field(None, description="Labelled frames that hold what the model knows.")
+    replay: Replay | None = Field(
+        None, description="Labelled frames that keep the model close to what it was trained on."
+    )
     training: Training = Field(default_factory=Training, description="The optimiser.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The verdict after training.")
     output: Output = Field(default_factory=Output, description="The run folder.")
@@ -115,7 +143,7 @@ class Config(Section):
         return self
 
     def _placed(self, places: Places) -> Self:
-        """Remember where the values were written."""
+        """Store the line of every value, and return the config."""
         self._places = places
         return self
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
 
-from ase import units as ase_units
 from pydantic import GetJsonSchemaHandler, SerializationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from mlip_refine.errors import nearest
 
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
-_KJ_PER_MOL = float(ase_units.kJ / ase_units.mol) * 1e3
-_BOHR = float(ase_units.Bohr)
+# CODATA 2014, as in ASE, which is not imported: a refused config should cost no time.
+_KJ_PER_MOL = 10.364269574711573
+_BOHR = 0.5291772105638411
 
 
 def problem(expected: str, fix: str = "", key: str | None = None) -> PydanticCustomError:
@@ -75,8 +75,17 @@ class Dimension:
         Raises:
             PydanticCustomError: The text is no quantity of this kind, or it is out of bounds.
         """
-        number = self._parse_text(value) if isinstance(value, str) else self._parse_number(value)
-        if not math.isfinite(number) or not self._inside(number):
+        if isinstance(value, str):
+            number = self._parse_text(value)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise problem(self.describe())
+        else:
+            try:
+                number = float(value)
+            except OverflowError:
+                raise problem(self.describe()) from None
+        inside = (self.above is None or number > self.above) and (self.least is None or number >= self.least)
+        if not (math.isfinite(number) and inside):
             raise problem(self.describe())
         return number
 
@@ -97,31 +106,16 @@ class Dimension:
                 return text
         return f"{int(value) if value == int(value) else value!r} {self.unit}"
 
-    def _parse_number(self, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise problem(self.describe())
-        try:
-            return float(value)
-        except OverflowError:
-            raise problem(self.describe()) from None
-
     def _parse_text(self, text: str) -> float:
         match = _QUANTITY.fullmatch(unicodedata.normalize("NFC", text).replace("−", "-"))
         if match is None:
             raise problem(self.describe())
         number, unit = float(match[1]), _plain_unit(match[2]) or self.unit
         if unit not in self.units:
-            raise self._wrong_unit(match[2])
+            word = nearest(match[2], self.units)
+            expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {match[2]!r} is not one)"
+            raise problem(expected, f"Did you mean {word!r}?" if word else "")
         return number * self.units[unit] + (self.offsets or {}).get(unit, 0.0)
-
-    def _wrong_unit(self, unit: str) -> PydanticCustomError:
-        word = nearest(unit, self.units)
-        expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {unit!r} is not one)"
-        return problem(expected, f"Did you mean {word!r}?" if word else "")
-
-    def _inside(self, number: float) -> bool:
-        above_bound = self.above is None or number > self.above
-        return above_bound and (self.least is None or number >= self.least)
 
     def _serialize(self, value: float, info: SerializationInfo) -> float | str:
         context = info.context

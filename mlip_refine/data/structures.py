@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import IO, Any, cast, get_args
 
 import numpy as np
 from ase import Atoms
@@ -14,13 +14,10 @@ from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError, get_compression, open_with_compression
 
+from mlip_refine.config.sections.phases import ATOMS_PER_CELL, IDEAL_C_OVER_A, Prototype
 from mlip_refine.errors import InputError, nearest
 
-Prototype = Literal["hcp", "bcc", "fcc", "diamond", "sc"]
-
-_ATOMS_PER_CELL: dict[str, int] = {"hcp": 2, "bcc": 2, "fcc": 4, "diamond": 8, "sc": 1}
 _LARGEST = 10
-_IDEAL_RATIO = float(np.sqrt(8 / 3))
 
 
 def build_phase(
@@ -62,7 +59,7 @@ def build_phase(
 
 def reachable_sizes(prototype: Prototype) -> list[int]:
     """Return the numbers of atoms that `build_phase` can make of a prototype."""
-    return [_ATOMS_PER_CELL[prototype] * n**3 for n in range(1, _LARGEST + 1)]
+    return [ATOMS_PER_CELL[prototype] * n**3 for n in range(1, _LARGEST + 1)]
 
 
 def load_structure(
@@ -120,7 +117,7 @@ def _hcp_c(element: str, a: float, c: float | None) -> float:
         return _positive(c, f"hcp {element}: c")
     state = cast(dict[str, Any], reference_states[atomic_numbers[element]] or {})
     ratio = state.get("c/a") if state.get("symmetry") == "hcp" else None
-    return a * float(ratio or _IDEAL_RATIO)
+    return a * float(ratio or IDEAL_C_OVER_A)
 
 
 def _positive(value: float, what: str) -> float:

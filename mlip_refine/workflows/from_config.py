@@ -11,8 +11,8 @@ import numpy as np
 from ase import Atoms
 
 from mlip_refine.config import Config, Phase
+from mlip_refine.config.sections.phases import Prototype
 from mlip_refine.data import ReplayBuffer, build_phase, load_structure, read_frames
-from mlip_refine.data.structures import Prototype
 from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.losses import EnsembleSource, Loss, PhononLoss
 from mlip_refine.potential import Potential

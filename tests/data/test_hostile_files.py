@@ -347,7 +347,7 @@ def test_hostile_tables_indices_and_configs_are_refused(watched):
     refused(watched, lambda: read_table(watched / "a.csv"), r"a\.csv")
     (watched / "index.csv").write_text("file,name\n\"=cmd|' /C touch PWNED'!A0\",a\n")
     refused(watched, lambda: read_phonon_set(watched, cache=False), "no such file")
-    (watched / "a.yaml").write_text(f"name: {TAGS['module']} x\npotential: {TAGS['name']} x\n")
+    (watched / "a.yaml").write_text(f"name: {TAGS['system']}\npotential: {TAGS['object']}\n")
     refused(watched, lambda: load_config(watched / "a.yaml"), "tag.*is not allowed")
 
 

@@ -1,1 +1,1 @@
-"""The sections of a config file, one module per section."""
+"""The sections of a config file."""

@@ -1,13 +1,12 @@
-"""The section ``md``: molecular dynamics for its own sake."""
+"""The section ``md``: molecular dynamics for its own sake, and the time correlations of its frames."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from mlip_refine.config.section import Count, Section
-from mlip_refine.config.sections.dynamics import Dynamics
 from mlip_refine.config.sections.phases import CellFreedom, PhaseIdentity
-from mlip_refine.config.units import Pressure, Temperature, Time, TimeOrZero, problem
+from mlip_refine.config.units import Dimension, Pressure, Temperature, Time, TimeOrZero, problem
 
 
 def several(value: object) -> object:
@@ -18,11 +17,6 @@ def several(value: object) -> object:
     return several
 
 
-def _written(value: str | float) -> str:
-    """A value as the names of state points show it."""
-    return value if isinstance(value, str) else f"{value:g}"
-
-
 Temperatures = Annotated[
     tuple[Temperature, ...],
     BeforeValidator(several, json_schema_input_type=Temperature | list[Temperature]),
@@ -31,6 +25,34 @@ Pressures = Annotated[
     tuple[Pressure, ...], BeforeValidator(several, json_schema_input_type=Pressure | list[Pressure])
 ]
 Names = Annotated[tuple[str, ...], BeforeValidator(several, json_schema_input_type=str | list[str])]
+
+
+VISCOSITY = Dimension(
+    "viscosity",
+    {"mPa*s": 1.0, "mPa s": 1.0, "mPa·s": 1.0, "Pa*s": 1e3, "Pa s": 1e3, "Pa·s": 1e3, "cP": 1.0},
+    above=0.0,
+)
+
+Viscosity = Annotated[float, VISCOSITY]
+
+
+class Dynamics(Section):
+    """Time correlations of the frames; the errors come from blocks of at least two windows."""
+
+    window: Time = Field(1000.0, description="Longest time of displacements and correlations, fs.")
+    finite_size_correction: bool = Field(
+        False,
+        description="Correct the diffusion of a liquid for the size of its cubic box (Yeh and Hummer 2004).",
+    )
+    viscosity: Viscosity | None = Field(
+        None, description="Of that correction, mPa*s; null: from the stress of the frames."
+    )
+
+    @model_validator(mode="after")
+    def _every_key_counts(self) -> Self:
+        if self.viscosity is not None and not self.finite_size_correction:
+            raise problem("finite_size_correction: true beside it", key="viscosity")
+        return self
 
 
 class MD(Section):
@@ -75,7 +97,7 @@ class MD(Section):
     @model_validator(mode="after")
     def _points_differ(self) -> Self:
         for key in ("phases", "temperature", "pressure"):
-            values = [_written(value) for value in getattr(self, key) or ()]
+            values = [value if isinstance(value, str) else f"{value:g}" for value in getattr(self, key) or ()]
             if len(set(values)) < len(values):
                 raise problem("values that differ", key=key)
         return self

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from ase.data import atomic_numbers, chemical_symbols, reference_states
 from pydantic import BeforeValidator, Field, model_validator
 
 from mlip_refine.config.section import Count, Section
@@ -12,13 +11,21 @@ from mlip_refine.errors import nearest
 CellFreedom = Literal["isotropic", "hexagonal", "anisotropic", "triclinic", "fixed"]
 PhaseIdentity = Literal["structure", "sites", "liquid", "none"]
 
-_ATOMS_PER_CUBE = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
-_IDEAL_C_OVER_A = (8 / 3) ** 0.5
+Prototype = Literal["hcp", "bcc", "fcc", "diamond", "sc"]
+
+ATOMS_PER_CELL: dict[str, int] = {"hcp": 2, "bcc": 2, "fcc": 4, "diamond": 8, "sc": 1}
+"""Atoms of the cell that is repeated: the primitive cell of hcp, the cubic cells of the others."""
+
+IDEAL_C_OVER_A = (8 / 3) ** 0.5
+"""c/a of hcp-packed spheres."""
+
 _FILE_KEYS = ("supercell", "format")
 _PROTOTYPE_KEYS = ("element", "a", "c", "n_atoms")
 
 
 def _known_element(value: object) -> object:
+    from ase.data import chemical_symbols
+
     if isinstance(value, str) and value not in chemical_symbols[1:]:
         word = nearest(value, chemical_symbols[1:])
         raise problem("the symbol of an element", f"Did you mean {word!r}?" if word else "")
@@ -33,16 +40,16 @@ def _reference_volume(reference: dict[str, Any]) -> float:
     """Volume per atom of ASE's reference state of an element, Å³."""
     symmetry, a = reference.get("symmetry"), reference.get("a")
     if a is not None and symmetry == "hcp":
-        return float(3**0.5 / 4 * reference.get("c/a", _IDEAL_C_OVER_A) * a**3)
-    if a is None or symmetry not in _ATOMS_PER_CUBE:
+        return float(3**0.5 / 4 * reference.get("c/a", IDEAL_C_OVER_A) * a**3)
+    if a is None or symmetry not in ATOMS_PER_CELL:
         raise problem("a length: ASE has no simple crystal of this element to take it from", key="a")
-    return float(a**3 / _ATOMS_PER_CUBE[symmetry])
+    return float(a**3 / ATOMS_PER_CELL[symmetry])
 
 
 class Phase(Section):
     """A crystal, either a prototype with an element or a structure file; or a liquid from a file."""
 
-    prototype: Literal["hcp", "bcc", "fcc", "diamond", "sc"] | None = Field(
+    prototype: Prototype | None = Field(
         None, description="Crystal to build; needs element and n_atoms. Otherwise give file."
     )
     element: Annotated[str, BeforeValidator(_known_element)] | None = Field(
@@ -89,12 +96,14 @@ class Phase(Section):
         """
         if self.prototype is None or self.element is None:
             raise problem("a prototype and its element: a file has its own lattice")
+        from ase.data import atomic_numbers, reference_states
+
         reference: dict[str, Any] = reference_states[atomic_numbers[self.element]] or {}
-        ratio = float(reference.get("c/a", _IDEAL_C_OVER_A))
+        ratio = float(reference.get("c/a", IDEAL_C_OVER_A))
         if self.prototype == "hcp":
             a = self.a or float((_reference_volume(reference) * 4 / (3**0.5 * ratio)) ** (1 / 3))
             return a, self.c or ratio * a
-        n_sites = _ATOMS_PER_CUBE[self.prototype]
+        n_sites = ATOMS_PER_CELL[self.prototype]
         return self.a or float((_reference_volume(reference) * n_sites) ** (1 / 3)), None
 
     @model_validator(mode="after")
@@ -105,15 +114,13 @@ class Phase(Section):
         for key in foreign:
             if key in self.model_fields_set and getattr(self, key) not in (None, (1, 1, 1)):
                 raise problem(f"no key {key!r} in a phase that is given by its {origin}", key=key)
-        if self.prototype:
-            self._check_prototype()
-        return self
-
-    def _check_prototype(self) -> None:
+        if self.prototype is None:
+            return self
         missing = [key for key in ("element", "n_atoms") if getattr(self, key) is None]
         if missing:
             raise problem(f"{' and '.join(missing)} beside prototype")
         if self.c is not None and self.prototype != "hcp":
             raise problem(f"no key 'c' for the cubic prototype {self.prototype!r}", key="c")
         if self.a is None:
-            _ = self.lattice
+            _ = self.lattice  # refuses elements without a lattice constant to start from
+        return self

@@ -1,11 +1,11 @@
-"""The section ``training``: the optimiser and when to stop."""
+"""The sections ``training``, ``replay`` and ``evaluation``: the optimiser, its frames, the verdict."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.section import Count, CountOrZero, Section
-from mlip_refine.config.units import PositiveEnergyPerAtom, problem
+from mlip_refine.config.section import Count, CountOrZero, Paths, Section
+from mlip_refine.config.units import PositiveEnergyPerAtom, Time, TimeOrZero, problem
 
 _TURNS: dict[str, tuple[set[str], str]] = {
     "joint": (set(), "none"),
@@ -25,8 +25,8 @@ def _updates(value: object) -> object:
     raise problem("a number of at least 1, or pass")
 
 
-class Epochs(Section):
-    """Turns of the schedules epochs and sequential; replay begins."""
+class ScheduleTurns(Section):
+    """Lengths of the turns that the schedules epochs and sequential take; replay begins."""
 
     replay: Annotated[int | Literal["pass"], BeforeValidator(_updates)] = Field(
         "pass", description="Updates in a row from replay; pass: as many as go over the training frames once."
@@ -46,7 +46,9 @@ class Training(Section):
         "epochs: some from replay, some from experiments, and so on. sequential: first replay, then "
         "experiments. All updates share the moments of one optimiser.",
     )
-    epochs: Epochs | None = Field(None, description="The turns of the schedules epochs and sequential.")
+    epochs: ScheduleTurns | None = Field(
+        None, description="The turns of the schedules epochs and sequential."
+    )
     optimiser: Literal["adam", "gauss_newton"] = Field(
         "adam",
         description="adam: AdamW, for many updates that cost little. gauss_newton: steps to where the "
@@ -85,7 +87,7 @@ class Training(Section):
     )
     checkpoint_every: Count = Field(1, description="Updates between two checkpoints.")
     tolerance: PositiveEnergyPerAtom = Field(
-        0.3, description="Distance from every target at which the run may stop, meV/atom."
+        0.3, description="Distance from every target below which the run may stop, meV/atom."
     )
     patience: Count = Field(3, description="Updates in a row inside the tolerance that end the run.")
     replay_batches: Count = Field(1, description="Replay batches in one update.")
@@ -117,3 +119,36 @@ class Training(Section):
         if given != wanted:
             raise problem(f"{such} with schedule: {self.schedule}", key="epochs")
         return self
+
+
+class Replay(Section):
+    """Frames with energies, forces and stresses in extended XYZ."""
+
+    train: Paths = Field(description="File or files to train on.")
+    valid: Paths = Field(description="File or files held out, to measure errors before and after.")
+    energy_key: str = Field("REF_energy", min_length=1, description="Key of the energy of a frame, eV.")
+    forces_key: str = Field("REF_forces", min_length=1, description="Key of the forces, eV/Å.")
+    stress_key: str = Field(
+        "REF_stress", min_length=1, description="Key of the stress, eV/Å³, tensile positive."
+    )
+    functional: str | None = Field(
+        None,
+        description="Functional of the labels, such as PBE; phonons of another give a warning.",
+    )
+    max_frames: Count | None = Field(None, description="Read at most this many training frames; null: all.")
+    batch_size: Count = Field(4, description="Frames in one batch.")
+
+
+class Evaluation(Section):
+    """Fresh sampling after training: the starting and the trained potential, each in its own cell."""
+
+    replicas: Count = Field(4, description="Independent copies of every system.")
+    equilibration: TimeOrZero = Field(
+        1000.0, description="Time that is thrown away before frames are stored, fs."
+    )
+    frames: Count = Field(20, description="Frames that each replica stores.")
+    interval: Time = Field(100.0, description="Time between two stored frames, fs.")
+    cell_iterations: Count = Field(2, description="Newton steps from the initial cells to the refined ones.")
+    seed_offset: Count = Field(
+        1000, description="Added to the seed, so that no frame of the training is met again."
+    )

@@ -1,1 +1,1 @@
-"""Reading and writing YAML: source positions, overrides, diagnostics and dumps."""
+"""YAML with the line of every value: reading, and messages that name the line."""

@@ -140,26 +140,24 @@ class _Printer:
         return f"Did you mean {word!r} of {_quoted_section(self.elsewhere[word][0])}?" if word else None
 
     def _missing(self, address: Address) -> InputError:
-        field = self._field(address)
         key = str(address[-1])
+        section = self._model_type(address[:-1])
+        fields = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+        field = next((f.description for name, f in fields.items() if key in (name, f.alias)), None)
         given = self._value(address[:-1])
         if not isinstance(given, Mapping):
-            return self._too_short(address[:-1], given)
+            return InputError(
+                f"{self._name(address[:-1])} cannot be used",
+                where=self.places.of_value(address[:-1]),
+                found=_shown(given),
+                expected="more entries",
+            )
         word = nearest(key, [str(word) for word in given if word not in self._keys(address[:-1])])
         return InputError(
             f"missing key {key!r} {_in_section(self._name(address[:-1]))}",
             where=self.places.of_key(address[:-1]),
             expected=f"{field[0].lower()}{field[1:].rstrip('.')}" if field else None,
             fix=f"Is {word!r} meant to be it?" if word else None,
-        )
-
-    def _too_short(self, address: Address, given: Any) -> InputError:
-        """Return the message for a list that lacks entries."""
-        return InputError(
-            f"{self._name(address)} cannot be used",
-            where=self.places.of_value(address),
-            found=_shown(given),
-            expected="more entries",
         )
 
     def _name(self, address: Address) -> str:
@@ -170,14 +168,6 @@ class _Printer:
         if isinstance(model, type) and issubclass(model, BaseModel):
             return [field.alias or name for name, field in model.model_fields.items()]
         return []
-
-    def _field(self, address: Address) -> str | None:
-        """Return the description of a field."""
-        model = self._model_type(address[:-1])
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return None
-        fields = model.model_fields.items()
-        return next((field.description for name, field in fields if address[-1] in (name, field.alias)), None)
 
     def _model_type(self, address: Address) -> Any:
         """Return the annotation at an address; a section is given as its class."""
@@ -247,13 +237,13 @@ def _expected(detail: ErrorDetails) -> str:
 
 
 def _did_you_mean_literal(annotation: Any, value: Any) -> str:
-    words = [str(word) for word in typing.get_args(annotation)] if _is_literal(annotation) else []
+    words = (
+        [str(word) for word in typing.get_args(annotation)]
+        if typing.get_origin(annotation) is typing.Literal
+        else []
+    )
     word = nearest(value, words) if isinstance(value, str) else None
     return f"Did you mean {word!r}?" if word else ""
-
-
-def _is_literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Literal
 
 
 def _in_section(section: str) -> str:

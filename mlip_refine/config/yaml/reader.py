@@ -1,12 +1,18 @@
-"""Reading YAML into plain data and the place of every key and value."""
+"""Reading YAML, and dotted overrides (``training.steps=5``), into plain data with the place of every key.
 
+ruamel's round-trip data know lines, too, but only of keys; they stop at the first duplicate key, and merge
+anchors into views. Here its composer does the parsing, and every scalar and list item keeps its own line.
+"""
+
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from mlip_refine.config.yaml.source_map import Address, Places, dotted
 from mlip_refine.errors import InputError
@@ -14,7 +20,10 @@ from mlip_refine.errors import InputError
 _TAG = "tag:yaml.org,2002:"
 _CONSTRUCTED = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 _TEXT = {f"{_TAG}{kind}" for kind in ("str", "timestamp", "binary", "value")}
+_COLLECTIONS = {f"{_TAG}{kind}" for kind in ("map", "seq", "set", "omap", "pairs")}
 _MOST_NODES = 100_000
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+_ADDRESS = re.compile(r"[^.\[\]=]+(\[\d+\])*(\.[^.\[\]=]+(\[\d+\])*)*")
 
 
 @dataclass
@@ -97,23 +106,29 @@ class _Reader:
         self._count = 0
 
     def read(self, node: Node, address: Address) -> Any:
-        self._guard(node)
+        """Return the plain data of a node, and note its place and those of all below it."""
+        self._count += 1
+        if id(node) in self._open or self._count > _MOST_NODES:
+            raise InputError("an anchor unfolds without end", where=self._place(node))
         self.places.values[address] = self._place(node)
+        if isinstance(node, ScalarNode):
+            if node.tag in _CONSTRUCTED:
+                return self.yaml.constructor.construct_object(node)
+            if node.tag not in _TEXT:
+                self._refuse_tag(node)
+            return node.value
+        if node.tag not in _COLLECTIONS:
+            self._refuse_tag(node)
         self._open.append(id(node))
         try:
             if isinstance(node, MappingNode):
                 return self._mapping(node, address)
-            if isinstance(node, SequenceNode):
-                return self._sequence(node, address)
-            return self._scalar(node)
+            return self._sequence(node, address)
         finally:
             self._open.pop()
 
-    def _guard(self, node: Node) -> None:
-        """Refuse anchors that contain themselves or unfold without end."""
-        self._count += 1
-        if id(node) in self._open or self._count > _MOST_NODES:
-            raise InputError("an anchor unfolds without end", where=self._place(node))
+    def _refuse_tag(self, node: Node) -> None:
+        self._report(node, f"the YAML tag {node.tag!r} is not allowed here")
 
     def _mapping(self, node: MappingNode, address: Address) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -122,7 +137,9 @@ class _Reader:
             if key_node.tag == f"{_TAG}merge":
                 merged.update(self._merge(value_node, address))
                 continue
-            key = self._key(key_node)
+            key = str(key_node.value) if isinstance(key_node, ScalarNode) else "?"
+            if not isinstance(key_node, ScalarNode):
+                self._report(key_node, "a key must be a word")
             inner = (*address, key)
             if key in data:
                 first = self.places.keys[inner]
@@ -134,7 +151,7 @@ class _Reader:
                 self.places.values[inner] = self._place(key_node)
         return {**merged, **data}
 
-    def _sequence(self, node: SequenceNode, address: Address) -> list[Any]:
+    def _sequence(self, node: Node, address: Address) -> list[Any]:
         for index, item in enumerate(node.value):
             self.places.keys[(*address, index)] = self._place(item)
         return [self.read(item, (*address, index)) for index, item in enumerate(node.value)]
@@ -148,21 +165,102 @@ class _Reader:
             return {}
         return {key: item for part in reversed(parts) for key, item in part.items()}
 
-    def _key(self, node: Node) -> str:
-        if not isinstance(node, ScalarNode):
-            self._report(node, "a key must be a word")
-            return "?"
-        return str(node.value)
-
-    def _scalar(self, node: Node) -> Any:
-        if node.tag in _CONSTRUCTED:
-            return self.yaml.constructor.construct_object(node)
-        if node.tag not in _TEXT:
-            self._report(node, f"the YAML tag {node.tag!r} is not allowed here")
-        return node.value
-
     def _place(self, node: Node) -> str:
         return f"{self.label}:{node.start_mark.line + 1}"
 
     def _report(self, node: Node, text: str) -> None:
         self.problems.append(InputError(text, where=self._place(node)))
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value to put into a config.
+
+    Attributes:
+        address: Keys and list positions, as written.
+        value: The new value.
+        place: How messages call it.
+    """
+
+    address: Address
+    value: Any
+    place: str
+
+
+def parse_overrides(items: Sequence[str]) -> list[Override]:
+    """Read overrides.
+
+    Args:
+        items: Texts ``key.key=value``; the value is read as YAML.
+
+    Returns:
+        The overrides in their order; a later one wins.
+
+    Raises:
+        InputError: An item has no ``=``, no key, or a value that is no YAML.
+    """
+    found = []
+    for item in items:
+        place = f"override {item!r}"
+        key, equals, value = item.partition("=")
+        if not equals or not _ADDRESS.fullmatch(key.strip()):
+            raise InputError(
+                "no override", where=place, expected="key.key=value, for example training.steps=5"
+            )
+        address = tuple(word or int(index) for word, index in _STEP.findall(key.strip()))
+        found.append(Override(address, parse_scalar(value.strip(), place), place))
+    return found
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[Override]) -> None:
+    """Put overrides into a document, in place; what cannot be placed joins ``tree.problems``."""
+    if tree.data is None:
+        tree.data = {}
+    for override in overrides:
+        try:
+            _apply(tree, override)
+        except InputError as error:
+            tree.problems.append(error)
+
+
+def _apply(tree: Tree, override: Override) -> None:
+    container: Any = tree.data
+    walked: Address = ()
+    for step in override.address[:-1]:
+        position = _position(container, step, override)
+        walked = (*walked, position)
+        if isinstance(container, dict) and container.get(position) is None:
+            container[position] = {}
+            tree.places.mark(walked, override.place)
+        container = container[position]
+    position = _position(container, override.address[-1], override)
+    container[position] = override.value
+    # The new value has the override for its place; the places of what it replaces are dropped.
+    address = (*walked, position)
+    for known in (tree.places.keys, tree.places.values):
+        for old in [old for old in known if old[: len(address)] == address]:
+            del known[old]
+    tree.places.mark(address, override.place)
+
+
+def _position(container: Any, step: str | int, override: Override) -> Any:
+    """Find a step of an address in a section, or in a list by its number or name."""
+    if isinstance(container, dict):
+        return str(step)
+    if not isinstance(container, list):
+        raise InputError(
+            f"there is nothing below a plain value to set {str(step)!r} in", where=override.place
+        )
+    if isinstance(step, str) and not step.isdigit():
+        names = [
+            item.get("name") or item.get("type") if isinstance(item, dict) else None for item in container
+        ]
+        if names.count(step) == 1:
+            return names.index(step)
+        listed = ", ".join(str(name) for name in names)
+        raise InputError(
+            f"no single entry is named {step!r}", where=override.place, expected=f"one of: {listed}"
+        )
+    if int(step) >= len(container):
+        raise InputError(f"the list has {len(container)} entries, counted from 0", where=override.place)
+    return int(step)

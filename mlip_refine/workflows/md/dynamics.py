@@ -9,7 +9,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from mlip_refine.config.sections.dynamics import Dynamics
+from mlip_refine.config.sections.md import Dynamics
 from mlip_refine.errors import StatisticsError
 from mlip_refine.observables import dynamics as formulas
 from mlip_refine.quantities import GPA, KB, Measured

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlip_refine.config.sections.dynamics import Dynamics
+from mlip_refine.config.sections.md import Dynamics
 from mlip_refine.errors import StatisticsError
 from mlip_refine.files import write_json, write_text
 from mlip_refine.sampling import Trajectory

@@ -15,7 +15,7 @@ from rich.console import Console
 import mlip_refine
 from mlip_refine import testing
 from mlip_refine.config import config_from_dict, dump_config, load_config
-from mlip_refine.config.sections.dynamics import Dynamics
+from mlip_refine.config.sections.md import Dynamics
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import StatePoint, Trajectory
