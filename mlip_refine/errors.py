@@ -50,7 +50,9 @@ class InputError(MlipRefineError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Rebuild from keyword parts, so that the error crosses process borders."""
-        return _rebuild_input_error, (type(self), *self.args)
+        # From the attributes: whoever catches the error may fill in the place.
+        parts = (self.problem, self.where, self.found, self.expected, self.fix)
+        return _rebuild_input_error, (type(self), *parts)
 
     def __str__(self) -> str:
         """Return ``<where>: <problem>; found <found>, expected <expected>. <fix>``."""

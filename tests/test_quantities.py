@@ -98,3 +98,10 @@ def test_nearest_ignores_case_and_gives_up_on_the_unlike():
     assert nearest("GPA", ["GPa", "kbar"]) == "GPa"
     assert nearest("tempreature", ["temperature", "pressure"]) == "temperature"
     assert nearest("xyz", ["temperature"]) is None
+
+
+def test_input_error_keeps_a_place_that_was_filled_in_later_when_it_is_pickled():
+    error = InputError("the key is unknown")
+    error.where = "a.yaml:3"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.where, str(again)) == ("a.yaml:3", "a.yaml:3: the key is unknown")

@@ -1,0 +1,95 @@
+"""What needs no potential answers at once: no torch is imported, and no library's warnings are shown."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "mace", "e3nn", "torch_sim", "scipy", "matplotlib", "h5py", "phonopy", "pymatgen")
+
+# The command line in this process, and what it has imported at the end.
+PROBE = """
+import json, sys
+from mlip_refine import cli
+sys.argv = ["mlip-refine", *sys.argv[1:]]
+try:
+    cli.main()
+except SystemExit as end:
+    code = end.code or 0
+modules = sorted({name.split(".")[0] for name in sys.modules})
+sys.stderr.write("\\n" + json.dumps({"code": code, "modules": modules}))
+"""
+
+CONFIG = {"name": "x", "potential": {"model": "titanium-compact"}}
+PHASES = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65}}
+
+
+def _probe(*arguments: str) -> tuple[int, str, str, set[str]]:
+    """Exit code, standard output, standard error and imported modules of a command."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True
+    )
+    message, _, found = done.stderr.rpartition("\n")
+    probe = json.loads(found)
+    return probe["code"], done.stdout, message, set(probe["modules"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("schema",),
+        ("losses",),
+        ("bench", "--help"),
+        ("md", "--help"),
+        ("finetun",),
+    ],
+)
+def test_what_computes_nothing_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    code, _, _, modules = _probe(*arguments)
+    assert code == (2 if arguments == ("finetun",) else 0)
+    assert not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "message"),
+    [
+        ("finetune", {"sampling": {"replicas": 0}}, "found 0"),
+        ("free-energy", {"losses": [{"type": "replay", "weight": -1.0}]}, "weight"),
+        ("md", {}, "no section md"),
+        ("md", {"md": {"temperature": 300, "phases": ["hpc"]}}, "names the phase 'hpc'"),
+        ("elastic", {"elastic": {"presure": 1}}, "unknown key 'presure'"),
+        ("phonons", {"phonons": {"mesh": 3}}, "mesh"),
+    ],
+)
+def test_a_refused_config_imports_nothing_heavy(
+    tmp_path: Path, verb: str, changes: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(CONFIG | {"phases": PHASES} | changes))
+    code, printed, error, modules = _probe(verb, str(path))
+    assert (code, printed) == (2, "")
+    assert message in error
+    assert not modules & set(HEAVY)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def _cpu_time(*arguments: str) -> float:
+    """CPU seconds of a Python process, the best of three."""
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def test_help_takes_less_than_a_second_of_cpu() -> None:
+    """Or forty times what an empty program takes, on a slow machine."""
+    limit = max(1.0, 40 * _cpu_time("-c", "pass"))
+    assert _cpu_time("-m", "mlip_refine", "--help") < limit
