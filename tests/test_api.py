@@ -1,7 +1,6 @@
 """The Python door: every name resolves, and importing the package costs nothing."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,20 +40,6 @@ def test_the_module_runs_as_the_command_line():
     command = [sys.executable, "-W", "ignore", "-m", "mlip_refine", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "finetune" in done.stdout
-
-
-def test_the_examples_of_the_readme_hold():
-    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    for block in blocks:
-        compile(block, "README.md", "exec")
-    (config,) = (block for block in blocks if "config_from_dict(" in block)
-    (loss,) = (block for block in blocks if "BatchLoss" in block)
-    names = {}
-    exec(config, names)
-    exec(loss, names)
-    assert names["config"].name == "my-titanium"
-    options = names["HuberForcesOptions"](delta=0.2)
-    assert names["HuberForces"]("huber", 1.0, options).probes == {"forces"}
 
 
 def test_the_notebook_is_code_without_outputs():

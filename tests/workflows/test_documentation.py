@@ -105,12 +105,20 @@ def test_toml(text: str) -> None:
     assert tomllib.loads(text)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def python_of(page: Path) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text()) if language == "python"]
+
+
+@pytest.mark.parametrize("page", filter(python_of, PAGES), ids=lambda page: page.stem)
 def test_python(page: Path, home: Path) -> None:
     names: dict[str, Any] = {"__name__": "documentation", "atoms": ase.build.bulk("Ti", cubic=False)}
-    for language, text in BLOCK.findall(page.read_text()):
-        if language == "python":
-            exec(compile(text, str(page), "exec"), names)
+    for text in python_of(page):
+        exec(compile(text, str(page), "exec"), names)
+    if page.stem == "python":
+        assert names["config"].name == "my-titanium"
+    if page.stem == "extending":
+        options = names["HuberForcesOptions"](delta=0.2)
+        assert names["HuberForces"]("huber", 1.0, options).probes == {"forces"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
