@@ -82,6 +82,7 @@ def test_commands(text: str, home: Path, monkeypatch: Any, capsys: Any) -> None:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["mlip-refine"]:
+            words += ["training.steps=2"] * (words[1] == "finetune")
             assert run(words, monkeypatch) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
