@@ -133,3 +133,15 @@ def test_nothing_but_the_schema_is_printed():
     command = [sys.executable, "-W", "ignore", "-m", "mlip_refine", "schema"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["properties"]
+
+
+def test_the_guide_shows_pages_and_knows_their_names(run):
+    code, printed, _ = run("guide")
+    assert code == 0
+    assert "[reweighting](reweighting.md)" in printed
+    code, printed, _ = run("guide", "reweighting")
+    assert code == 0
+    assert printed.startswith("# Reweighting\n")
+    code, printed, message = run("guide", "reweigting")
+    assert (code, printed) == (2, "")
+    assert "Did you mean 'reweighting'?" in message

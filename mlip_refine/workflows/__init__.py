@@ -19,6 +19,7 @@ COMMANDS = (
     "mlip_refine.workflows.bench:command",
     "mlip_refine.workflows.catalogue:schema",
     "mlip_refine.workflows.catalogue:losses",
+    "mlip_refine.workflows.catalogue:guide",
 )
 """Verbs without a run folder, `package.module:name` of each `Command`."""
 
