@@ -22,7 +22,7 @@ import torch
 from mlip_refine.crystals.moduli import voigt_average
 from mlip_refine.data import experimental_table
 from mlip_refine.statistics import polynomial_fit
-from mlip_refine.workflows.elastic.thermal_records import ThermalElasticPoint, read_thermal_elastic
+from mlip_refine.workflows.elastic.records import ThermalElasticPoint, read_thermal_elastic
 from mlip_refine.workflows.finetune.records import HeldOutRecord, read_summary
 
 TABLE = "titanium-hcp-elastic"

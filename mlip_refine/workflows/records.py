@@ -4,6 +4,7 @@ A measured number is `{"value": ..., "se": ..., "unit": ...}` in every file; `se
 where it is not known. Other numbers have their unit in the name, in the unit's own case (`temperature_K`).
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,28 @@ def read_text(path: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the result file cannot be read", where=str(path), found=str(error)) from error
+
+
+def read_record[R: Record](path: Path, model: type[R], what: str) -> R:
+    """Read a result file whose `format` is that of its record.
+
+    Args:
+        path: Path of the file.
+        model: Class of the record, whose field `format` has the expected name and version as its default.
+        what: What the file should hold, such as "result of elastic".
+
+    Raises:
+        InputError: The file is missing, is of another format, or lacks a key.
+    """
+    expected = model.model_fields["format"].default
+    try:
+        data = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"this is no {what}", where=str(path), found=str(error)) from error
+    found = data.get("format") if isinstance(data, Mapping) else None
+    if found != expected:
+        raise InputError(f"this is no {what}", where=str(path), found=found, expected=f"format: {expected}")
+    return validated(model, data, str(path), what)
 
 
 def validated[R](model: type[R], data: object, where: str, what: str) -> R:

@@ -1,34 +1,37 @@
-"""Elastic constants at temperatures: fixed cells are sampled, and their stress tells."""
+"""Elastic constants at temperatures, from the stress of sampled cells that are held."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from mlip_refine.config import Config, Elastic
+from mlip_refine.config import Config
+from mlip_refine.crystals.moduli import voigt_average
 from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, crystal_symmetry
-from mlip_refine.data import Table, find_table
+from mlip_refine.data import find_table
 from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic.targets import constants_of, lattice_of
-from mlip_refine.observables.base import Observable, Probe, measure, sample_of, values_of
-from mlip_refine.observables.cell import Pressure
+from mlip_refine.observables.base import Observable, Probe, average, measure, sample_of, values_of
+from mlip_refine.observables.cell import Pressure, Stress
 from mlip_refine.observables.elasticity import (
     Deformation,
     FluctuationElasticity,
     FluctuationModuli,
     RestStrain,
+    deformation_constants,
+    errors_of_stresses,
 )
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import Measured
-from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory, sample
+from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.statistics import require_effective
 from mlip_refine.training.gradients.streaming import further_probes, with_gaps
-from mlip_refine.workflows.elastic.strained_cells import MODULI, of_strained_cells
-from mlip_refine.workflows.elastic.thermal_records import ThermalElasticPoint
+from mlip_refine.workflows.elastic.records import ThermalElasticPoint
 from mlip_refine.workflows.from_config import (
     md_settings,
     sampling_length,
@@ -40,177 +43,222 @@ from mlip_refine.workflows.from_config import (
 STAGE = "elastic"
 
 SEGMENT = 1000.0
-"""Time between two writes to disk, fs: what an interruption costs at most, and going on for longer."""
+"""Time between two writes to disk, fs: an interruption costs at most this, and longer runs extend it."""
+
+MODULI = {"K": "GPa", "G": "GPa", "E": "GPa", "nu": ""}
+"""Moduli of a polycrystal with their units."""
+
+Method = Literal["fluctuation", "deformation"]
 
 
 @dataclass(frozen=True)
-class _State:
-    """A cell at a temperature, its symmetry, and the strained cells that go with it."""
+class ThermalCell:
+    """A cell at a temperature.
+
+    Attributes:
+        source: Phase, temperature and lattice constants of the cell.
+        points: State points to sample: the cell itself, then the strained ones in the order of the strains,
+            as far as a method needs them.
+        symmetry: Symmetry of the crystal.
+        deformation: Strains that determine its constants.
+        targets: Measured constants by name, GPa.
+    """
 
     source: EnsembleSource
-    point: StatePoint
+    points: tuple[StatePoint, ...]
     symmetry: Symmetry
     deformation: Deformation
-    strained: tuple[EnsembleSource, ...]
+    targets: Mapping[str, Measured]
 
 
-def thermal_elasticity(
-    config: Config, potential: Potential, phases: Sequence[str], folder: Path
-) -> Iterator[tuple[ThermalElasticPoint, ...]]:
-    """Sample the cells of `elastic.temperature` and find their elastic constants, one state after the other.
+@dataclass(frozen=True)
+class ThermalSettings:
+    """Cells at temperatures, and how their constants are found.
 
-    What was sampled before, in whole segments, is not sampled again, also where more frames are wanted now.
-    Where frames are too few or too correlated, a point has the reason in place of its constants.
+    Attributes:
+        cells: The cells.
+        methods: Methods, one after the other.
+        adiabatic: Whether fluctuations give adiabatic constants.
+        born_every: Frames from one with a Born term to the next.
+        min_effective_frames: Fewest independent frames that constants may rest on.
+        md: Settings of the dynamics.
+        timestep: Time step of the dynamics, fs.
+        length: Length of the sampling.
+        seed: Random seed.
+        dtype: Floating type of the sampling.
+        accelerate: Acceleration of the sampling.
+    """
+
+    cells: tuple[ThermalCell, ...]
+    methods: tuple[Method, ...]
+    adiabatic: bool
+    born_every: int
+    min_effective_frames: float
+    md: MDSettings
+    timestep: float
+    length: Length
+    seed: int
+    dtype: str
+    accelerate: Acceleration
+
+
+def thermal_settings(config: Config, potential: Potential, phases: Sequence[str]) -> ThermalSettings:
+    """Return what a config asks for at temperatures.
 
     Args:
-        config: With sections `elastic` and `sampling`.
-        potential: In float64.
+        config: Config with the sections `elastic` and `sampling`.
+        potential: Potential in float64.
         phases: Names of crystals.
-        folder: Run folder; frames are kept below it.
-
-    Yields:
-        The points of a state, one for each method.
 
     Raises:
-        InputError: For a table that does not have the temperatures.
-        SamplingError: If a crystal does not survive.
+        InputError: A table does not have the temperatures.
     """
     section = config.elastic
     table = None if section.table is None else find_table(section.table, config.resolve)
-    states = [_state(config, potential, source) for source in _sources(section, phases, table)]
-    needed = [source for state in states for source in _sampled(section, state)]
-    points = state_points(config, needed, potential, config.sampling.replicas)
-    config = with_timestep(config, potential, points.values())
-    frozen = potential.frozen_copy(config.sampling.dtype, config.sampling.accelerate)
-    store = FrameStore(folder / "frames", {"seed": config.seed})
+    cells = []
+    for phase in phases:
+        for temperature in section.temperature or ():
+            source = EnsembleSource(
+                phase, temperature, 0.0, () if table is None else lattice_of(table, temperature)
+            )
+            atoms = state_points(config, [source], potential, 1)[source].atoms
+            symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+            deformation = Deformation.of(symmetry, section.strain)
+            strains = deformation.strains if "deformation" in section.method else ()
+            sampled = [replace(source, strain=strain) for strain in (UNSTRAINED, *strains)]
+            points = state_points(config, sampled, potential, config.sampling.replicas)
+            measured = {} if table is None else constants_of(table, temperature)
+            names = [name for name in INDEPENDENT[symmetry.laue] if name in measured]
+            targets = {name: Measured(*measured[name], "GPa") for name in names}
+            cells.append(ThermalCell(source, tuple(points.values()), symmetry, deformation, targets))
+    config = with_timestep(config, potential, [point for cell in cells for point in cell.points])
+    segment = max(1, round(SEGMENT / config.sampling.interval))
+    return ThermalSettings(
+        cells=tuple(cells),
+        methods=section.method,
+        adiabatic=section.kind == "adiabatic",
+        born_every=section.born_every,
+        min_effective_frames=config.sampling.min_effective_frames,
+        md=md_settings(config),
+        timestep=timestep(config),
+        length=replace(sampling_length(config), segment=segment),
+        seed=config.seed,
+        dtype=config.sampling.dtype,
+        accelerate=config.sampling.accelerate,
+    )
+
+
+def thermal_elasticity(
+    potential: Potential, settings: ThermalSettings, store: FrameStore
+) -> Iterator[tuple[ThermalElasticPoint, ...]]:
+    """Sample the cells and compute their elastic constants, one cell after the other.
+
+    Whole segments that were sampled before are not sampled again, also where more frames are wanted now.
+    Where frames are too few or too correlated, a point has the reason in place of its constants.
+
+    Args:
+        potential: Potential in float64.
+        settings: The cells, and how their constants are found.
+        store: Store of the frames.
+
+    Yields:
+        The points of a cell, one for each method.
+
+    Raises:
+        SamplingError: A crystal does not survive.
+    """
+    frozen = potential.frozen_copy(settings.dtype, settings.accelerate)
     # One batch per crystal and temperature: what is done is kept if a later one is interrupted.
-    for state in states:
-        runs = sample(
+    for cell in settings.cells:
+        sampled = sample(
             frozen,
-            [points[s] for s in _sampled(section, state)],
-            md_settings(config),
-            _length(config),
-            seed=config.seed,
-            stage=f"{STAGE}-{state.source.name}",
+            cell.points,
+            settings.md,
+            settings.length,
+            seed=settings.seed,
+            stage=f"{STAGE}-{cell.source.name}",
             store=store,
         )
-        yield tuple(_points(config, potential, state, points, runs, _targets(table, state)))
+        runs = [sampled[point.name] for point in cell.points]
+        yield tuple(_point(potential, settings, cell, method, runs) for method in settings.methods)
 
 
-def _length(config: Config) -> Length:
-    """As of any sampling, but in segments."""
-    segment = max(1, round(SEGMENT / config.sampling.interval))
-    return replace(sampling_length(config), segment=segment)
-
-
-def _sources(section: Elastic, phases: Sequence[str], table: Table | None) -> list[EnsembleSource]:
-    return [
-        EnsembleSource(phase, t, 0.0, () if table is None else lattice_of(table, t))
-        for phase in phases
-        for t in section.temperature or ()
-    ]
-
-
-def _targets(table: Table | None, state: _State) -> dict[str, Measured]:
-    """Measured constants."""
-    if table is None:
-        return {}
-    found = constants_of(table, state.source.temperature)
-    return {n: Measured(*found[n], "GPa") for n in INDEPENDENT[state.symmetry.laue] if n in found}
-
-
-def _state(config: Config, potential: Potential, source: EnsembleSource) -> _State:
-    point = state_points(config, [source], potential, 1)[source]
-    atoms = point.atoms
-    symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
-    deformation = Deformation.of(symmetry, config.elastic.strain)
-    strained = tuple(replace(source, strain=strain) for strain in deformation.strains)
-    return _State(source, point, symmetry, deformation, strained)
-
-
-def _sampled(section: Elastic, state: _State) -> list[EnsembleSource]:
-    own = replace(state.source, strain=UNSTRAINED)
-    return [own, *(state.strained if "deformation" in section.method else ())]
-
-
-def _points(
-    config: Config,
+def _point(
     potential: Potential,
-    state: _State,
-    points: Mapping[EnsembleSource, StatePoint],
-    runs: Mapping[str, Trajectory],
-    targets: Mapping[str, Measured],
-) -> list[ThermalElasticPoint]:
-    found = []
-    for method in config.elastic.method:
-        own, *strained = _sampled(config.elastic, state)
-        mine = [own, *strained] if method == "deformation" else [own]
-        trajectories = [runs[points[s].name] for s in mine]
-        by = _by_fluctuation if method == "fluctuation" else _by_deformation
-        try:
-            values = by(config, potential, state, trajectories)
-        except StatisticsError as error:
-            values = {"refused": str(error)}
-        found.append(
-            ThermalElasticPoint(
-                name=state.source.name,
-                phase=state.source.phase,
-                method=method,
-                kind=config.elastic.kind if method == "fluctuation" else "isothermal",
-                temperature_K=state.source.temperature,
-                lattice_A=state.source.lattice,
-                n_atoms=len(state.point.atoms),
-                frames=sum(t.n_kept for t in trajectories),
-                atom_steps=_atom_steps(config, trajectories),
-                **values,
-                targets=targets,
-                verdicts=tuple(v for t in trajectories for v in t.verdicts),
-            )
-        )
-    return found
-
-
-def _atom_steps(config: Config, runs: Sequence[Trajectory]) -> int:
-    section, step = config.sampling, timestep(config)
-    first = max(1, round(section.equilibration / step)) if section.equilibration > 0 else 0
-    per_frame = max(1, round(section.interval / step))
-    return sum((first + per_frame * run.kept.shape[1]) * len(run.kept) * run.n_atoms for run in runs)
+    settings: ThermalSettings,
+    cell: ThermalCell,
+    method: Method,
+    runs: Sequence[Trajectory],
+) -> ThermalElasticPoint:
+    """Return the constants of a cell by one method, or why there are none."""
+    fluctuation = method == "fluctuation"
+    runs = runs[:1] if fluctuation else runs
+    try:
+        for run in runs:
+            pressure = -run.stress[run.kept].diagonal(dim1=1, dim2=2).mean(-1)
+            independent = run.n_kept / run.inefficiency(pressure)
+            what = f"the stress of {run.point.name}"
+            minimum = settings.min_effective_frames
+            require_effective(independent, minimum, what, have_length=run.n_kept, unit="frames")
+        if fluctuation:
+            values = _by_fluctuation(potential, settings, cell.symmetry, runs[0])
+        else:
+            values = of_strained_cells(cell.deformation, runs)
+            values["isothermal"] = values["constants"]
+    except StatisticsError as error:
+        values = {"refused": str(error)}
+    step, interval = settings.timestep, settings.md.interval
+    equilibration = settings.length.equilibration
+    first = max(1, round(equilibration / step)) if equilibration > 0 else 0
+    per_frame = max(1, round(interval / step))
+    steps = [(first + per_frame * run.kept.shape[1]) * len(run.kept) * run.n_atoms for run in runs]
+    return ThermalElasticPoint(
+        name=cell.source.name,
+        phase=cell.source.phase,
+        method=method,
+        kind="adiabatic" if fluctuation and settings.adiabatic else "isothermal",
+        temperature_K=cell.source.temperature,
+        lattice_A=cell.source.lattice,
+        n_atoms=runs[0].n_atoms,
+        frames=sum(run.n_kept for run in runs),
+        atom_steps=sum(steps),
+        **values,
+        targets=cell.targets,
+        verdicts=tuple(verdict for run in runs for verdict in run.verdicts),
+    )
 
 
 def _by_fluctuation(
-    config: Config, potential: Potential, state: _State, runs: Sequence[Trajectory]
+    potential: Potential, settings: ThermalSettings, symmetry: Symmetry, run: Trajectory
 ) -> dict[str, Any]:
-    (run,) = runs
-    _require_frames(config, run)
-    seen = sample_of(run, {"born": _born(config, potential, run)})
-    adiabatic = config.elastic.kind == "adiabatic"
+    """Return constants, moduli, pressure and the strain to rest from the fluctuations of one cell."""
+    sampled = sample_of(run, {"born": _born(potential, settings, run)})
+    adiabatic = settings.adiabatic
 
     def values(observable: Observable) -> dict[str, Measured]:
-        return dict(zip(observable.labels, measure(observable, seen, run.inefficiency), strict=True))
+        return dict(zip(observable.labels, measure(observable, sampled, run.inefficiency), strict=True))
 
-    def constants(**options: bool) -> dict[str, Measured]:
-        return values(FluctuationElasticity(state.symmetry, **options))
-
-    moduli = values(FluctuationModuli(state.symmetry, adiabatic=adiabatic))
+    moduli = values(FluctuationModuli(symmetry, adiabatic=adiabatic))
     return {
-        "constants": constants(adiabatic=adiabatic),
-        "isothermal": constants(),
-        "stress_strain": constants(adiabatic=adiabatic, stress_strain=True),
+        "constants": values(FluctuationElasticity(symmetry, adiabatic=adiabatic)),
+        "isothermal": values(FluctuationElasticity(symmetry)),
+        "stress_strain": values(FluctuationElasticity(symmetry, adiabatic=adiabatic, stress_strain=True)),
         "moduli": {name: replace(m, unit=MODULI[name]) for name, m in moduli.items()},
         "pressure": values(Pressure())["pressure"],
-        "rest_strain": values(RestStrain(state.symmetry)),
+        "rest_strain": values(RestStrain(symmetry)),
     }
 
 
-def _born(config: Config, potential: Potential, run: Trajectory) -> torch.Tensor | Probe:
-    """The Born term of every so many frames.
+def _born(potential: Potential, settings: ThermalSettings, run: Trajectory) -> Tensor | Probe:
+    """Return the Born term of every so many frames.
 
     Raises:
-        StatisticsError: It is known on too few.
+        StatisticsError: It is known on too few frames.
     """
-    every, minimum = config.elastic.born_every, config.sampling.min_effective_frames
+    every = settings.born_every
     positions, numbers = run.positions[run.kept][::every], run.point.atoms.numbers
     what = f"the Born term of {run.point.name}, of one frame in {every},"
+    minimum = settings.min_effective_frames
     require_effective(len(positions), minimum, what, have_length=run.n_kept, unit="frames")
     # Neighbours are found for these frames alone.
     structures = potential.graphs.frames(positions, run.cells[run.kept][::every], numbers)
@@ -218,21 +266,48 @@ def _born(config: Config, potential: Potential, run: Trajectory) -> torch.Tensor
     return with_gaps(values_of(born), run.n_kept, every)
 
 
-def _by_deformation(
-    config: Config,
-    potential: Potential,  # noqa: ARG001 - as the other method has it
-    state: _State,
-    runs: Sequence[Trajectory],
-) -> dict[str, Any]:
-    for run in runs:
-        _require_frames(config, run)
-    found = of_strained_cells(state.deformation, runs)
-    return found | {"isothermal": found["constants"]}
+def of_strained_cells(deformation: Deformation, runs: Sequence[Trajectory]) -> dict[str, Any]:
+    """Return isothermal constants C and coefficients B, Voigt's moduli of B, and the pressure.
+
+    Args:
+        deformation: The strains.
+        runs: The cell itself, then the strained ones in the order of the strains.
+
+    Returns:
+        `constants`, `stress_strain` and `moduli` (K, G, E, nu) by name, and `pressure`.
+    """
+
+    def function(stress: Tensor) -> Tensor:
+        """Return all of them from the mean stress of every cell `[1 + 2 n_directions, 6]`, GPa."""
+        c = deformation_constants(deformation, stress)
+        b = deformation_constants(deformation, stress, stress_strain=True)
+        mean = voigt_average(torch.einsum("m,mij->ij", b, deformation.basis.to(b)))
+        moduli = torch.stack([mean.bulk, mean.shear, mean.young, mean.poisson])
+        return torch.cat([c, b, moduli, -stress[0, :3].mean().reshape(1)])
+
+    names = INDEPENDENT[deformation.symmetry.laue]
+    labels = [(kind, name, "GPa") for kind in ("constants", "stress_strain") for name in names]
+    labels += [("moduli", name, unit) for name, unit in MODULI.items()]
+    *values, pressure = of_stresses(function, runs)
+    found: dict[str, Any] = {"pressure": Measured(*pressure, "GPa")}
+    for (kind, name, unit), value in zip(labels, values, strict=True):
+        found.setdefault(kind, {})[name] = Measured(*value, unit)
+    return found
 
 
-def _require_frames(config: Config, run: Trajectory) -> None:
-    pressure = -run.stress[run.kept].diagonal(dim1=1, dim2=2).mean(-1)
-    independent = run.n_kept / run.inefficiency(pressure)
-    minimum = config.sampling.min_effective_frames
-    what = f"the stress of {run.point.name}"
-    require_effective(independent, minimum, what, have_length=run.n_kept, unit="frames")
+def of_stresses(
+    function: Callable[[Tensor], Tensor], runs: Sequence[Trajectory]
+) -> list[tuple[float, float]]:
+    """Return values and standard errors of a function of the mean stresses of independent cells.
+
+    Args:
+        function: Differentiable function of stresses `[n_runs, 6]`, GPa, that gives `[m]`.
+        runs: The cells.
+    """
+
+    def errors(run: Trajectory, observable: Observable) -> list[float]:
+        return [m.se for m in measure(observable, sample_of(run), run.inefficiency)]
+
+    stress = torch.stack([average(Stress(), sample_of(run)) for run in runs])
+    found = errors_of_stresses(function, stress, [partial(errors, run) for run in runs])
+    return list(zip(function(stress).tolist(), found, strict=True))

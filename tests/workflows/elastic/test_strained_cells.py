@@ -11,7 +11,7 @@ from mlip_refine.observables.elasticity import Deformation
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.testing import sigma_bound
-from mlip_refine.workflows.elastic.strained_cells import of_strained_cells, of_stresses
+from mlip_refine.workflows.elastic.thermal import of_strained_cells, of_stresses
 
 TITANIUM = bulk("Ti", "hcp", a=2.95, c=4.68)
 ARGON = bulk("Ar", "fcc", a=5.3, cubic=True)

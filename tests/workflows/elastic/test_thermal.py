@@ -14,7 +14,8 @@ from mlip_refine.testing import sigma_bound
 from mlip_refine.training.gradients.streaming import further_probes
 from mlip_refine.training.trainer import Trainer
 from mlip_refine.workflows.elastic import elastic
-from mlip_refine.workflows.elastic.thermal_records import print_thermal_elastic, read_thermal_elastic
+from mlip_refine.workflows.elastic.records import read_thermal_elastic
+from mlip_refine.workflows.elastic.tables import print_thermal_elastic
 from mlip_refine.workflows.finetune.run import finetune
 
 HCP = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
@@ -178,6 +179,14 @@ def test_too_few_frames_with_a_born_term_are_refused(tmp_path):
     (point,) = elastic(config).thermal
     assert "the Born term of hcp-300K-0GPa-fixed, of one frame in 8, rests on 1 independent" in point.refused
     assert "about 16 frames in place of 8" in point.refused
+
+
+def test_frames_are_removed_where_the_config_does_not_keep_them(tmp_path):
+    output = {"folder": str(tmp_path / "runs"), "figures": False, "keep_frames": False}
+    config = _config(tmp_path, elastic={"temperature": 300}, sampling=SHORT, output=output)
+    found = elastic(config)
+    assert read_thermal_elastic(found.folder) == found.thermal
+    assert not (found.folder / "frames").exists()
 
 
 def test_a_finished_run_goes_on_to_more_frames(tmp_path, monkeypatch):

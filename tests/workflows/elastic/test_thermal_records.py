@@ -2,19 +2,14 @@
 
 import io
 import json
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured
-from mlip_refine.workflows.elastic.thermal_records import (
-    ThermalElasticPoint,
-    print_thermal_elastic,
-    read_thermal_elastic,
-    thermal_json,
-)
+from mlip_refine.workflows.elastic.records import ElasticResult, ThermalElasticPoint, read_thermal_elastic
+from mlip_refine.workflows.elastic.tables import print_thermal_elastic
 
 
 def _gpa(**values: float) -> dict[str, Measured]:
@@ -41,8 +36,10 @@ HCP = ThermalElasticPoint(
     rest_strain={axis: Measured(-0.01, 0.002, "") for axis in ("xx", "yy", "zz")},
 )
 CUBIC = {name: _gpa(C11=140, C12=100, C44=40) for name in ("constants", "isothermal", "stress_strain")}
-BCC = replace(HCP, name="bcc-300K-0GPa", phase="bcc", lattice_A=(), targets={}, **CUBIC)
-STRAINED = replace(HCP, method="deformation", kind="isothermal", moduli={}, rest_strain={})
+BCC = HCP.model_copy(update={"name": "bcc-300K-0GPa", "phase": "bcc", "lattice_A": (), "targets": {}} | CUBIC)
+STRAINED = HCP.model_copy(
+    update={"method": "deformation", "kind": "isothermal", "moduli": {}, "rest_strain": {}}
+)
 REFUSED = ThermalElasticPoint(
     **{name: getattr(HCP, name) for name in ("name", "phase", "method", "kind", "lattice_A", "n_atoms")},
     **{name: getattr(HCP, name) for name in ("frames", "atom_steps", "targets", "verdicts")},
@@ -82,7 +79,7 @@ def test_what_is_refused_says_why():
 
 
 def test_points_come_back_from_the_file(tmp_path):
-    document = thermal_json("run", "abc", POINTS)
+    document = ElasticResult(tmp_path, "run", "abc", (), POINTS).files()["thermal_elastic.json"]
     (tmp_path / "thermal_elastic.json").write_text(json.dumps(document))
     assert read_thermal_elastic(tmp_path) == POINTS
     first, refused, *_ = document["points"]
