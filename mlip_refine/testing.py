@@ -29,8 +29,11 @@ from ase.neighborlist import neighbor_list
 from scipy import stats
 from torch import Tensor
 
+from mlip_refine.config import config_from_dict
 from mlip_refine.crystals.tensors import to_voigt
-from mlip_refine.potential import GraphBuilder, Graphs, Structure
+from mlip_refine.errors import InputError
+from mlip_refine.losses import EnsembleSource, Loss, Setting, loss_specs
+from mlip_refine.potential import GraphBuilder, Graphs, Potential, Structure
 from mlip_refine.sampling import HarmonicReference
 
 FALSE_ALARM = 5e-6
@@ -334,3 +337,30 @@ class Springs(torch.nn.Module):
         system = inputs["batch"][inputs["edge_index"][0]]
         energy = pairs.new_zeros(len(inputs["ptr"]) - 1).index_add(0, system, 0.5 * pairs)
         return {"energy": energy}
+
+
+def loss_of(
+    node: Mapping[str, Any],
+    crystals: Atoms | Mapping[str, Atoms] | None = None,
+    potential: Potential | None = None,
+) -> Loss:
+    """Return a loss as a config gives it, bound to ideal crystals in cells that move as it needs.
+
+    Args:
+        node: An entry of `losses` of a config.
+        crystals: Ideal crystal of all phases, or of each by name; none where the loss needs none.
+        potential: The potential that the loss may refuse; nothing is checked without one.
+
+    Raises:
+        InputError: Wrong options, or a loss that does not suit crystals or potential.
+    """
+    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [dict(node)]})
+    (spec,) = loss_specs(config.losses)
+
+    def crystal(source: EnsembleSource) -> Atoms:
+        if crystals is None:
+            raise InputError("the loss needs a crystal", found=source.phase)
+        return crystals if isinstance(crystals, Atoms) else crystals[source.phase]
+
+    moves = getattr(spec.options, "cell", "free") != "fixed"
+    return spec.bind(Setting(crystal, lambda _: moves, config.resolve, potential))

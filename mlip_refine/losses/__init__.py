@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlip_refine.losses.base import Loss as Loss
     from mlip_refine.losses.base import LossResult as LossResult
     from mlip_refine.losses.base import PotentialLoss as PotentialLoss
+    from mlip_refine.losses.base import Setting as Setting
     from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifference as FreeEnergyDifference
     from mlip_refine.losses.ensemble.observable import ObservableLoss as ObservableLoss
     from mlip_refine.losses.ensemble.observable_options import ObservableOptions as ObservableOptions
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
     from mlip_refine.losses.phonons.base import PhononLoss as PhononLoss
     from mlip_refine.losses.phonons.frequencies import PhononFrequencies as PhononFrequencies
     from mlip_refine.losses.phonons.hvp import PhononHVP as PhononHVP
+    from mlip_refine.losses.registry import LossSpec as LossSpec
     from mlip_refine.losses.registry import LossType as LossType
-    from mlip_refine.losses.registry import build_losses as build_losses
+    from mlip_refine.losses.registry import loss_specs as loss_specs
     from mlip_refine.losses.registry import loss_types as loss_types
     from mlip_refine.losses.replay import Replay as Replay
 
 _HOMES = {
-    "base": ("BatchLoss", "EnsembleLoss", "EnsembleSource", "Frames", "Loss", "LossResult", "PotentialLoss"),
+    "base": (
+        *("BatchLoss", "EnsembleLoss", "EnsembleSource", "Frames", "Loss", "LossResult", "PotentialLoss"),
+        "Setting",
+    ),
     "ensemble.free_energy": ("FreeEnergyDifference",),
     "ensemble.observable": ("ObservableLoss",),
     "ensemble.observable_options": ("ObservableOptions", "ScalarOptions"),
@@ -38,7 +43,7 @@ _HOMES = {
     "phonons.base": ("PhononLoss",),
     "phonons.frequencies": ("PhononFrequencies",),
     "phonons.hvp": ("PhononHVP",),
-    "registry": ("LossType", "build_losses", "loss_types"),
+    "registry": ("LossSpec", "LossType", "loss_specs", "loss_types"),
     "replay": ("Replay",),
 }
 _MODULES = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}

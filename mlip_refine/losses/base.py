@@ -1,7 +1,7 @@
 """What a loss is: it names its sources and probes, and is then a pure function of tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -137,6 +137,59 @@ class LossResult:
     residuals: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What is measured on held-out data now and then during a training, and of the delivered potential.
+
+    Attributes:
+        every: Updates of experiments from one measurement to the next.
+        measured: Quantities of a potential by name.
+    """
+
+    every: int
+    measured: Callable[[Potential], Mapping[str, Measured]]
+
+    def measure(self, potential: Potential) -> dict[str, Measured]:
+        """Return the quantities of a potential by their names in records."""
+        return {f"validation, {name}": value for name, value in self.measured(potential).items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run has that losses are bound to.
+
+    Attributes:
+        crystal: Ideal crystal of a source in its cell.
+        cell_moves: Whether the cell of a source moves when it is sampled.
+        resolve: Turns a path of the config into an absolute one.
+        potential: The potential that is trained; `None` leaves out what is checked about it.
+        replay_functional: Functional of the labelled frames of replay, where it is known.
+    """
+
+    crystal: Callable[[EnsembleSource], Atoms]
+    cell_moves: Callable[[EnsembleSource], bool]
+    resolve: Callable[[str], Path]
+    potential: Potential | None = None
+    replay_functional: str | None = None
+
+    def require_cells(self, loss: str, sources: Iterable[EnsembleSource], *, moving: bool) -> None:
+        """Refuse sources of a loss whose cells do not move where they should, or move where they should not.
+
+        Raises:
+            InputError: With what would do.
+        """
+        for source in sources:
+            moves = self.cell_moves(source)
+            if moves != moving:
+                raise InputError(
+                    f"loss {loss!r} needs a cell that {'moves' if moving else 'is held'}",
+                    found=f"{source.name}, whose cell {'moves' if moves else 'is held'}",
+                    fix="Set sampling.ensemble: npt, and a cell_freedom of the phase that is not fixed."
+                    if moving
+                    else "Set sampling.ensemble: nvt, cell_freedom: fixed, or a lattice.",
+                )
+
+
 class Loss:
     """Base of all losses.
 
@@ -148,19 +201,36 @@ class Loss:
             get a `Probe`, whose mask says where it was evaluated.
         squares: Whether it is a mean of squared deviations, whose results have `residuals`; of a `BatchLoss`,
             whether it is a sum over outputs, each by itself, and convex. Gauss-Newton asks for it.
+        anchored: Whether it needs the free energies of its sources from the initial model on, so that their
+            chain of references may not break.
+        validation: What is measured on held-out data, if anything.
     """
 
     probes: frozenset[str] = frozenset({"energy"})
     strides: Mapping[str, int] = MappingProxyType({})
     squares: bool = False
+    anchored: bool = False
+    validation: Validation | None = None
 
     def __init__(self, name: str, weight: float) -> None:
         """Keep the name and the weight."""
         self.name, self.weight = name, weight
 
     @classmethod
-    def create(cls, name: str, weight: float, options: Any) -> "Loss":
-        """The loss that a config asks for, from its checked options; a class may choose among others."""
+    def bind(cls, name: str, weight: float, options: Any, setting: Setting) -> "Loss":  # noqa: ARG003
+        """Return the loss of a run, with everything that it needs from its files, crystals and potential.
+
+        All that can be refused is refused here, before anything is sampled. By default nothing is needed.
+
+        Args:
+            name: Name in results.
+            weight: Factor in the total.
+            options: Checked options of the config.
+            setting: What the run has.
+
+        Raises:
+            InputError: The loss does not suit the setting.
+        """
         return cls(name, weight, options)  # type: ignore[call-arg]
 
     @property
@@ -172,34 +242,6 @@ class Loss:
     def targets(self) -> Mapping[str, Target]:
         """What its diagnostics should be, by their names, for records; none by default."""
         return {}
-
-    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
-        """Read the files that the options name; `resolve` turns a path of the config into an absolute one."""
-
-    @property
-    def described(self) -> tuple[EnsembleSource, ...]:
-        """States whose ideal crystals the loss needs before its sources are known."""
-        return ()
-
-    def prepare_potential(self, potential: Potential) -> None:
-        """Refuse a potential that the loss cannot be evaluated for, before anything is sampled.
-
-        Raises:
-            InputError: With what the loss needs.
-        """
-
-    def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
-        """Refuse sources whose cells move where they should be held, or the other way round.
-
-        Args:
-            free: Whether the cell of every source will move.
-
-        Raises:
-            InputError: They do not suit the loss.
-        """
-
-    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
-        """Know the ideal crystals of `described`, in the cells of the states."""
 
 
 class EnsembleLoss(Loss, ABC):
@@ -248,10 +290,6 @@ class PotentialLoss(Loss, ABC):
         """The loss without need of derivatives; a loss that keeps graphs for them may do without here."""
         return self.evaluate(potential)
 
-    def delivered(self, potential: Potential) -> Mapping[str, Measured]:  # noqa: ARG002
-        """What is to be known of the potential that a run ends with, by name: such as a validation."""
-        return {}
-
     def linearise(self, potential: Potential, add: Callable[[Tensor], None]) -> LossResult:
         """Hand all residuals to `add`, which differentiates them; many parts may go one by one."""
         result = self.evaluate(potential)
@@ -264,20 +302,3 @@ class PotentialLoss(Loss, ABC):
         result = self.evaluate(potential)
         (self.weight * result.value).backward()
         return result
-
-
-def require_cells(loss: str, free: Mapping[EnsembleSource, bool], *, moving: bool) -> None:
-    """Refuse sources of a loss whose cells do not move, or do (see `Loss.prepare_cells`).
-
-    Raises:
-        InputError: With what would do.
-    """
-    for source, moves in free.items():
-        if moves != moving:
-            raise InputError(
-                f"loss {loss!r} needs a cell that {'moves' if moving else 'is held'}",
-                found=f"{source.name}, whose cell {'moves' if moves else 'is held'}",
-                fix="Set sampling.ensemble: npt, and a cell_freedom of the phase that is not fixed."
-                if moving
-                else "Set sampling.ensemble: nvt, cell_freedom: fixed, or a lattice.",
-            )

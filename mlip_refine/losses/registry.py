@@ -20,7 +20,7 @@ from mlip_refine.losses import options
 from mlip_refine.losses.ensemble.observable_options import OBSERVABLES
 
 if TYPE_CHECKING:
-    from mlip_refine.losses.base import Loss
+    from mlip_refine.losses.base import Loss, Setting
 
 ENTRY_POINT_GROUP = "mlip_refine.losses"
 
@@ -44,6 +44,31 @@ class LossType:
         """The class that computes the loss; this imports torch."""
         found: type[Loss] = resolve_name(self.target)
         return found
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss that a config asks for.
+
+    Attributes:
+        name: Name in results.
+        weight: Factor in the total.
+        type: What kind of loss it is.
+        options: Its checked options, an instance of `type.options`.
+    """
+
+    name: str
+    weight: float
+    type: LossType
+    options: Section
+
+    def bind(self, setting: "Setting") -> "Loss":
+        """Return the loss in the setting of a run; this imports torch.
+
+        Raises:
+            InputError: The loss does not suit the setting.
+        """
+        return self.type.loss_class.bind(self.name, self.weight, self.options, setting)
 
 
 def _built_in(given: type[Section], target: str) -> LossType:
@@ -97,14 +122,14 @@ def loss_types() -> dict[str, LossType]:
     return known
 
 
-def build_losses(nodes: Iterable[LocatedNode]) -> "list[Loss]":
-    """Losses from the raw nodes of a config, their options checked.
+def loss_specs(nodes: Iterable[LocatedNode]) -> list[LossSpec]:
+    """Return the losses of a config from its raw nodes, with their options checked.
 
     Raises:
         InputError: For an unknown type, wrong options, or two losses of one name.
     """
     known = loss_types()
-    losses: list[Loss] = []
+    specs: dict[str, LossSpec] = {}
     for node in nodes:
         if node.type not in known:
             word = nearest(node.type, known)
@@ -114,9 +139,9 @@ def build_losses(nodes: Iterable[LocatedNode]) -> "list[Loss]":
                 expected=f"one of {', '.join(sorted(known))}",
                 fix=f"Did you mean {word!r}?" if word else None,
             )
-        if node.name in {loss.name for loss in losses}:
+        if node.name in specs:
             problem = f"two losses are called {node.name!r}"
             raise InputError(problem, where=node.where(), fix="Give each a key 'name'.")
         checked = validate_node(known[node.type].options, node)
-        losses.append(known[node.type].loss_class.create(node.name, node.weight, checked))
-    return losses
+        specs[node.name] = LossSpec(node.name, node.weight, known[node.type], checked)
+    return list(specs.values())

@@ -215,6 +215,11 @@ class Trainer:
             self.thermal.follow(self.potential, loss, turn)
             loss.at(turn)
             results[loss.name] = self.optimiser.direct(loss)
+            validation = loss.validation
+            if validation is not None and turn % validation.every == 0:
+                result = results[loss.name]
+                measured = {**result.diagnostics, **validation.measure(self.potential)}
+                results[loss.name] = replace(result, diagnostics=measured)
         return results
 
     def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, Probes]:

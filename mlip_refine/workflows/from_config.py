@@ -3,7 +3,7 @@
 Below the workflows nobody sees a config: they get what these functions make of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +14,7 @@ from mlip_refine.config import Config, Phase
 from mlip_refine.config.sections.phases import Prototype
 from mlip_refine.data import ReplayBuffer, build_phase, load_structure, read_frames
 from mlip_refine.errors import InputError, MlipRefineError, nearest
-from mlip_refine.losses import EnsembleSource, Loss, PhononLoss
+from mlip_refine.losses import EnsembleSource, Loss, LossSpec, Setting
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import VOIGT
 from mlip_refine.sampling import (
@@ -305,24 +305,36 @@ def load_replay(config: Config, potential: Potential) -> ReplayData | None:
 
 
 def bind_losses(
-    config: Config, losses: Sequence[Loss], potential: Potential
-) -> dict[EnsembleSource, StatePoint]:
-    """Give the losses their files, crystals and potential, and return the state points of their sources.
+    config: Config, specs: Iterable[LossSpec], potential: Potential, *, trained: bool = True
+) -> tuple[list[Loss], dict[EnsembleSource, StatePoint]]:
+    """Bind losses to the phases and files of a config.
+
+    Args:
+        config: Phases, sampling and paths.
+        specs: What the config says about the losses.
+        potential: The potential, which knows some elements.
+        trained: Whether it is trained, so that losses refuse one that they cannot be evaluated for.
+
+    Returns:
+        The losses, and a state point for every source of theirs and every crystal that they asked for.
 
     Raises:
         InputError: For a file, a phase or a potential that a loss cannot use.
     """
-    for loss in losses:
-        loss.prepare_files(config.resolve)
-        if isinstance(loss, PhononLoss) and config.replay is not None:
-            loss.warn_of_functionals(replay=config.replay.functional)
-    described = sorted({s for loss in losses for s in loss.described})
-    known = state_points(config, described, potential, config.sampling.replicas)
-    for loss in losses:
-        loss.prepare_crystals({s: known[s].atoms for s in loss.described})
-    sources = sorted({s for loss in losses for s in loss.sources} - set(known))
-    points = known | state_points(config, sources, potential, config.sampling.replicas)
-    for loss in losses:
-        loss.prepare_potential(potential)
-        loss.prepare_cells({s: points[s].freedom != "fixed" for s in loss.sources})
-    return points
+    points: dict[EnsembleSource, StatePoint] = {}
+
+    def point(source: EnsembleSource) -> StatePoint:
+        if source not in points:
+            points.update(state_points(config, [source], potential, config.sampling.replicas))
+        return points[source]
+
+    setting = Setting(
+        crystal=lambda source: point(source).atoms,
+        cell_moves=lambda source: point(source).freedom != "fixed",
+        resolve=config.resolve,
+        potential=potential if trained else None,
+        replay_functional=None if config.replay is None else config.replay.functional,
+    )
+    losses = [spec.bind(setting) for spec in specs]
+    sources = sorted({s for loss in losses for s in loss.sources} | set(points))
+    return losses, state_points(config, sources, potential, config.sampling.replicas)

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from mlip_refine.config import config_from_dict, load_config
+from mlip_refine import testing
+from mlip_refine.config import load_config
 from mlip_refine.data.frames import read_frames
 from mlip_refine.data.phonons.collections import read_phonon_set
 from mlip_refine.data.phonons.files import PhononFiles
@@ -26,7 +27,6 @@ from mlip_refine.data.phonons.reader import PhononSettings, read_phonons
 from mlip_refine.data.structures import load_structure
 from mlip_refine.data.tables import read_table
 from mlip_refine.errors import InputError
-from mlip_refine.losses.registry import build_losses
 from mlip_refine.sampling.store import FrameStore
 
 PHONONS = Path(__file__).parent / "phonons"
@@ -201,9 +201,7 @@ def test_a_hostile_calculation_is_refused_in_every_form(watched, form, cache):
 def test_a_hostile_calculation_is_refused_by_the_loss(watched, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(watched.parent / "temporary"))
     node = {"type": "phonon_hvp", "data": str(_phonons("loss", watched)), "split": None}
-    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-    (loss,) = build_losses(config.losses)
-    refused(watched, lambda: loss.prepare_files(config.resolve), NOT_DATA)
+    refused(watched, lambda: testing.loss_of(node), NOT_DATA)
 
 
 def test_no_calculator_makes_phonopy_parse_yaml(watched):

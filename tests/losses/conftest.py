@@ -8,8 +8,8 @@ import pytest
 import torch
 from ase import Atoms
 
-from mlip_refine.config import config_from_dict
-from mlip_refine.losses import Frames, Loss, build_losses
+from mlip_refine import testing
+from mlip_refine.losses import Frames, Loss
 from mlip_refine.observables import Sample
 from mlip_refine.quantities import GPA, KB
 
@@ -22,13 +22,7 @@ def made() -> Callable[..., Loss]:
         node = {"type": kind, "phase": "one", "temperature": 300.0, **options}
         if "from" in node:
             del node["phase"]
-        config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-        (loss,) = build_losses(config.losses)
-        loss.prepare_files(config.resolve)
-        crystal = Atoms("Ti") if crystal is None else crystal
-        crystals = crystal if isinstance(crystal, dict) else dict.fromkeys(("one", "two"), crystal)
-        loss.prepare_crystals({s: crystals[s.phase] for s in loss.described})
-        return loss
+        return testing.loss_of(node, Atoms("Ti") if crystal is None else crystal)
 
     return make
 

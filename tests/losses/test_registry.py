@@ -3,14 +3,18 @@
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from ase import Atoms
 
 from mlip_refine.config import Section, load_config
 from mlip_refine.errors import InputError
-from mlip_refine.losses import BatchLoss, LossResult, Replay, build_losses
+from mlip_refine.losses import BatchLoss, LossResult, Replay, Setting, loss_specs
 from mlip_refine.losses.registry import loss_types
+
+SETTING = Setting(crystal=lambda _: Atoms(), cell_moves=lambda _: True, resolve=Path)
 
 
 class TemperatureDrop(BatchLoss):
@@ -53,7 +57,7 @@ def installed(monkeypatch):
 def _losses(tmp_path, text: str) -> list:
     path = tmp_path / "run.yaml"
     path.write_text("name: x\npotential: {model: m}\nlosses:\n" + dedent(text))
-    return build_losses(load_config(path).losses)
+    return [spec.bind(SETTING) for spec in loss_specs(load_config(path).losses)]
 
 
 def test_built_in_losses_with_their_options(tmp_path):

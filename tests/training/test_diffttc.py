@@ -88,8 +88,8 @@ def _run(seed: int, target: float) -> tuple[float, Measured, int]:
     """Train; return the exact final ΔG, the measured one, and how often a phase was drawn anew."""
     start = Model(torch.tensor(3.0, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64))
     options = {"from": "one", "to": "two", "temperature": T, "target": target, "uncertainty": 1.0}
-    loss = FreeEnergyDifference("one-two", 1.0, FreeEnergyDifferenceOptions.model_validate(options))
-    loss.prepare(Measured(start.delta_g, 0.0, "meV/atom"))
+    checked = FreeEnergyDifferenceOptions.model_validate(options)
+    loss = FreeEnergyDifference("one-two", 1.0, checked, Measured(start.delta_g, 0.0, "meV/atom"))
     model = start.copy()
     parameters = [model.stiffness.requires_grad_(), model.ratio.requires_grad_()]
     optimiser = torch.optim.Adam(parameters, lr=0.01, betas=(0.8, 0.9))

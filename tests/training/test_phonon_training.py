@@ -13,7 +13,7 @@ from ase.build import bulk
 from mlip_refine import testing
 from mlip_refine.config import Training, config_from_dict
 from mlip_refine.data import ReplayBuffer
-from mlip_refine.losses import build_losses
+from mlip_refine.losses import Replay, loss_specs
 from mlip_refine.sampling import Length, MDSettings
 from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
 from mlip_refine.training.replay_batches import LabelledFrame
@@ -55,11 +55,11 @@ def make(phonons_of, springs, tmp_path) -> Callable[..., Trainer]:
             *({"type": f"phonon_{kind}", "weight": 0.5, **common} for kind in kinds),
             {"type": "replay", "stress_weight": 0.0, "forces_weight": 1.0},
         ]
-        losses = build_losses(
+        specs = loss_specs(
             config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": nodes}).losses
         )
-        for loss in losses[:-1]:
-            loss.use(references)
+        losses = [s.type.loss_class(s.name, s.weight, s.options, references) for s in specs[:-1]]
+        losses.append(Replay(specs[-1].name, specs[-1].weight, specs[-1].options))
         sampler = EnsembleSampler(
             points={},
             settings=MDSettings(),

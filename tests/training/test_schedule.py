@@ -208,9 +208,7 @@ def _free_energy() -> FreeEnergyDifference:
     options = FreeEnergyDifferenceOptions.model_validate(
         {"from": "wells", "to": "others", "temperature": 500.0}
     )
-    loss = FreeEnergyDifference("difference", 1.0, options)
-    loss.prepare(Measured(0.0, 0.1, "meV/atom"))
-    return loss
+    return FreeEnergyDifference("difference", 1.0, options, Measured(0.0, 0.1, "meV/atom"))
 
 
 def _letters(schedule: Schedule, steps: int) -> str:

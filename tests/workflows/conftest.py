@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 
 from mlip_refine.config import Config, config_from_dict
-from mlip_refine.losses import FreeEnergyDifference, build_losses
+from mlip_refine.losses import FreeEnergyDifference, loss_specs
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.workflows.free_energy.records import FreeEnergyResult, PhaseFreeEnergy
@@ -146,8 +146,9 @@ def tiny_in() -> Callable[..., Config]:
             write_frames(folder / "frames.extxyz")
             (folder / "initial").mkdir()
             potential = load_potential(config)
-            for loss in build_losses(config.losses):
-                if isinstance(loss, FreeEnergyDifference):
+            for spec in loss_specs(config.losses):
+                if spec.type.loss_class is FreeEnergyDifference:
+                    loss = FreeEnergyDifference(spec.name, spec.weight, spec.options)
                     _initial(config, potential, loss).write(folder / "initial" / f"{loss.name}.json")
         return config
 

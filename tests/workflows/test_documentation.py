@@ -16,7 +16,7 @@ import yaml
 import mlip_refine
 from mlip_refine import cli
 from mlip_refine.config import load_config
-from mlip_refine.losses import build_losses
+from mlip_refine.losses import loss_specs
 
 PROJECT = Path(__file__).parents[2]
 GUIDE = Path(mlip_refine.__file__).parent / "guide"
@@ -98,7 +98,7 @@ def test_configs(text: str, tmp_path: Path) -> None:
     path = tmp_path / "page.yaml"
     given["phases"] = phases | given.get("phases", {})
     path.write_text(yaml.safe_dump(base | given, allow_unicode=True))
-    build_losses(load_config(path).losses)
+    loss_specs(load_config(path).losses)
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

@@ -2,21 +2,20 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, crystal_symmetry
+from mlip_refine.crystals.symmetry import INDEPENDENT, crystal_symmetry
 from mlip_refine.data import find_table
-from mlip_refine.errors import InputError, MlipRefineError, nearest
-from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult
+from mlip_refine.errors import InputError, nearest
+from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult, Setting
 from mlip_refine.losses.elastic.stress import SymmetricStress
-from mlip_refine.losses.elastic.targets import Wanted
+from mlip_refine.losses.elastic.targets import CellTargets
 from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables.cell import Pressure
 from mlip_refine.observables.elasticity import FluctuationElasticity
@@ -84,56 +83,62 @@ class ElasticMatch(Loss):
 
     squares = True
 
-    def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
-        """Keep the options."""
-        super().__init__(name, weight)
-        self.options = options
-        self.wanted = tuple(Wanted.of(t) for t in options.targets)
-        self._crystals: dict[EnsembleSource, Atoms] = {}
-        self.symmetries: dict[EnsembleSource, Symmetry] = {}
-        self.stresses: dict[EnsembleSource, SymmetricStress] = {}
-        self._warned = False
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        options: ElasticConstantsOptions,
+        wanted: Sequence[CellTargets],
+        crystals: Sequence[Atoms],
+    ) -> None:
+        """Create the loss.
 
-    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
-        """Read the table, if there is one."""
-        if self.options.table is not None:
-            table = find_table(self.options.table, resolve)
-            uncertainty = self.options.uncertainty
-            self.wanted = tuple(Wanted.from_table(table, t, uncertainty) for t in self.options.temperatures)
-
-    @property
-    def cells(self) -> tuple[EnsembleSource, ...]:
-        """The states of the targets, in cells that are held whatever the ensemble of others."""
-        phase, pressure = self.options.phase, self.options.pressure or 0.0
-        return tuple(
-            EnsembleSource(phase, w.temperature, pressure, w.lattice, () if w.lattice else UNSTRAINED)
-            for w in self.wanted
-        )
-
-    @property
-    def described(self) -> tuple[EnsembleSource, ...]:
-        """The states of the targets."""
-        return self.cells
-
-    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
-        """Know the ideal crystals.
+        Args:
+            name: Name in results.
+            weight: Factor in the total.
+            options: Options of the config.
+            wanted: Targets of every cell.
+            crystals: Ideal crystal in every cell.
 
         Raises:
-            InputError: For a constant that the crystal does not have.
+            InputError: A target of a constant that the crystal does not have.
         """
-        for cell, target in zip(self.cells, self.wanted, strict=True):
-            atoms = crystals[cell]
-            self._crystals[cell] = atoms
-            symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
-            self.symmetries[cell] = symmetry
-            self.stresses[cell] = SymmetricStress(symmetry)
-            _require_known(self.name, target.constants, INDEPENDENT[symmetry.laue])
+        super().__init__(name, weight)
+        self.options, self.wanted = options, tuple(wanted)
+        self.cells = cells_of(options, wanted)
+        self.crystals = dict(zip(self.cells, crystals, strict=True))
+        self.symmetries = {
+            cell: crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+            for cell, atoms in self.crystals.items()
+        }
+        self.stresses = {cell: SymmetricStress(symmetry) for cell, symmetry in self.symmetries.items()}
+        self.strides = {"born": options.born_every}
+        self._warned = False
+        for symmetry, target in zip(self.symmetries.values(), wanted, strict=True):
+            known = INDEPENDENT[symmetry.laue]
+            for constant in target.constants:
+                if constant not in known:
+                    word = nearest(constant, known)
+                    raise InputError(
+                        f"loss {name!r}: {constant!r} is no independent constant of this crystal",
+                        expected=f"some of {', '.join(known)}",
+                        fix=f"Did you mean {word!r}?" if word else None,
+                    )
 
-    def crystal(self, cell: EnsembleSource) -> Atoms:
-        """Ideal crystal in a cell."""
-        if cell not in self._crystals:
-            raise MlipRefineError(f"loss {self.name!r} does not know its crystals yet")
-        return self._crystals[cell]
+    @classmethod
+    def bind(cls, name: str, weight: float, options: ElasticConstantsOptions, setting: Setting) -> Self:
+        """Return the loss of a run: read the table, if there is one, and take the crystals.
+
+        Raises:
+            InputError: A table without these constants, or a constant that the crystal does not have.
+        """
+        if options.table is None:
+            wanted = [CellTargets.of(t) for t in options.targets]
+        else:
+            table = find_table(options.table, setting.resolve)
+            wanted = [CellTargets.from_table(table, t, options.uncertainty) for t in options.temperatures]
+        crystals = [setting.crystal(cell) for cell in cells_of(options, wanted)]
+        return cls(name, weight, options, wanted, crystals)
 
     def observables(self, cell: EnsembleSource) -> tuple[FluctuationElasticity, SymmetricStress, Pressure]:
         """What frames of a cell tell: the coefficients of the wanted kind, stress and pressure."""
@@ -233,12 +238,10 @@ class ElasticMatch(Loss):
         )
 
 
-def _require_known(loss: str, wanted: Iterable[str], known: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in known:
-            word = nearest(name, known)
-            raise InputError(
-                f"loss {loss!r}: {name!r} is no independent constant of this crystal",
-                expected=f"some of {', '.join(known)}",
-                fix=f"Did you mean {word!r}?" if word else None,
-            )
+def cells_of(options: ElasticConstantsOptions, wanted: Iterable[CellTargets]) -> tuple[EnsembleSource, ...]:
+    """Return the states of the targets, in cells that are held whatever the ensemble of other losses."""
+    phase, pressure = options.phase, options.pressure or 0.0
+    return tuple(
+        EnsembleSource(phase, w.temperature, pressure, w.lattice, () if w.lattice else UNSTRAINED)
+        for w in wanted
+    )

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import Self
 
 import torch
 from ase import Atoms
@@ -11,8 +12,17 @@ from torch import Tensor
 from mlip_refine.crystals.elasticity import static_elasticity
 from mlip_refine.crystals.tensors import stress_to_voigt
 from mlip_refine.errors import InputError
-from mlip_refine.losses.base import EnsembleLoss, EnsembleSource, Frames, Loss, LossResult, PotentialLoss
+from mlip_refine.losses.base import (
+    EnsembleLoss,
+    EnsembleSource,
+    Frames,
+    Loss,
+    LossResult,
+    PotentialLoss,
+    Setting,
+)
 from mlip_refine.losses.elastic.match import CellValues, ElasticMatch
+from mlip_refine.losses.elastic.targets import CellTargets
 from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables.base import Observable, average, measure
 from mlip_refine.observables.cell import Stress
@@ -31,22 +41,18 @@ class ElasticConstants(Loss):
     """
 
     Options = ElasticConstantsOptions
+    squares = True
 
     @classmethod
-    def create(cls, name: str, weight: float, options: ElasticConstantsOptions) -> Loss:
-        """The loss of the chosen method."""
-        return _METHODS[options.method](name, weight, options)
+    def bind(cls, name: str, weight: float, options: ElasticConstantsOptions, setting: Setting) -> Loss:
+        """Return the loss of the chosen method (see `ElasticMatch.bind`)."""
+        return _METHODS[options.method].bind(name, weight, options, setting)
 
 
 class FluctuationElasticConstants(ElasticMatch, EnsembleLoss):
     """By fluctuations of stress in fixed cells, reweighted to the current model."""
 
     probes = frozenset({"energy", "stress", "born"})
-
-    def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
-        """Keep the options."""
-        super().__init__(name, weight, options)
-        self.strides = {"born": options.born_every}
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
@@ -75,16 +81,10 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
 
     probes = frozenset({"energy", "stress"})
 
-    def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
-        """Keep the options; `prepare_crystals` chooses the strains."""
-        super().__init__(name, weight, options)
-        self._deformations: dict[EnsembleSource, Deformation] = {}
-
-    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
-        """Choose the strains that the symmetry needs."""
-        super().prepare_crystals(crystals)
-        for cell in self.cells:
-            self._deformations[cell] = Deformation.of(self.symmetries[cell], self.options.strain)
+    @cached_property
+    def deformations(self) -> dict[EnsembleSource, Deformation]:
+        """The strains that the symmetry of every cell needs."""
+        return {cell: Deformation.of(s, self.options.strain) for cell, s in self.symmetries.items()}
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
@@ -92,7 +92,7 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
         return tuple(s for cell in self.cells for s in self._sampled(cell))
 
     def _sampled(self, cell: EnsembleSource) -> tuple[EnsembleSource, ...]:
-        return cell, *(replace(cell, strain=strain) for strain in self._deformations[cell].strains)
+        return cell, *(replace(cell, strain=strain) for strain in self.deformations[cell].strains)
 
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
         """The loss, with the constants as diagnostics."""
@@ -108,12 +108,12 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
         function = partial(self._of_stresses, cell)
         stress = torch.stack([average(Stress(), f.sample, -f.work) for f in frames])
         errors = errors_of_stresses(function, stress, [partial(_errors, frames=f) for f in frames])
-        values, m = function(stress), len(self._deformations[cell].basis)
+        values, m = function(stress), len(self.deformations[cell].basis)
         return CellValues(values[:m], values[m:-1], values[-1:], (errors[:m], errors[m:-1], errors[-1:]))
 
     def _of_stresses(self, cell: EnsembleSource, stress: Tensor) -> Tensor:
         """Coefficients, components of the stress, and the pressure, one after the other."""
-        coefficients = deformation_constants(self._deformations[cell], stress, stress_strain=True)
+        coefficients = deformation_constants(self.deformations[cell], stress, stress_strain=True)
         own = stress[0]
         return torch.cat([coefficients, self.stresses[cell].of(own), -own[:3].mean(0, keepdim=True)])
 
@@ -126,32 +126,41 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
     all targets can be met they are met as by the other methods, where they conflict it settles elsewhere.
     """
 
-    def __init__(self, name: str, weight: float, options: ElasticConstantsOptions) -> None:
-        """Keep the options."""
-        super().__init__(name, weight, options)
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        options: ElasticConstantsOptions,
+        wanted: Sequence[CellTargets],
+        crystals: Sequence[Atoms],
+    ) -> None:
+        """Create the loss, as yet without a thermal part (see `ElasticMatch`)."""
+        super().__init__(name, weight, options, wanted, crystals)
         self.every = options.every
         self.probes = frozenset({"energy", "stress", "born"}) if options.thermal else frozenset({"energy"})
-        self.strides = {"born": options.born_every}
         self._added: dict[EnsembleSource, CellValues] = {}
+
+    @classmethod
+    def bind(cls, name: str, weight: float, options: ElasticConstantsOptions, setting: Setting) -> Self:
+        """Return the loss of a run.
+
+        Raises:
+            InputError: As of the other methods, or a potential in single precision: second derivatives need
+                float64.
+        """
+        if setting.potential is not None and setting.potential.dtype != torch.float64:
+            raise InputError(
+                f"loss {name!r}: method static needs second derivatives in double precision",
+                found=f"default_dtype: {str(setting.potential.dtype).removeprefix('torch.')}",
+                expected="float64",
+                fix="Set potential.default_dtype: float64.",
+            )
+        return super().bind(name, weight, options, setting)
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
         """One ensemble for each temperature, if temperature adds anything."""
         return self.cells if self.options.thermal else ()
-
-    def prepare_potential(self, potential: Potential) -> None:
-        """Refuse a potential in single precision.
-
-        Raises:
-            InputError: Second derivatives need float64.
-        """
-        if potential.dtype != torch.float64:
-            raise InputError(
-                f"loss {self.name!r}: method static needs second derivatives in double precision",
-                found=f"default_dtype: {str(potential.dtype).removeprefix('torch.')}",
-                expected="float64",
-                fix="Set potential.default_dtype: float64.",
-            )
 
     def follow(self, potential: Potential, frames: Mapping[EnsembleSource, Frames]) -> None:
         """Learn what temperature adds from frames of the potential as it is."""
@@ -224,7 +233,7 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
 
     def _static(self, potential: Potential, cell: EnsembleSource, *, create_graph: bool) -> CellValues:
         """Of the crystal at rest, differentiable if asked for, without errors."""
-        found = static_elasticity(potential, self.crystal(cell), create_graph=create_graph)
+        found = static_elasticity(potential, self.crystals[cell], create_graph=create_graph)
         symmetry = self.symmetries[cell]
         constants = symmetry.constants_of(found.coefficients) / GPA
         stress = stress_to_voigt(found.stress) / GPA

@@ -16,7 +16,7 @@ _CONSTANT = re.compile("C[1-6][1-6]")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CellTargets:
     """Targets at one temperature: K, Å, and values with uncertainties in GPa by name."""
 
     temperature: float

@@ -1,6 +1,7 @@
 """Free-energy matching of two phases: ((ΔG_θ - target)/σ)² per atom (DiffTTC)."""
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,24 +24,39 @@ class FreeEnergyDifference(EnsembleLoss):
     Options = FreeEnergyDifferenceOptions
     squares = True
 
-    def __init__(self, name: str, weight: float, options: FreeEnergyDifferenceOptions) -> None:
-        """Keep the options; `prepare` must give ΔG_θ0 before the first evaluation."""
+    anchored = True
+
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        options: FreeEnergyDifferenceOptions,
+        initial: Measured | None = None,
+    ) -> None:
+        """Create the loss.
+
+        Args:
+            name: Name in results.
+            weight: Factor in the total.
+            options: Options of the config.
+            initial: ΔG_θ0 of the initial model, meV/atom, G_to - G_from; needed before the first evaluation.
+        """
         super().__init__(name, weight)
         self.options = options
         state = (options.temperature, options.pressure)
         self.phase_from = EnsembleSource(options.from_, *state)
         self.phase_to = EnsembleSource(options.to, *state)
         self.target = Target(options.target, options.uncertainty, "meV/atom", *state, source="config")
-        self._initial: Measured | None = None
+        self._initial = initial
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
         """Both phases at the state of the target."""
         return self.phase_from, self.phase_to
 
-    def prepare(self, initial: Measured) -> None:
-        """Set ΔG of the initial model, meV/atom, G_to - G_from."""
-        self._initial = initial
+    def with_initial(self, initial: Measured) -> Self:
+        """Return the same loss with ΔG_θ0 of the initial model, meV/atom, G_to - G_from."""
+        return type(self)(self.name, self.weight, self.options, initial)
 
     @property
     def initial(self) -> Measured:

@@ -1,24 +1,29 @@
-"""Every observable as a loss: the mean of ((value - target)/σ)² over its values."""
+"""Every observable as a loss: the mean of ((value - target)/σ)² over its values.
 
-from collections.abc import Callable, Mapping, Sequence
+To add an observable and its loss:
+
+1. Write the observable, a subclass of `Observable`, in a file of `mlip_refine/observables/`.
+2. In `mlip_refine/losses/ensemble/observable_options.py` write its options, a subclass of `ScalarOptions`
+   (one value or a few) or `CurveOptions` (bins), and add them to the table `OBSERVABLES` at the end. The name
+   there is the type of the loss in a config; schema, command line and `mlip-refine losses` follow from it.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.data import Table, find_table
-from mlip_refine.errors import MlipRefineError
+from mlip_refine.data import find_table
 from mlip_refine.losses.base import (
     PERFECT,
     EnsembleLoss,
     EnsembleSource,
     Frames,
     LossResult,
-    require_cells,
+    Setting,
 )
 from mlip_refine.losses.ensemble.observable_options import ObservableOptions
 from mlip_refine.observables import HeatCapacityP, HeatCapacityV, Observable, Sample, average, measure
@@ -57,21 +62,50 @@ class TargetValues:
 class ObservableLoss(EnsembleLoss):
     """Mean of ((value - target)/σ)² over the values of an observable, reweighted to the current model.
 
-    A subclass has the `Options` of its observable; nothing else depends on which it is.
+    The options make the observable; a loss of another package is a subclass with its own `Options`.
     """
 
     Options: ClassVar[type[ObservableOptions]]
     squares = True
 
-    def __init__(self, name: str, weight: float, options: ObservableOptions) -> None:
-        """Keep the options; the observable is made once the phase is known."""
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        options: ObservableOptions,
+        observable: Observable,
+        wanted: TargetValues,
+    ) -> None:
+        """Create the loss.
+
+        Args:
+            name: Name in results.
+            weight: Factor in the total.
+            options: Options of the config.
+            observable: What is averaged over the frames.
+            wanted: Targets of some of its values, or of all.
+        """
         super().__init__(name, weight)
-        self.options = options
-        self.source = EnsembleSource(
-            options.phase, options.temperature, options.pressure, options.lattice_constants
-        )
-        self._table: Table | None = None
-        self._matched: tuple[Observable, TargetValues] | None = None
+        self.options, self.wanted = options, wanted
+        self.observable = _Kept(observable) if options.structural else observable
+        self.source = _source_of(options)
+        self.probes = frozenset({"energy"}) | observable.probes
+
+    @classmethod
+    def bind(cls, name: str, weight: float, options: ObservableOptions, setting: Setting) -> Self:
+        """Return the loss of a run: read the table, make the observable of the phase, and find its targets.
+
+        Raises:
+            InputError: Targets that do not fit the observable, an observable that the phase does not have, or
+                a cell that moves where it should be fixed, or the other way round.
+        """
+        table = None if options.table is None else find_table(options.table, setting.resolve)
+        source = _source_of(options)
+        observable = options.observable(setting.crystal(source), table)
+        targets = options.targets(name, observable.labels, table)
+        if options.cell != "any":
+            setting.require_cells(name, [source], moving=options.cell == "free")
+        return cls(name, weight, options, observable, TargetValues.of(observable.labels, targets))
 
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
@@ -79,48 +113,16 @@ class ObservableLoss(EnsembleLoss):
         return (self.source,)
 
     @property
-    def described(self) -> tuple[EnsembleSource, ...]:
-        """The same: box and symmetry of the phase are known before."""
-        return self.sources
-
-    @property
     def targets(self) -> Mapping[str, Target]:
-        """Of the values; a curve has too many to tell each."""
-        if self._matched is None or self.options.structural:
+        """Targets by label; none for a curve, which has too many."""
+        if self.options.structural:
             return {}
-        observable, wanted = self._matched
-        values = zip(wanted.values.tolist(), wanted.uncertainties.tolist(), strict=True)
+        values = zip(self.wanted.values.tolist(), self.wanted.uncertainties.tolist(), strict=True)
         state = (self.source.temperature, self.source.pressure)
         return {
-            label: Target(value, uncertainty, observable.unit, *state)
-            for label, (value, uncertainty) in zip(wanted.labels, values, strict=True)
+            label: Target(value, uncertainty, self.observable.unit, *state)
+            for label, (value, uncertainty) in zip(self.wanted.labels, values, strict=True)
         }
-
-    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
-        """Read the table, if there is one."""
-        if self.options.table is not None:
-            self._table = find_table(self.options.table, resolve)
-
-    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
-        """Make the observable of the phase and find the targets of its values.
-
-        Raises:
-            InputError: Targets that do not fit the observable, or an observable that the phase does not have.
-        """
-        observable = self.options.observable(crystals[self.source], self._table)
-        targets = self.options.targets(self.name, observable.labels, self._table)
-        wanted = TargetValues.of(observable.labels, targets)
-        self.probes = frozenset({"energy"}) | observable.probes
-        self._matched = (_Kept(observable) if self.options.structural else observable, wanted)
-
-    def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
-        """Refuse a cell that moves where it should be fixed, or the other way round.
-
-        Raises:
-            InputError: With what would do.
-        """
-        if self.options.cell in ("free", "fixed"):
-            require_cells(self.name, free, moving=self.options.cell == "free")
 
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
         """The loss, with the values as diagnostics; of a curve, with what remains of its deviations.
@@ -128,10 +130,7 @@ class ObservableLoss(EnsembleLoss):
         Raises:
             InputError: The cell moves where it should be fixed, or the other way round.
         """
-        if self._matched is None:
-            raise MlipRefineError(f"loss {self.name!r} does not know its phase yet")
-        observable, wanted = self._matched
-        mine = frames[self.source]
+        observable, wanted, mine = self.observable, self.wanted, frames[self.source]
         self._require_cell(mine.sample)
         residuals = wanted.deviations(average(observable, mine.sample, -mine.work))
         value = residuals.square().mean()
@@ -148,6 +147,10 @@ class ObservableLoss(EnsembleLoss):
             sample.require_free_cell(f"the target of loss {self.name!r}")
         elif self.options.cell == "fixed":
             sample.require_fixed_cell(f"the target of loss {self.name!r}")
+
+
+def _source_of(options: ObservableOptions) -> EnsembleSource:
+    return EnsembleSource(options.phase, options.temperature, options.pressure, options.lattice_constants)
 
 
 def _measured(observable: Observable, frames: Frames) -> tuple[Measured, ...]:

@@ -1,9 +1,7 @@
 """Differences of two phases that give the slope of their line: dT/dP = ΔV/ΔS = T ΔV/ΔH (Clapeyron)."""
 
 from collections.abc import Mapping
-from typing import ClassVar
-
-from ase import Atoms
+from typing import ClassVar, Self
 
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import (
@@ -12,7 +10,7 @@ from mlip_refine.losses.base import (
     EnsembleSource,
     Frames,
     LossResult,
-    require_cells,
+    Setting,
 )
 from mlip_refine.losses.options import EnthalpyDifferenceOptions, TwoPhaseOptions, VolumeDifferenceOptions
 from mlip_refine.observables import Enthalpy, Observable, Volume, average, measure
@@ -22,7 +20,8 @@ from mlip_refine.quantities import MEV, Measured, Target
 class PhaseDifference(EnsembleLoss):
     """((Δ - target)/σ)², Δ the difference of an observable between two phases, both reweighted.
 
-    Subclasses say which: an observable with a single value, the factor to their unit, and its name.
+    A subclass has an observable with a single value, the factor to its unit, the name of the difference in
+    results, and whether the cells must move.
     """
 
     Options: ClassVar[type[TwoPhaseOptions]]
@@ -31,6 +30,7 @@ class PhaseDifference(EnsembleLoss):
     factor: ClassVar[float] = 1.0
     unit: ClassVar[str]
     symbol: ClassVar[str]
+    free_cell: ClassVar[bool] = False
 
     def __init__(self, name: str, weight: float, options: TwoPhaseOptions) -> None:
         """Keep the options."""
@@ -40,43 +40,42 @@ class PhaseDifference(EnsembleLoss):
         self.phase_to = EnsembleSource(options.to, *state)
         self.target = Target(options.target, options.uncertainty, self.unit, *state, source="config")
 
+    @classmethod
+    def bind(cls, name: str, weight: float, options: TwoPhaseOptions, setting: Setting) -> Self:
+        """Return the loss of a run.
+
+        Raises:
+            InputError: The phases differ in composition, so that nothing per atom can be compared, or a cell
+                is fixed that should move.
+        """
+        loss = cls(name, weight, options)
+        formulas = [setting.crystal(s).symbols.formula.reduce()[0].format("hill") for s in loss.sources]
+        if formulas[0] != formulas[1]:
+            raise InputError(
+                f"loss {name!r} compares phases of different composition",
+                found=f"{formulas[0]} and {formulas[1]}",
+            )
+        if cls.free_cell:
+            setting.require_cells(name, loss.sources, moving=True)
+        return loss
+
     @property
     def sources(self) -> tuple[EnsembleSource, ...]:
         """Both phases at the state of the target."""
         return self.phase_from, self.phase_to
 
     @property
-    def described(self) -> tuple[EnsembleSource, ...]:
-        """The same: they are compared before they are sampled."""
-        return self.sources
-
-    @property
     def targets(self) -> Mapping[str, Target]:
         """That of the difference."""
         return {self.symbol: self.target}
-
-    def prepare_crystals(self, crystals: Mapping[EnsembleSource, Atoms]) -> None:
-        """Refuse phases of different composition, which no difference per atom compares.
-
-        Raises:
-            InputError: With both compositions.
-        """
-        formulas = [crystals[s].symbols.formula.reduce()[0].format("hill") for s in self.sources]
-        if formulas[0] != formulas[1]:
-            raise InputError(
-                f"loss {self.name!r} compares phases of different composition",
-                found=f"{formulas[0]} and {formulas[1]}",
-            )
-
-    def require_cell(self, frames: Frames) -> None:
-        """Refuse frames that do not tell the observable; here none."""
 
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
         """The loss, with the difference as diagnostic."""
         one, two = (frames[s] for s in self.sources)
         averages, found = [], []
         for mine in (one, two):
-            self.require_cell(mine)
+            if self.free_cell:
+                mine.sample.require_free_cell(f"the target of loss {self.name!r}")
             averages.append(average(self.observable, mine.sample, -mine.work)[0] * self.factor)
             found.append(self._measured(mine))
         residual = (averages[1] - averages[0] - self.target.value) / self.target.uncertainty
@@ -114,19 +113,4 @@ class VolumeDifference(PhaseDifference):
     observable = Volume()
     unit = "Å³/atom"
     symbol = "delta_v"
-
-    def prepare_cells(self, free: Mapping[EnsembleSource, bool]) -> None:
-        """Refuse a fixed cell before anything is sampled.
-
-        Raises:
-            InputError: With what would do.
-        """
-        require_cells(self.name, free, moving=True)
-
-    def require_cell(self, frames: Frames) -> None:
-        """Refuse a fixed cell.
-
-        Raises:
-            InputError: The cell does not move.
-        """
-        frames.sample.require_free_cell(f"the target of loss {self.name!r}")
+    free_cell = True

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from mlip_refine.data.phonons.reader import PhononSettings
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.data.phonons.splits import check_parts
 from mlip_refine.errors import InputError
-from mlip_refine.losses.base import LossResult, PotentialLoss
+from mlip_refine.losses.base import LossResult, PotentialLoss, Setting, Validation
 from mlip_refine.losses.options import PhononOptions
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.potential.neighbours import MULTIPLE
@@ -67,53 +68,73 @@ class PhononLoss(PotentialLoss):
     company that it is in (see `Epochs`).
     """
 
-    def __init__(self, name: str, weight: float, options: PhononOptions) -> None:
-        """Keep the options; `prepare_files` or `use` give the materials."""
-        super().__init__(name, weight)
-        self.options = options
-        self.references: tuple[PhononReference, ...] = ()
-        self.step = 0
-        self._structures: dict[int, Structure] = {}
-        self._epochs: Epochs | None = None
-        self._double: Potential | None = None
-        self._checked = False
-        self._validation: PhononLoss | None = None
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        options: PhononOptions,
+        references: Iterable[PhononReference],
+        held_out: Iterable[PhononReference] | None = None,
+    ) -> None:
+        """Create the loss.
 
-    def prepare_files(self, resolve: Callable[[str], Path]) -> None:
-        """Read the phonon calculations, and those for validation.
+        Args:
+            name: Name in results.
+            weight: Factor in the total.
+            options: Options of the config.
+            references: Materials that are trained on.
+            held_out: Materials of the validation part, if there is one.
 
         Raises:
-            InputError: One is refused, or a material comes twice.
+            InputError: There are no materials, or one lacks what the loss needs.
         """
-        paths = [resolve(path) for path in self.options.data]
-        found = self._read(paths, self.options.split)
-        self.use(found)
-        self.warn_of_functionals(base=self.options.functional)
-        if self.options.validation is not None:
-            kept = self._read(paths, self.options.validation)
-            self._warn_of_leaks(found, kept)
-            self.validate_on(kept)
+        super().__init__(name, weight)
+        self.options, self.step = options, 0
+        self._double: Potential | None = None
+        self._use(references)
+        self._held_out = None
+        if held_out is not None:
+            self._held_out = type(self)(name, 0.0, options.for_validation(), held_out)
+            self.validation = Validation(options.validate_every, self._held_out.measure_all)
 
-    def warn_of_functionals(self, **others: str | None) -> None:
-        """Tell which functionals are mixed with those of the materials; see `functional_warnings`."""
-        for warning in functional_warnings(self.references, **others):
-            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
+    @classmethod
+    def bind(cls, name: str, weight: float, options: PhononOptions, setting: Setting) -> Self:
+        """Return the loss of a run: read the phonon calculations, and those for validation.
 
-    def _warn_of_leaks(self, trained: Sequence[PhononReference], kept: Sequence[PhononReference]) -> None:
-        """Tell what the validation part shares with what is trained on, and the 103 compounds in it."""
-        try:
-            check_parts({"train": trained, str(self.options.validation): kept})
-        except InputError as error:
-            console.print(f"loss {self.name}: {error}", markup=False, soft_wrap=True)
+        Raises:
+            InputError: A calculation is refused, a material comes twice, or the potential does not know an
+                element.
+            MlipRefineError: Second derivatives of the potential are wrong.
+        """
+        paths = [setting.resolve(path) for path in options.data]
+        references = cls._read(paths, options, options.split)
+        held_out = None
+        if options.validation is not None:
+            held_out = cls._read(paths, options, options.validation)
+        loss = cls(name, weight, options, references, held_out)
+        loss.warn_of_functionals(base=options.functional)
+        if held_out is not None:
+            # The loss goes on: the index says so, or materials are told apart by their names alone.
+            try:
+                check_parts({"train": references, str(options.validation): held_out})
+            except InputError as error:
+                console.print(f"loss {name}: {error}", markup=False, soft_wrap=True)
+        if setting.replay_functional is not None:
+            loss.warn_of_functionals(replay=setting.replay_functional)
+        if setting.potential is not None:
+            loss.require_potential(setting.potential)
+        return loss
 
-    def _read(self, paths: Iterable[Path], split: str | None) -> list[PhononReference]:
-        options, found = self.options, dict[str, PhononReference]()
+    @classmethod
+    def _read(cls, paths: Iterable[Path], options: PhononOptions, split: str | None) -> list[PhononReference]:
+        """Read the materials of one part of the data."""
+        found = dict[str, PhononReference]()
         for path in paths:
             for reference in read_phonon_set(
                 path,
                 split=split,
                 lowest_frequency=options.lowest_frequency,
-                settings=PhononSettings(fit=self.fit),
+                settings=PhononSettings(fit=cls.fit_of(options)),
                 skip_refused=options.skip_refused,
             ):
                 if reference.name in found:
@@ -121,28 +142,21 @@ class PhononLoss(PotentialLoss):
                 found[reference.name] = reference
         return list(found.values())
 
-    def use(self, references: Iterable[PhononReference]) -> None:
-        """Train on these materials.
-
-        Raises:
-            InputError: There are none, or one lacks what the loss needs.
-        """
+    def _use(self, references: Iterable[PhononReference]) -> None:
+        """Take these materials, and forget what was known of others."""
         self.references = tuple(references)
-        self._structures, self._epochs, self._checked = {}, None, False
+        self._structures: dict[int, Structure] = {}
+        self._epochs: Epochs | None = None
+        self._checked = False
         if not self.references:
             raise InputError(f"loss {self.name!r} has no materials", expected="phonon calculations")
         for reference in self.references:
             self.require(reference)
 
-    def validate_on(self, references: Iterable[PhononReference]) -> None:
-        """Measure the loss of these materials as `validate_every` says.
-
-        Raises:
-            InputError: As of `use`.
-        """
-        self._validation = type(self)(self.name, 0.0, self.options.for_validation())
-        self._validation.use(references)
-        self._checked = False
+    def warn_of_functionals(self, **others: str | None) -> None:
+        """Tell which functionals are mixed with those of the materials; see `functional_warnings`."""
+        for warning in functional_warnings(self.references, **others):
+            console.print(f"loss {self.name}: {warning}", markup=False, soft_wrap=True)
 
     def require(self, reference: PhononReference) -> None:
         """Refuse a material that lacks what the loss needs.
@@ -163,7 +177,7 @@ class PhononLoss(PotentialLoss):
             InputError: The model does not know an element.
             MlipRefineError: Second derivatives of the model are wrong, or memory runs out for one system.
         """
-        self.prepare_potential(potential)
+        self.require_potential(potential)
         model = self._model(potential)
         chosen = self.chosen(potential)
         result = self.batch(model, chosen.members).times(chosen.weight)
@@ -171,14 +185,7 @@ class PhononLoss(PotentialLoss):
         if torch.is_grad_enabled():
             parameters = potential.trainable_parameters().values()
             value = with_gradients(value, parameters, result.gradients)
-        measured = {**result.diagnostics, **self._validated(potential)}
-        return LossResult(value, {self.name: float(result.value)}, measured)
-
-    def _validated(self, potential: Potential) -> dict[str, Measured]:
-        """What the loss is on the validation part, at the updates that are for it."""
-        if self._validation is None or self.step % self.options.validate_every:
-            return {}
-        return _of_validation(self._validation.measure_all(potential))
+        return LossResult(value, {self.name: float(result.value)}, result.diagnostics)
 
     def measure_all(self, potential: Potential) -> dict[str, Measured]:
         """The mean over all materials, and what is behind it, without derivatives.
@@ -187,14 +194,10 @@ class PhononLoss(PotentialLoss):
             InputError: The model does not know an element.
             MlipRefineError: Second derivatives of the model are wrong, or memory runs out for one system.
         """
-        self.prepare_potential(potential)
+        self.require_potential(potential)
         with torch.no_grad():
             result = self.batch(self._model(potential), range(len(self.references)))
         return {"loss": Measured(float(result.value), result.error, ""), **result.diagnostics}
-
-    def delivered(self, potential: Potential) -> dict[str, Measured]:
-        """The validation part with the potential that the run ends with."""
-        return {} if self._validation is None else _of_validation(self._validation.measure_all(potential))
 
     def measure(self, potential: Potential) -> LossResult:
         """The loss of the batch of this update, without derivatives."""
@@ -210,9 +213,9 @@ class PhononLoss(PotentialLoss):
             )
         return torch.abs if self.options.error == "l1" else torch.square
 
-    @property
-    def fit(self) -> Fit:
-        """Whether materials need force constants: fitted where no file has them."""
+    @staticmethod
+    def fit_of(options: Any) -> Fit:  # noqa: ARG004 - others need them
+        """Return whether materials need force constants, which are fitted where no file has them."""
         return True
 
     @abstractmethod
@@ -241,8 +244,10 @@ class PhononLoss(PotentialLoss):
         fours = -(-self.structure(potential, number).n_edges // MULTIPLE)
         return MULTIPLE * fours * self.directions(self.references[number])
 
-    def prepare_potential(self, potential: Potential) -> None:
+    def require_potential(self, potential: Potential) -> None:
         """Refuse a potential that the loss cannot train: by its elements, or by its second derivatives.
+
+        Materials with elements that it does not know are left out where the options say so.
 
         Raises:
             InputError: It does not know an element.
@@ -250,23 +255,19 @@ class PhononLoss(PotentialLoss):
         """
         if self._checked:
             return
-        if self._validation is not None:
-            self._validation.prepare_potential(potential)
-        self._require_elements(potential)
-        smallest = min(range(len(self.references)), key=lambda i: self.references[i].n_atoms)
-        require_hessian(self._model(potential), self.structure(potential, smallest))
-        self._checked = True
-
-    def _require_elements(self, potential: Potential) -> None:
-        """Refuse materials with elements that the model does not know, or leave them out as asked."""
+        if self._held_out is not None:
+            self._held_out.require_potential(potential)
         known = set(potential.graphs.atomic_numbers)
         strange = [r.name for r in self.references if not known.issuperset(r.supercell.numbers.tolist())]
         if strange and self.options.skip_refused:
             names = ", ".join(strange)
             console.print(f"loss {self.name}: left out {names}, with elements that the model does not know")
-            self.use(r for r in self.references if r.name not in strange)
+            self._use(r for r in self.references if r.name not in strange)
         for reference in self.references:
             potential.graphs.species(reference.supercell.numbers)
+        smallest = min(range(len(self.references)), key=lambda i: self.references[i].n_atoms)
+        require_hessian(self._model(potential), self.structure(potential, smallest))
+        self._checked = True
 
     def structure(self, potential: Potential, number: int) -> Structure:
         """The supercell of a material with its neighbours, which are found once."""
@@ -292,10 +293,6 @@ class PhononLoss(PotentialLoss):
         for name, parameter in self._double.module.named_parameters():
             parameter.requires_grad_(name in trained)
         return self._double
-
-
-def _of_validation(measured: Mapping[str, Measured]) -> dict[str, Measured]:
-    return {f"validation, {name}": value for name, value in measured.items()}
 
 
 def with_gradients(value: Tensor, parameters: Iterable[Tensor], gradients: Gradients) -> Tensor:

@@ -26,7 +26,7 @@ from mlip_refine.potential import Potential, Structure
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _ReferenceFrequencies:
     """Frequencies of a material.
 
     Attributes:
@@ -73,19 +73,9 @@ class PhononFrequencies(PhononLoss):
     Options = PhononFrequenciesOptions
     options: PhononFrequenciesOptions
 
-    def __init__(self, name: str, weight: float, options: PhononFrequenciesOptions) -> None:
-        """Keep the options."""
-        super().__init__(name, weight, options)
-        self._wanted: dict[int, _Wanted] = {}
-
-    def use(self, references: Iterable[PhononReference]) -> None:
-        """Train on these materials.
-
-        Raises:
-            InputError: There are none, or one lacks force constants.
-        """
-        super().use(references)
-        self._wanted = {}
+    def _use(self, references: Iterable[PhononReference]) -> None:
+        super()._use(references)
+        self._wanted: dict[int, _ReferenceFrequencies] = {}
 
     def directions(self, reference: PhononReference) -> int:
         """How many directions of a material are evaluated in an update: its irreducible columns."""
@@ -123,9 +113,9 @@ class PhononFrequencies(PhononLoss):
         bare = frequencies(squares.detach()) - frequencies(wanted.squares)
         return error, float(wanted.weights @ bare.abs().mean(1))
 
-    def _wanted_of(self, number: int) -> _Wanted:
+    def _wanted_of(self, number: int) -> _ReferenceFrequencies:
         if number not in self._wanted:
-            self._wanted[number] = _Wanted.of(self.references[number], self.options.mesh)
+            self._wanted[number] = _ReferenceFrequencies.of(self.references[number], self.options.mesh)
         return self._wanted[number]
 
 

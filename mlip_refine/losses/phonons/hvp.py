@@ -72,20 +72,10 @@ class PhononHVP(PhononLoss):
     Options = PhononHVPOptions
     options: PhononHVPOptions
 
-    def __init__(self, name: str, weight: float, options: PhononHVPOptions) -> None:
-        """Keep the options."""
-        super().__init__(name, weight, options)
+    def _use(self, references: Iterable[PhononReference]) -> None:
+        super()._use(references)
         self._sizes: dict[int, float] = {}
         self._spreads: dict[int, ThermalSpread] = {}
-
-    def use(self, references: Iterable[PhononReference]) -> None:
-        """Train on these materials.
-
-        Raises:
-            InputError: There are none, or one lacks what the loss needs.
-        """
-        super().use(references)
-        self._sizes, self._spreads = {}, {}
 
     def require(self, reference: PhononReference) -> None:
         """Refuse a material without force constants, or without displacements.
@@ -98,10 +88,10 @@ class PhononHVP(PhononLoss):
         elif not reference.displacements:
             raise InputError(f"{reference.name} has no forces of displaced cells", fix="Use backend: hvp.")
 
-    @property
-    def fit(self) -> Fit:
-        """Displacements can do without force constants."""
-        return "possible" if self.options.of_displacements else True
+    @staticmethod
+    def fit_of(options: PhononHVPOptions) -> Fit:
+        """Return whether materials need force constants: displacements can do without."""
+        return "possible" if options.of_displacements else True
 
     def skin(self, reference: PhononReference) -> float:
         """How much nearer two atoms of a material may come when they are displaced, Å."""

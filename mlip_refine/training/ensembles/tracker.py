@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.losses import EnsembleLoss, EnsembleSource, FreeEnergyDifference
+from mlip_refine.losses import EnsembleLoss, EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.ensembles.checkpointing import restored_ensembles, saved_ensembles
@@ -41,8 +41,7 @@ class FollowedEnsembles:
         """Know what the losses need; nothing is sampled yet."""
         self.sampler = sampler
         self.sources = sorted({s for loss in losses for s in loss.sources})
-        chained = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
-        self.chained = frozenset(s for loss in chained for s in loss.sources)
+        self.chained = frozenset(s for loss in losses if loss.anchored for s in loss.sources)
         self.current: dict[EnsembleSource, Ensemble] = {}
         self.energies: dict[EnsembleSource, Tensor] = {}
         self.exhausted: tuple[EnsembleSource, ...] = ()

@@ -1,7 +1,6 @@
 """What a bench runs: titanium crystals of the wanted sizes, or the phases of a config."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ase import Atoms
@@ -9,11 +8,11 @@ from ase import Atoms
 from mlip_refine.config import Config
 from mlip_refine.data import build_phase
 from mlip_refine.errors import InputError
-from mlip_refine.losses import EnsembleLoss, build_losses
+from mlip_refine.losses import EnsembleLoss, loss_specs
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import MDSettings, StatePoint
 from mlip_refine.sampling.state_points import Ensemble
-from mlip_refine.workflows.from_config import md_settings, state_points
+from mlip_refine.workflows.from_config import bind_losses, md_settings
 
 TEMPERATURE = 1155.0
 """Of titanium crystals, K: the hcp-bcc transition."""
@@ -85,7 +84,7 @@ def configured(config: Config, potential: Potential) -> Workload:
     Raises:
         InputError: If the losses sample nothing, or for a phase or element that is not there.
     """
-    losses: Iterable[object] = build_losses(config.losses)
+    losses, known = bind_losses(config, loss_specs(config.losses), potential, trained=False)
     sources = sorted({s for loss in losses if isinstance(loss, EnsembleLoss) for s in loss.sources})
     if not sources:
         raise InputError(
@@ -93,7 +92,7 @@ def configured(config: Config, potential: Potential) -> Workload:
             where=config.where("losses"),
             fix="Leave the config out to time titanium crystals.",
         )
-    points = tuple(state_points(config, sources, potential, config.sampling.replicas).values())
+    points = tuple(known[source] for source in sources)
     n_atoms = sum(p.replicas * len(p.atoms) for p in points)
     label = f"{sum(p.replicas for p in points)} systems, {n_atoms} atoms"
     return Workload(label, points, _unguarded(md_settings(config)))

@@ -14,8 +14,8 @@ from mlip_refine.losses import (
     EnsembleSource,
     FreeEnergyDifference,
     Loss,
-    PotentialLoss,
-    build_losses,
+    LossSpec,
+    loss_specs,
 )
 from mlip_refine.potential import Potential
 from mlip_refine.potential.energy_shift import Compositions, shift_energies
@@ -141,6 +141,7 @@ def finetune(
     held_out = run.replay.valid if run.replay else None
     errors_before = held_out_errors(initial, held_out) if held_out else None
     trainer = make_trainer(run, report)
+    run = replace(run, losses=list(trainer.losses))
     trainer.resume()
     trainer.run()
     shift = None
@@ -152,9 +153,7 @@ def finetune(
     transitions = tuple(
         transition(loss, changes, len(trainer.sampler.points[loss.phase_from].atoms)) for loss in run.matched
     )
-    delivered = {
-        loss.name: loss.delivered(run.potential) for loss in run.losses if isinstance(loss, PotentialLoss)
-    }
+    delivered = {loss.name: loss.validation.measure(run.potential) for loss in run.losses if loss.validation}
     updates = read_log(run.folder)
     summary = Summary(
         name=run.name,
@@ -190,13 +189,13 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     Raises:
         InputError: With everything that is wrong about the input.
     """
-    losses = build_losses(config.losses)
-    _require_trainable_losses(config, losses)
+    specs = loss_specs(config.losses)
+    _require_trainable_losses(config, specs)
     potential = load_potential(config)
     if not potential.trainable_parameters():
         where = config.where("potential", "freeze") or config.where("potential")
         raise InputError("every parameter is frozen: there is nothing to train", where=where)
-    points = bind_losses(config, losses, potential)
+    losses, points = bind_losses(config, specs, potential)
     config, given = with_timestep(config, potential, points.values()), config
     free_energy = free_energy_settings(config)
     replay = load_replay(config, potential)
@@ -233,11 +232,11 @@ def prepare(config: Config, *, resume: bool) -> Prepared:
     )
 
 
-def _require_trainable_losses(config: Config, losses: Sequence[Loss]) -> None:
+def _require_trainable_losses(config: Config, specs: Sequence[LossSpec]) -> None:
     """Refuse a config without losses, or with losses that the optimiser cannot linearise."""
-    if not losses:
+    if not specs:
         raise InputError("there is nothing to do: the config has no losses", where=config.where("losses"))
-    others = [loss.name for loss in losses if not loss.squares]
+    others = [spec.name for spec in specs if not spec.type.loss_class.squares]
     if config.training.optimiser == "gauss_newton" and others:
         raise InputError(
             f"loss {others[0]!r} is no mean of squared deviations from targets",
@@ -278,12 +277,16 @@ def make_trainer(run: Prepared, report: Callable[[StepReport], None]) -> Trainer
         run.sampler.store,
         run.folder,
     )
-    for loss in run.matched:
-        loss.prepare(results[loss.name].delta_g)
-        points |= in_result_cells(run.sampler.points, loss, results[loss.name])
+    losses = list[Loss]()
+    for loss in run.losses:
+        if isinstance(loss, FreeEnergyDifference):
+            points |= in_result_cells(run.sampler.points, loss, results[loss.name])
+            losses.append(loss.with_initial(results[loss.name].delta_g))
+        else:
+            losses.append(loss)
     return Trainer(
         potential=run.potential,
-        losses=run.losses,
+        losses=losses,
         settings=run.training,
         sampler=replace(run.sampler, points=points),
         replay=run.replay.buffer if run.replay else None,

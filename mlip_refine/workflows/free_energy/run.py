@@ -4,7 +4,7 @@ import shutil
 
 from mlip_refine.config import Config, LocatedNode
 from mlip_refine.errors import InputError
-from mlip_refine.losses import FreeEnergyDifference, build_losses
+from mlip_refine.losses import FreeEnergyDifference, loss_specs
 from mlip_refine.sampling import FrameStore
 from mlip_refine.workflows.free_energy.differences import (
     initial_free_energies,
@@ -31,9 +31,9 @@ def free_energies(config: Config, *, resume: bool = False) -> dict[str, FreeEner
         SamplingError: If a phase does not stay what it is.
     """
     config = config.model_copy(update={"losses": tuple(_to_compute(node) for node in config.losses)})
-    losses = build_losses(config.losses)
-    wanted = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
-    if not wanted:
+    specs = loss_specs(config.losses)
+    differences = [spec for spec in specs if issubclass(spec.type.loss_class, FreeEnergyDifference)]
+    if not differences:
         raise InputError(
             "there is nothing to compute: the config has no loss free_energy_difference",
             where=config.where("losses"),
@@ -42,7 +42,9 @@ def free_energies(config: Config, *, resume: bool = False) -> dict[str, FreeEner
     potential = load_potential(config)
     # A time step that is not given is that of all crystals of the config, as in finetune: it takes no results
     # of another one.
-    points = bind_losses(config, losses if config.sampling.timestep is None else wanted, potential)
+    chosen = specs if config.sampling.timestep is None else differences
+    losses, points = bind_losses(config, chosen, potential, trained=False)
+    wanted = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
     for loss in wanted:
         require_equal_sizes(loss, points)
         require_crystals(loss, points, config.where)

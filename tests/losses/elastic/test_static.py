@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,17 @@ import torch
 from ase.build import bulk
 from scipy.spatial.transform import Rotation
 
-from mlip_refine.config import Elastic, Sampling, config_from_dict
+from mlip_refine import testing
+from mlip_refine.config import Elastic, Sampling
 from mlip_refine.crystals.symmetry import INDEPENDENT, crystal_symmetry
 from mlip_refine.crystals.tensors import stress_from_voigt, stress_to_voigt, to_stress_strain
 from mlip_refine.data import read_table
 from mlip_refine.errors import InputError
-from mlip_refine.losses import Frames, build_losses
+from mlip_refine.losses import Frames
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic.match import CellValues, ElasticMatch
 from mlip_refine.losses.elastic.stress import SymmetricStress
-from mlip_refine.losses.elastic.targets import Wanted
+from mlip_refine.losses.elastic.targets import CellTargets
 from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables import Pressure, Stress, measure
 from mlip_refine.quantities import GPA, KB
@@ -34,10 +34,7 @@ def _loss(**options: Any) -> ElasticMatch:
     """A loss of hcp titanium."""
     node = {"type": "elastic_constants", "phase": "hcp", "targets": [TARGET], "kind": "isothermal"}
     node |= {"pressure": 0, "born_every": 1} | options
-    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-    (loss,) = build_losses(config.losses)
-    loss.prepare_crystals(dict.fromkeys(loss.described, HCP))
-    return loss
+    return testing.loss_of(node, HCP)
 
 
 @pytest.fixture
@@ -71,7 +68,7 @@ def test_deformation_tells_what_strained_cells_show(stressed):
     found = _loss(method="deformation", targets=[{**TARGET, "constants": dict.fromkeys(_names(), 1.0)}])
     (symmetry,) = found.symmetries.values()
     constants = torch.tensor([160.0, 90.0, 66.0, 181.0, 46.0], dtype=torch.float64)
-    (deformation,) = found._deformations.values()
+    (deformation,) = found.deformations.values()
     tensor = torch.einsum("m,mij->ij", constants, deformation.basis)
     coefficients = to_stress_strain(tensor, stress_from_voigt(STRESS))
     shears = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64)
@@ -146,9 +143,7 @@ def test_a_table_has_its_own_uncertainties_or_one_for_all():
     }
     found = []
     for options in ({}, {"uncertainty": "1.5 GPa"}):
-        config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node | options]})
-        (loss,) = build_losses(config.losses)
-        loss.prepare_files(Path)
+        loss = testing.loss_of(node | options, HCP)
         found.append(loss.wanted[0].constants)
     assert found[0]["C33"] == (179.5, pytest.approx(1.795))
     assert found[1]["C33"] == (179.5, 1.5)
@@ -175,7 +170,7 @@ def test_a_table_of_other_units_is_converted(tmp_path):
     """Lattice constants need no uncertainty, and columns of something else are let be."""
     path = tmp_path / "mine.csv"
     path.write_text(TABLE)
-    wanted = Wanted.from_table(read_table(path), 300.0, 2.0)
+    wanted = CellTargets.from_table(read_table(path), 300.0, 2.0)
     assert wanted.constants == {"C11": (pytest.approx(160.0), 2.0)}
     assert wanted.lattice == pytest.approx((2.96,))
 
@@ -195,7 +190,7 @@ def test_tables_that_do_not_tell_the_constants_are_refused(tmp_path, old, new, u
     path = tmp_path / "mine.csv"
     path.write_text(TABLE.replace(old, new) if old else TABLE)
     with pytest.raises(InputError, match=message):
-        Wanted.from_table(read_table(path), 300.0, uncertainty)
+        CellTargets.from_table(read_table(path), 300.0, uncertainty)
 
 
 def test_the_born_term_is_as_rare_as_in_the_command():

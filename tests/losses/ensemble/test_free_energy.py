@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mlip_refine.config import config_from_dict
+from mlip_refine import testing
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.losses import Frames, FreeEnergyDifference, build_losses
+from mlip_refine.losses import Frames, FreeEnergyDifference
 from mlip_refine.quantities import KB, MEV, Measured
 from mlip_refine.testing import sigma_bound
 
@@ -18,11 +18,9 @@ BETA = 1 / KT
 
 def _loss(**options: object) -> FreeEnergyDifference:
     node = {"type": "free_energy_difference", "from": "one", "to": "two", "temperature": T, "pressure": P}
-    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node | options]})
-    (loss,) = build_losses(config.losses)
+    loss = testing.loss_of(node | options)
     assert isinstance(loss, FreeEnergyDifference)
-    loss.prepare(Measured(3.0, 0.1, "meV/atom"))
-    return loss
+    return loss.with_initial(Measured(3.0, 0.1, "meV/atom"))
 
 
 def _frames(energy: torch.Tensor, reference: torch.Tensor, **changes: object) -> Frames:

@@ -8,7 +8,7 @@ import torch
 from ase.build import bulk
 
 from mlip_refine import testing
-from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource, Frames, ObservableLoss, ScalarOptions
 from mlip_refine.losses.ensemble.observable_options import OBSERVABLES
 from mlip_refine.losses.registry import BUILT_IN, LossType, loss_types
@@ -250,12 +250,6 @@ def test_a_cell_that_does_not_tell_is_refused(made, argon, kind):
     wrong = argon(torch.tensor(0.01).double(), free_cell=loss.options.cell != "free")
     with pytest.raises(InputError, match=f"the target of loss '{kind}' follows from frames"):
         _evaluate(loss, wrong)
-
-
-def test_a_loss_that_does_not_know_its_phase_says_so(made, gas):
-    options = OBSERVABLES["volume"](phase="one", temperature=T, target=1.0, uncertainty=1.0)
-    with pytest.raises(MlipRefineError, match="does not know its phase"):
-        _evaluate(ObservableLoss("volume", 1.0, options), gas(0, 3, 2, P, 0.0))
 
 
 @pytest.mark.parametrize(

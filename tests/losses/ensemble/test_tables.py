@@ -35,7 +35,7 @@ def table(tmp_path):
 
 
 def _wanted(loss):
-    return loss._matched[1]
+    return loss.wanted
 
 
 def test_a_lattice_of_the_package(made):
@@ -63,7 +63,7 @@ def test_a_radial_distribution_of_the_package(made):
     loss = made("radial_distribution", BCC, table="titanium-liquid-rdf", within=[2.3, 10.0])
     given = experimental_table("titanium-liquid-rdf")
     r, g = given.index.values, given["g"].values
-    observable, wanted = loss._matched
+    observable, wanted = loss.observable, loss.wanted
     radii = observable.observable.radii
     assert len(radii) == round(r.max() / ((r[-1] - r[0]) / (len(np.unique(r)) - 1)))
     middles = radii[wanted.places].numpy()
@@ -72,13 +72,13 @@ def test_a_radial_distribution_of_the_package(made):
     assert wanted.values.numpy() == pytest.approx(np.interp(middles, r, g))
     assert wanted.uncertainties.tolist() == pytest.approx([0.05] * len(middles))
     finer = made("radial_distribution", BCC, table="titanium-liquid-rdf", bins=400, largest=8)
-    assert float(finer._matched[0].observable.radii[-1]) == pytest.approx(8 - 0.01)
+    assert float(finer.observable.observable.radii[-1]) == pytest.approx(8 - 0.01)
 
 
 def test_a_density_up_to_a_factor_is_normalised(made):
     options = {"distance": 4.0, "variable": "cosine", "table": "titanium-liquid-adf"}
     loss = made("angular_distribution", BCC, **options, uncertainty=0.05)
-    observable, wanted = loss._matched
+    observable, wanted = loss.observable, loss.wanted
     width = 2 / len(observable.labels)
     assert float(wanted.values.sum()) * width == pytest.approx(1.0)
     assert wanted.uncertainties.tolist() == pytest.approx([0.05] * len(wanted.labels))
@@ -86,7 +86,7 @@ def test_a_density_up_to_a_factor_is_normalised(made):
     middles = observable.observable.middles[wanted.places].numpy()
     raw = np.interp(middles, given.index.values, given["density"].values)
     assert np.corrcoef(raw, wanted.values.numpy())[0, 1] == pytest.approx(1.0)
-    part = made("angular_distribution", BCC, **options, uncertainty=0.05, within=[-0.5, 0.5])._matched[1]
+    part = made("angular_distribution", BCC, **options, uncertainty=0.05, within=[-0.5, 0.5]).wanted
     assert torch.isin(part.values, wanted.values).all()
     with pytest.raises(InputError, match="the uncertainty of density is unknown"):
         made("angular_distribution", BCC, **options)
@@ -95,7 +95,8 @@ def test_a_density_up_to_a_factor_is_normalised(made):
 def test_a_structure_factor_with_the_shells_of_its_table(made, table):
     rows = [[q, 1 + 0.1 * q, 0] for q in np.arange(1.0, 3.01, 0.25)]
     path = table(["q | 1/Å | exact", "S | 1 | 0.02 stated", "other | 1 | exact"], rows)
-    observable, wanted = made("structure_factor", BCC, table=path, column="S")._matched
+    loss = made("structure_factor", BCC, table=path, column="S")
+    observable, wanted = loss.observable, loss.wanted
     q = observable.observable.wave_numbers
     assert q.tolist() == pytest.approx(np.arange(1.125, 3.0, 0.25).tolist())
     assert wanted.values.tolist() == pytest.approx((1 + 0.1 * q).tolist())

@@ -12,7 +12,7 @@ from mlip_refine import testing
 from mlip_refine.config import config_from_dict
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError
-from mlip_refine.losses import PhononFrequencies, build_losses
+from mlip_refine.losses import PhononFrequencies, loss_specs
 from mlip_refine.potential import Potential, batching
 
 STENCIL = {2: -1 / 12, 1: 2 / 3, -1: -2 / 3, -2: 1 / 12}
@@ -23,10 +23,8 @@ def loss_of(*references: PhononReference, **options: Any) -> PhononFrequencies:
     """Return the loss as a config builds it."""
     node = {"type": "phonon_frequencies", "data": "unused", **options}
     config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-    (loss,) = build_losses(config.losses)
-    assert isinstance(loss, PhononFrequencies)
-    loss.use(references)
-    return loss
+    (spec,) = loss_specs(config.losses)
+    return PhononFrequencies(spec.name, spec.weight, spec.options, references)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Phonon fine-tuning: exact on balls and springs, gradients of differences, chunks, refusals."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlip_refine.config import config_from_dict
 from mlip_refine.crystals.phonons.hessian import hessian_columns
 from mlip_refine.data.phonons.reference import Displacement, PhononReference
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.losses import PhononHVP, build_losses
+from mlip_refine.losses import PhononHVP, loss_specs
 from mlip_refine.losses.phonons.probes import SOFTEST, ThermalSpread
 from mlip_refine.potential import Potential, batching
 
@@ -32,20 +33,14 @@ BONDS = {2.9: (2.5, 2.82), 4.1: (0.8, 2.82 * 2**0.5)}
 TITANIUM = bulk("Ti", "hcp", a=2.93, c=4.65)
 
 
-def loss_of(*references: PhononReference, **options: Any) -> PhononHVP:
-    """Return the loss as a config builds it."""
-    loss = loss_of_files(Path("unused"), **options)
-    loss.use(references)
-    return loss
-
-
-def loss_of_files(path: Path, **options: Any) -> PhononHVP:
-    """Return the loss before it has read its data."""
-    node = {"type": "phonon_hvp", "data": str(path), **options}
+def loss_of(
+    *references: PhononReference, held_out: Sequence[PhononReference] | None = None, **options: Any
+) -> PhononHVP:
+    """Return the loss on materials that are known already."""
+    node = {"type": "phonon_hvp", "data": "unused", **options}
     config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-    (loss,) = build_losses(config.losses)
-    assert isinstance(loss, PhononHVP)
-    return loss
+    (spec,) = loss_specs(config.losses)
+    return PhononHVP(spec.name, spec.weight, spec.options, references, held_out)
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +155,7 @@ def test_the_error_of_a_mean_is_the_spread_of_materials_and_unknown_of_one(salt,
     assert str(one["loss"]).endswith("(?)")
     softer = replace(salt, name="softer", force_constants=0.9 * salt.force_constants)
     values = [loss_of(r, probe="full").measure_all(stiffer)["loss"].value for r in (salt, softer)]
-    both = loss_of(salt, probe="full")
-    both.use([salt, softer])
+    both = loss_of(salt, softer, probe="full")
     found = both.measure_all(stiffer)["loss"]
     assert found.value == pytest.approx(np.mean(values), rel=1e-12)
     assert found.se == pytest.approx(np.std(values, ddof=1) / 2**0.5, rel=1e-10)
@@ -177,22 +171,15 @@ def test_functionals_of_base_and_replay_that_differ_are_told(salt, capsys):
 
 
 def test_validation_is_of_whole_hessians_at_its_updates(salt, stiffer, hcp):
-    loss = loss_of(salt, probe="rademacher", split="train", validation="val", validate_every=3)
-    loss.validate_on([salt])
+    options = {"probe": "rademacher", "split": "train", "validation": "val", "validate_every": 3}
+    loss = loss_of(salt, held_out=[salt], **options)
     whole = loss_of(salt, probe="full").evaluate(stiffer)
-    seen = []
-    for step in range(5):
-        loss.at(step)
-        measured = loss.evaluate(stiffer).diagnostics
-        seen.append("validation, loss" in measured)
-        if seen[-1]:
-            assert measured["validation, loss"].value == pytest.approx(float(whole.value.detach()), rel=1e-12)
-            assert measured["validation, relative error"] == whole.diagnostics["relative error"]
-    assert seen == [True, False, False, True, False]
-    assert loss.delivered(stiffer)["validation, relative error"] == whole.diagnostics["relative error"]
-    assert loss_of(salt).delivered(stiffer) == {}
-    displaced = loss_of(hcp, backend="displacements", validation="val")
-    displaced.validate_on([hcp])
+    measured = loss.validation.measure(stiffer)
+    assert loss.validation.every == 3
+    assert measured["validation, loss"].value == pytest.approx(float(whole.value.detach()), rel=1e-12)
+    assert measured["validation, relative error"] == whole.diagnostics["relative error"]
+    assert loss_of(salt).validation is None
+    displaced = loss_of(hcp, held_out=[hcp], backend="displacements", validation="val")
     with pytest.raises(InputError, match="does not know every element"):
         displaced.evaluate(stiffer)
     with pytest.raises(InputError, match="another part than split"):
@@ -207,8 +194,8 @@ def test_parts_that_share_a_material_are_told(tmp_path, capsys):
     lines = [rows[0].replace("file,", "file,material,", 1)]
     lines += [f"{source}/{row.replace(',', ',mp-28395,', 1)}" for row in pair]
     (tmp_path / "index.csv").write_text("\n".join(lines) + "\n")
-    loss = loss_of_files(tmp_path / "index.csv", validation="val")
-    loss.prepare_files(Path)
+    node = {"type": "phonon_hvp", "data": str(tmp_path / "index.csv"), "validation": "val"}
+    loss = testing.loss_of(node)
     assert "train and val share a material" in capsys.readouterr().err
     assert len(loss.references) == 1
 
@@ -398,10 +385,7 @@ def test_phonon_calculations_are_read_and_told_apart(salt, springs, tmp_path, mo
 
     def read(**options: Any) -> PhononHVP:
         node = {"type": "phonon_hvp", "data": str(file), **options}
-        config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-        (loss,) = build_losses(config.losses)
-        loss.prepare_files(config.resolve)
-        return loss
+        return testing.loss_of(node)
 
     model = springs(SALT, {end: (1.2 * k, d) for end, (k, d) in BONDS.items()})
     result = read(split=None).evaluate(model)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mlip_refine.config import config_from_dict
+from mlip_refine import testing
 from mlip_refine.crystals.elasticity import static_elasticity
 from mlip_refine.errors import InputError
-from mlip_refine.losses import EnsembleSource, build_losses
+from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.elastic import static as elastic_constants
 from mlip_refine.quantities import GPA, VOIGT
 from mlip_refine.training.gradients.streaming import (
@@ -23,20 +23,15 @@ HOT = {"temperature": "600 K", "lattice": list(CELL), "constants": {"C11": 160, 
 COLD = {**HOT, "temperature": "300 K"}
 
 
-def _loss(**options):
+def _loss(crystal=None, potential=None, **options):
     node = {"type": "elastic_constants", "phase": "hcp", "pressure": 0, "targets": [HOT, COLD], **options}
-    phases = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
-    config = config_from_dict(
-        {"name": "x", "potential": {"model": "titanium-compact"}, "phases": phases, "losses": [node]}
-    )
-    return build_losses(config.losses)[0]
+    return testing.loss_of(node, crystal, potential)
 
 
 @pytest.fixture(params=["fluctuation", pytest.param("deformation", marks=pytest.mark.slow)])
 def reweighted(request, hcp, make_ensemble):
     """A loss with the ensembles that it asks for."""
-    loss = _loss(method=request.param, born_every=2, kind="isothermal")
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method=request.param, born_every=2, kind="isothermal")
     ensembles = {}
     for source in loss.sources:
         atoms = hcp.copy()
@@ -84,8 +79,7 @@ def test_the_gradient_equals_finite_differences(titanium, reweighted):
 
 
 def test_only_frames_with_a_born_term_are_differentiated_twice(titanium, hcp, make_ensemble):
-    loss = _loss(method="fluctuation", born_every=3)
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method="fluctuation", born_every=3)
     ensembles = {s: make_ensemble(s, hcp, 7) for s in loss.sources}
     probes = _probes(titanium, loss, ensembles)
     _, adjoints = ensemble_losses([loss], ensembles, probes)
@@ -97,8 +91,7 @@ def test_only_frames_with_a_born_term_are_differentiated_twice(titanium, hcp, ma
 
 def test_a_static_loss_is_exact_in_the_model(titanium, hcp):
     """Its gradient, with the relaxation of the crystal, equals finite differences to 1e-4."""
-    loss = _loss(method="static", thermal=False)
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method="static", thermal=False)
     assert loss.sources == ()
     loss.evaluate(titanium).value.backward()
     parameters = titanium.trainable_parameters()
@@ -120,8 +113,7 @@ def test_a_cell_under_stress_is_told_by_what_strained_cells_show(titanium, hcp):
     """B33 from the stress of cells strained by ±1e-4 along c, to 0.01 GPa; C33 is another number."""
     hcp.set_cell(0.97 * hcp.cell.array, scale_atoms=True)
     target = {**COLD, "constants": {"C33": 180}}
-    loss = _loss(method="static", thermal=False, targets=[target])
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method="static", thermal=False, targets=[target])
     found = loss.measure(titanium).diagnostics["C33 300 K"].value
     stress = []
     for strain in (1e-4, -1e-4):
@@ -135,9 +127,8 @@ def test_a_cell_under_stress_is_told_by_what_strained_cells_show(titanium, hcp):
 
 def test_a_static_loss_is_backpropagated_cell_by_cell(titanium, hcp, monkeypatch):
     """The gradient of all cells at once, where that of one is complete before the next is evaluated."""
-    loss = _loss(method="static", thermal=False)
+    loss = _loss(hcp, method="static", thermal=False)
     loss.weight = 0.3
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
     whole = loss.evaluate(titanium)
     (0.3 * whole.value).backward()
     parameters = titanium.trainable_parameters().values()
@@ -161,8 +152,7 @@ def test_a_static_loss_is_backpropagated_cell_by_cell(titanium, hcp, monkeypatch
 
 
 def test_a_static_loss_is_judged_without_graphs(titanium, hcp, monkeypatch):
-    loss = _loss(method="static", thermal=False)
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method="static", thermal=False)
     asked = []
 
     def watched(*arguments, create_graph):
@@ -176,18 +166,16 @@ def test_a_static_loss_is_judged_without_graphs(titanium, hcp, monkeypatch):
     assert float(found.value) == pytest.approx(float(loss.evaluate(titanium).value.detach()), rel=1e-9)
 
 
-def test_single_precision_is_refused_before_anything_is_evaluated(titanium):
-    loss = _loss(method="static", thermal=False)
-    loss.prepare_potential(titanium)
+def test_single_precision_is_refused_before_anything_is_evaluated(titanium, hcp):
+    _loss(hcp, titanium, method="static", thermal=False)
     with pytest.raises(InputError, match="double precision") as caught:
-        loss.prepare_potential(titanium.frozen_copy("float32"))
+        _loss(hcp, titanium.frozen_copy("float32"), method="static", thermal=False)
     assert "potential.default_dtype: float64" in str(caught.value)
 
 
 def test_what_temperature_adds_is_the_difference_to_the_crystal_at_rest(titanium, hcp, make_ensemble):
     """Right after a draw the static loss tells what the frames do, if it is not smoothed."""
-    loss = _loss(method="static", born_every=1, smooth=False)
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method="static", born_every=1, smooth=False)
     frames = {}
     for source in loss.sources:
         ensemble = make_ensemble(source, hcp, 6)
@@ -195,8 +183,7 @@ def test_what_temperature_adds_is_the_difference_to_the_crystal_at_rest(titanium
         energy = probe_energies(titanium, {source: ensemble})[source]
         frames[source] = ensemble.frames({"energy": energy, **probes})
     loss.follow(titanium, frames)
-    by_frames = _loss(method="fluctuation", born_every=1)
-    by_frames.prepare_crystals(dict.fromkeys(by_frames.described, hcp))
+    by_frames = _loss(hcp, method="fluctuation", born_every=1)
     expected = by_frames.evaluate(frames).diagnostics
     found = loss.evaluate(titanium).diagnostics
     assert set(found) == set(expected)
@@ -208,8 +195,7 @@ def test_what_temperature_adds_is_the_difference_to_the_crystal_at_rest(titanium
 def test_what_temperature_adds_vanishes_at_rest_when_smoothed(titanium, hcp, make_ensemble):
     """Three temperatures are fitted by αT + βT²: a value at 0 K would be no part of it."""
     targets = [{**HOT, "temperature": f"{t} K"} for t in (200, 400, 800)]
-    loss = _loss(method="static", born_every=1, targets=targets)
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = _loss(hcp, method="static", born_every=1, targets=targets)
     frames = {}
     for source in loss.sources:
         ensemble = make_ensemble(source, hcp, 6)
@@ -236,13 +222,11 @@ def test_options_that_do_not_go_together_are_refused(wrong, message):
 
 
 def test_a_constant_that_the_crystal_does_not_have_is_refused(hcp):
-    loss = _loss(targets=[{**HOT, "constants": {"C4": 50}}])
     with pytest.raises(Exception, match="C44"):
-        loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+        _loss(hcp, targets=[{**HOT, "constants": {"C4": 50}}])
 
 
-def test_targets_of_a_table_have_its_cells_and_uncertainties(tmp_path):
-    loss = _loss(targets=[], table="titanium-hcp-elastic", temperatures=["323 K"])
-    loss.prepare_files(lambda name: tmp_path / name)
+def test_targets_of_a_table_have_its_cells_and_uncertainties(hcp):
+    loss = _loss(hcp, targets=[], table="titanium-hcp-elastic", temperatures=["323 K"])
     assert loss.sources == (EnsembleSource("hcp", 323.0, 0.0, (2.95125, 4.67942)),)
     assert loss.wanted[0].constants["C44"] == pytest.approx((46.2, 0.462))

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mlip_refine.config import config_from_dict
-from mlip_refine.losses import build_losses
+from mlip_refine import testing
 from mlip_refine.sampling import StatePoint
 from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
 from mlip_refine.training.gradients.streaming import (
@@ -26,9 +25,7 @@ def pressed(titanium, hcp):
         "lattice": [2.95, 4.68],
         "uncertainty": 0.2,
     }
-    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "losses": [node]})
-    (loss,) = build_losses(config.losses)
-    loss.prepare_crystals({loss.source: hcp})
+    loss = testing.loss_of(node, hcp)
     noise = 0.1 * torch.randn(5, len(hcp), 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     positions = torch.from_numpy(hcp.positions) + noise
     cells = torch.from_numpy(hcp.cell.array).expand(5, 3, 3)

@@ -22,8 +22,7 @@ def matched(titanium, hcp, bcc, make_ensemble):
     losses = []
     for name, to, weight in (("first", "bcc", 1.0), ("second", "strained", 0.5)):
         options = FreeEnergyDifferenceOptions.model_validate({"from": "hcp", "to": to, **STATE})
-        losses.append(FreeEnergyDifference(name, weight, options))
-        losses[-1].prepare(Measured(-4.0, 0.2, "meV/atom"))
+        losses.append(FreeEnergyDifference(name, weight, options, Measured(-4.0, 0.2, "meV/atom")))
     strained = bcc.copy()
     strained.set_cell(strained.cell.array * [1.02, 1.0, 0.98], scale_atoms=True)
     crystals = {"hcp": hcp, "bcc": bcc, "strained": strained}

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mlip_refine.config import Training, config_from_dict
+from mlip_refine import testing
+from mlip_refine.config import Training
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.losses import FreeEnergyDifference, build_losses
+from mlip_refine.losses import FreeEnergyDifference
 from mlip_refine.losses.options import FreeEnergyDifferenceOptions, ReplayOptions
 from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import batching
@@ -47,13 +48,10 @@ TARGETS = [
 def drawn(titanium, hcp, bcc, make_ensemble):
     """A loss of two ensembles with several residuals each, and one of a free energy, with their frames."""
     node = {"type": "elastic_constants", "phase": "hcp", "pressure": 0, "targets": TARGETS, "weight": 0.7}
-    config = {"name": "x", "potential": {"model": "titanium-compact"}, "losses": [node | {"born_every": 2}]}
-    config["phases"] = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
-    elastic = build_losses(config_from_dict(config).losses)[0]
-    elastic.prepare_crystals(dict.fromkeys(elastic.described, hcp))
+    elastic = testing.loss_of(node | {"born_every": 2}, hcp)
     options = {"from": "hcp", "to": "bcc", "temperature": 1155.0, "pressure": 5.0}
-    stable = FreeEnergyDifference("g", 2.0, FreeEnergyDifferenceOptions.model_validate(options))
-    stable.prepare(Measured(-4.0, 0.2, "meV/atom"))
+    checked = FreeEnergyDifferenceOptions.model_validate(options)
+    stable = FreeEnergyDifference("g", 2.0, checked, Measured(-4.0, 0.2, "meV/atom"))
     crystals = {"hcp": hcp, "bcc": bcc}
     losses = [elastic, stable]
     return losses, {s: make_ensemble(s, crystals[s.phase], 5) for loss in losses for s in loss.sources}
@@ -113,11 +111,7 @@ def test_a_row_equals_finite_differences(titanium, drawn):
 
 def test_rows_of_a_static_loss_give_its_gradient(titanium, hcp):
     node = {"type": "elastic_constants", "phase": "hcp", "method": "static", "thermal": False}
-    phases = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
-    nodes = [node | {"targets": TARGETS, "pressure": 0, "weight": 0.3}]
-    config = {"name": "x", "potential": {"model": "titanium-compact"}, "phases": phases, "losses": nodes}
-    loss = build_losses(config_from_dict(config).losses)[0]
-    loss.prepare_crystals(dict.fromkeys(loss.described, hcp))
+    loss = testing.loss_of(node | {"targets": TARGETS, "pressure": 0, "weight": 0.3}, hcp)
     result, (values, rows) = potential_rows(titanium, loss)
     loss.backpropagate(titanium)
     wanted = _gradient(titanium)

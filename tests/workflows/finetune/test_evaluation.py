@@ -142,7 +142,7 @@ def _phase_change(change: float, before: float, after: float, verdicts: tuple[st
 def test_transition_adds_the_changes_to_the_anchor():
     options = {"from": "hcp", "to": "bcc", "temperature": 1005.0, "pressure": 5.0, "target": 0.5}
     loss = FreeEnergyDifference("x", 1.0, FreeEnergyDifferenceOptions.model_validate(options))
-    loss.prepare(Measured(-9.0, 0.25, "meV/atom"))
+    loss = loss.with_initial(Measured(-9.0, 0.25, "meV/atom"))
     changes = {
         loss.phase_from: _phase_change(2.0, 0.0, 1.0, ("hcp stopped",)),
         loss.phase_to: _phase_change(10.5, 30.0, 45.0),

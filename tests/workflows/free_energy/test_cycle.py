@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.io import write
 
 from mlip_refine.config import Config, config_from_dict
-from mlip_refine.losses import EnsembleSource, build_losses
+from mlip_refine.losses import EnsembleSource, FreeEnergyDifference, loss_specs
 from mlip_refine.quantities import MEV
 from mlip_refine.sampling import FrameStore
 from mlip_refine.testing import sigma_bound
@@ -79,7 +79,7 @@ def test_frenkel_ladd_agrees_with_bar(tmp_path):
         for parameter in after.trainable_parameters().values():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.mul_(1 + 0.004 * noise)
-    losses = build_losses(config.losses)
+    losses = [FreeEnergyDifference(s.name, s.weight, s.options) for s in loss_specs(config.losses)]
     sources = [EnsembleSource(phase, TEMPERATURE, PRESSURE) for phase in ("hcp", "fcc")]
     points = state_points(config, sources, before, config.sampling.replicas)
     results = {}

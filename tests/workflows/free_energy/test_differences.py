@@ -13,7 +13,7 @@ import torch
 from mlip_refine import testing
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.errors import InputError, StatisticsError
-from mlip_refine.losses import FreeEnergyDifference, build_losses
+from mlip_refine.losses import FreeEnergyDifference, loss_specs
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.workflows.free_energy.differences import (
@@ -54,7 +54,8 @@ def _config(**changes: Any) -> Config:
 
 
 def _loss(config: Config) -> FreeEnergyDifference:
-    (loss,) = build_losses(config.losses)
+    (spec,) = loss_specs(config.losses)
+    loss = FreeEnergyDifference(spec.name, spec.weight, spec.options)
     assert isinstance(loss, FreeEnergyDifference)
     return loss
 
