@@ -7,7 +7,7 @@ where it is not known. Other numbers have their unit in the name, in the unit's 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
 
@@ -40,6 +40,37 @@ class Record(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """Return the record as plain data."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+class Estimate(Record):
+    """A measured number, or the reason why there is none.
+
+    Attributes:
+        value: Value; `None` where it is refused.
+        se: Standard error; `None` where it is not known.
+        unit: Unit of both.
+        refused: Why there is no value; `None` where there is one.
+    """
+
+    value: float | None
+    se: float | None
+    unit: str
+    refused: str | None = None
+
+    @classmethod
+    def of(cls, measured: Measured, **further: Any) -> Self:
+        """Return the record of a measured number."""
+        return cls(value=measured.value, se=measured.known_se, unit=measured.unit, **further)
+
+    @classmethod
+    def refuse(cls, unit: str, reason: str, **further: Any) -> Self:
+        """Return the record of a number that the data do not carry."""
+        return cls(value=None, se=None, unit=unit, refused=reason, **further)
+
+    @property
+    def measured(self) -> Measured | None:
+        """The measured number; `None` where it is refused."""
+        return None if self.value is None else Measured(self.value, error_of(self.se), self.unit)
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -39,7 +39,7 @@ _STRAIN = 1e-4
 
 
 def series(run: Trajectory, frames: Tensor | EllipsisType = ...) -> dict[str, Tensor]:
-    """Every quantity of every frame `[...]` in the units of `UNITS`.
+    """Return every quantity of every frame `[...]`, in the units of `UNITS`.
 
     In npt and nph the enthalpy is U + P V with the pressure that is held, else with the one of the frame.
 
@@ -67,7 +67,7 @@ def series(run: Trajectory, frames: Tensor | EllipsisType = ...) -> dict[str, Te
 
 
 def averages(run: Trajectory, minimum: float) -> dict[str, Average]:
-    """Mean and standard error of every quantity, refused with the reason where frames are too few.
+    """Return mean and standard error of every quantity, or why frames are too few for them.
 
     Args:
         run: The trajectory; the frames that were kept count.
@@ -77,14 +77,17 @@ def averages(run: Trajectory, minimum: float) -> dict[str, Average]:
     result = {}
     for name, unit in UNITS.items():
         if name in exact:
-            result[name] = Average(unit, Measured(exact[name], 0.0, unit), None)
+            result[name] = Average.of(Measured(exact[name], 0.0, unit), independent_frames=None)
         else:
             result[name] = _average(run, known[name], f"the average of {name}", unit, minimum)
     return result
 
 
 def held(point: StatePoint) -> dict[str, float]:
-    """What no free strain of the cell can change, exactly: of a fixed cell all, of hcp in npt the angles."""
+    """Return the exact quantities that no free strain of the cell changes.
+
+    They are all quantities of a fixed cell, and the angles of hcp in npt.
+    """
     cell = torch.from_numpy(point.atoms.cell.array.copy())
     strains = strain_projection(point.freedom).reshape(9, 3, 3) * _STRAIN
     strained = cell @ (torch.eye(3, dtype=cell.dtype) + strains)
@@ -98,20 +101,19 @@ def held(point: StatePoint) -> dict[str, float]:
 
 
 def _cell(cells: Tensor) -> dict[str, Tensor]:
-    """Lengths and angles (α between b and c, and so on) of cells (rows) `[..., 3, 3]`, Å and degrees."""
+    """Return lengths (Å) and angles (degrees; α between b and c) of cells, rows `[..., 3, 3]`."""
     values = torch.cat([cell_lengths(cells), cell_angles(cells)], dim=-1)
     return dict(zip(CELL, values.unbind(-1), strict=True))
 
 
 def _average(run: Trajectory, values: Tensor, what: str, unit: str, minimum: float) -> Average:
     if not run.n_kept:
-        return Average(unit, None, 0.0, "no frame after the equilibration counts")
+        return Average.refuse(unit, "no frame after the equilibration counts", independent_frames=0.0)
     independent = run.n_kept / run.inefficiency(values)
     try:
         # One frame has no spread to take an error from.
         require_effective(independent, max(minimum, 2.0), what, run.n_kept, "frames")
     except StatisticsError as error:
-        return Average(unit, None, independent, str(error))
-    return Average(
-        unit, Measured(float(values.mean()), float(values.std()) / sqrt(independent), unit), independent
-    )
+        return Average.refuse(unit, str(error), independent_frames=independent)
+    mean = Measured(float(values.mean()), float(values.std()) / sqrt(independent), unit)
+    return Average.of(mean, independent_frames=independent)

@@ -14,7 +14,8 @@ from mlip_refine.errors import StatisticsError
 from mlip_refine.observables import dynamics as formulas
 from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.sampling import Trajectory
-from mlip_refine.workflows.md.dynamics_records import DynamicsPoint, Estimate
+from mlip_refine.workflows.md.records import DynamicsPoint
+from mlip_refine.workflows.records import Estimate
 
 # Å²/fs in m²/s, and eV fs/Å³ in mPa s.
 _SQUARE_METRES = 1e-5
@@ -33,12 +34,12 @@ class Blocks:
     """Stretches of equal length of the replicas that ran without a gap.
 
     Attributes:
-        trajectory: Where they come from.
-        positions: Relative to the centre of mass `[blocks, n, n_atoms, 3]`, Å.
-        stress: Of the configurations `[blocks, n, 3, 3]`, eV/Å³.
-        kinetic_energy: `[blocks, n]`, eV.
-        interval: Between frames, fs.
-        lags: Longest lag, frames.
+        trajectory: The trajectory that they are cut from.
+        positions: Positions relative to the centre of mass `[blocks, n, n_atoms, 3]`, Å.
+        stress: Stress of the configurations, without the kinetic part `[blocks, n, 3, 3]`, eV/Å³.
+        kinetic_energy: Kinetic energy `[blocks, n]`, eV.
+        interval: Time between frames, fs.
+        lags: Longest lag, in frames.
     """
 
     trajectory: Trajectory
@@ -53,13 +54,13 @@ class Blocks:
         """Cut the frames after the equilibration into as many blocks of two windows as there are.
 
         Args:
-            trajectory: A fixed cell.
-            skipped: Frames of the equilibration.
-            interval: Between frames, fs.
+            trajectory: Trajectory with a fixed cell.
+            skipped: Number of frames of the equilibration.
+            interval: Time between frames, fs.
             window: Longest time of correlations, fs.
 
         Raises:
-            StatisticsError: Fewer blocks than give an error.
+            StatisticsError: If there are too few blocks for an error.
         """
         lags = round(window / interval)
         whole = trajectory.kept[:, skipped:].all(1)
@@ -91,17 +92,17 @@ class Blocks:
 
     @property
     def cell(self) -> Tensor:
-        """Rows `[3, 3]`, Å."""
+        """Cell, rows `[3, 3]`, Å."""
         return self.trajectory.cells[0, 0]
 
     @cached_property
     def masses(self) -> Tensor:
-        """`[n_atoms]`, amu."""
+        """Masses `[n_atoms]`, amu."""
         return torch.from_numpy(self.trajectory.point.atoms.get_masses())
 
     @cached_property
     def velocities(self) -> Tensor:
-        """`[blocks, n - 1, n_atoms, 3]`, Å/fs."""
+        """Velocities `[blocks, n - 1, n_atoms, 3]`, Å/fs."""
         return formulas.velocities(self.positions, self.interval)
 
     @cached_property
@@ -116,7 +117,7 @@ class Blocks:
 
     @property
     def temperature(self) -> float:
-        """That of the ensemble where it is held, else that of the momenta, K."""
+        """Temperature: that of the ensemble where it is held, else that of the momenta, K."""
         point = self.trajectory.point
         if point.ensemble == "nvt":
             return point.temperature
@@ -133,7 +134,7 @@ class Blocks:
         return running * _MILLIPASCALS
 
     def elements(self) -> Iterator[tuple[str, Tensor]]:
-        """Every element with the indices of its atoms."""
+        """Yield every element with the indices of its atoms."""
         numbers = self.trajectory.point.atoms.numbers
         for number in sorted(set(numbers.tolist())):
             yield chemical_symbols[number], torch.from_numpy((numbers == number).nonzero()[0])
@@ -156,7 +157,7 @@ class Blocks:
 
 
 def dynamics(blocks: Blocks, options: Dynamics) -> tuple[DynamicsPoint, Curves, Curves]:
-    """Everything about one point.
+    """Compute diffusion, viscosity and spectrum of one point.
 
     Returns:
         Numbers, curves over time and curves over frequency, ready to be written.
@@ -186,20 +187,26 @@ def dynamics(blocks: Blocks, options: Dynamics) -> tuple[DynamicsPoint, Curves, 
 
 
 def refused(trajectory: Trajectory, interval: float, options: Dynamics, reason: str) -> DynamicsPoint:
-    """A point without numbers."""
-    values = {"diffusion": Estimate("m²/s", None, reason)}
-    return DynamicsPoint(trajectory.point.name, interval, options.window / 1e3, 0, 0.0, values)
+    """Return the record of a point without numbers."""
+    return DynamicsPoint(
+        name=trajectory.point.name,
+        interval_fs=interval,
+        window_ps=options.window / 1e3,
+        blocks=0,
+        block_ps=0.0,
+        values={"diffusion": Estimate.refuse("m²/s", reason)},
+    )
 
 
 def _diffusion(blocks: Blocks, symbol: str, atoms: Tensor, displacement: Tensor) -> dict[str, Estimate]:
-    """By Einstein, from the second half of the window, and by Green and Kubo."""
+    """Diffusion by Einstein, from the second half of the window, and by Green and Kubo."""
     einstein = formulas.einstein_diffusion(displacement, blocks.interval, blocks.lags // 2)
     ones = torch.ones(len(atoms), dtype=torch.float64)
     correlation = formulas.velocity_autocorrelation(blocks.velocities[:, :, atoms], ones, blocks.lags)
     green_kubo = formulas.running_integral(correlation, blocks.interval)[:, -1] / (3 * len(atoms))
     return {
-        f"diffusion_{symbol}": _estimate(einstein * _SQUARE_METRES, "m²/s"),
-        f"diffusion_{symbol}_green_kubo": _estimate(green_kubo * _SQUARE_METRES, "m²/s"),
+        f"diffusion_{symbol}": Estimate.of(_measured(einstein * _SQUARE_METRES, "m²/s")),
+        f"diffusion_{symbol}_green_kubo": Estimate.of(_measured(green_kubo * _SQUARE_METRES, "m²/s")),
     }
 
 
@@ -208,16 +215,17 @@ def _bulk(blocks: Blocks, options: Dynamics, values: Mapping[str, Estimate]) -> 
     try:
         viscosity = _viscosity(blocks, options)
     except StatisticsError as error:
-        return {"viscosity": Estimate("mPa s", None, str(error))}
-    found = {"viscosity": Estimate("mPa s", viscosity)}
+        return {"viscosity": Estimate.refuse("mPa s", str(error))}
+    found = {"viscosity": Estimate.of(viscosity)}
     try:
         correction = _correction(blocks, viscosity)
     except StatisticsError as error:
-        return found | {"finite_size_correction": Estimate("m²/s", None, str(error))}
-    found["finite_size_correction"] = Estimate("m²/s", correction)
+        return found | {"finite_size_correction": Estimate.refuse("m²/s", str(error))}
+    found["finite_size_correction"] = Estimate.of(correction)
     for symbol, _ in blocks.elements():
-        box = values[f"diffusion_{symbol}"].value
-        found[f"diffusion_{symbol}_bulk"] = Estimate("m²/s", None if box is None else box + correction)
+        box = values[f"diffusion_{symbol}"].measured
+        if box is not None:
+            found[f"diffusion_{symbol}_bulk"] = Estimate.of(box + correction)
     return found
 
 
@@ -248,10 +256,6 @@ def _correction(blocks: Blocks, viscosity: Measured) -> Measured:
 
 def _measured(values: Tensor, unit: str) -> Measured:
     return Measured(float(values.mean()), float(values.std()) / sqrt(len(values)), unit)
-
-
-def _estimate(values: Tensor, unit: str) -> Estimate:
-    return Estimate(unit, _measured(values, unit))
 
 
 def _curve(name: str, blocks: Tensor) -> dict[str, Tensor]:

@@ -1,77 +1,50 @@
-"""What `mlip-refine md` found, and its file `md.json`."""
+"""Results of `mlip-refine md` and their files, `md.json`, `dynamics.json` and `speed.json`."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Literal
 
 from mlip_refine.errors import InputError
-from mlip_refine.quantities import Measured
-from mlip_refine.workflows.md.dynamics_records import DynamicsResult
+from mlip_refine.workflows.records import Estimate, Record, read_record
 
-FORMAT = "mlip_refine md 1"
+FORMAT: Final = "mlip_refine md 1"
+DYNAMICS_FORMAT: Final = "mlip_refine dynamics 1"
 
 
-@dataclass(frozen=True)
-class Average:
-    """The mean of a quantity over the frames that count.
+class Average(Estimate):
+    """Mean of a quantity over the frames that count.
 
     Attributes:
-        unit: Of value and error.
-        mean: With its standard error from the statistical inefficiency; `None` where it is refused.
-        independent_frames: Frames over the statistical inefficiency; `None` for what the ensemble fixes.
-        refused: Why there is no mean; empty where there is one.
+        independent_frames: Number of frames over their statistical inefficiency; `None` for what the ensemble
+            fixes.
     """
 
-    unit: str
-    mean: Measured | None
     independent_frames: float | None
-    refused: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data; a refused value is null."""
-        mean = self.mean
-        return {
-            "value": None if mean is None else mean.value,
-            "se": None if mean is None else mean.se,
-            "unit": self.unit,
-            "independent_frames": self.independent_frames,
-            "refused": self.refused or None,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `as_json` wrote; `KeyError`, `TypeError` or `ValueError` if it did not."""
-        unit, value, n = str(data["unit"]), data["value"], data["independent_frames"]
-        mean = None if value is None else Measured(float(value), float(data["se"]), unit)
-        return cls(unit, mean, None if n is None else float(n), data["refused"] or "")
 
 
-@dataclass(frozen=True)
-class MDPoint:
+class MDPoint(Record):
     """One state point.
 
     Attributes:
-        name: Of the point in all files.
-        phase: Of the config.
-        n_atoms: Per cell.
-        temperature_K: Held in nvt and npt, that of the start in nve and nph.
-        pressure_GPa: Held in npt and nph.
+        name: Name of the point in all files.
+        phase: Name of the phase in the config.
+        n_atoms: Atoms per cell.
+        temperature_K: Temperature that is held in nvt and npt, that of the start in nve and nph.
+        pressure_GPa: Pressure that is held in npt and nph.
         ensemble: `nvt`, `npt`, `nve` or `nph`.
-        thermostat: Of nvt.
+        thermostat: Thermostat of nvt.
         cell_freedom: What the cell may do.
         identity: What made a system its phase.
-        timestep_fs: Of the integrator.
-        interval_fs: Between two frames.
-        friction_per_ps: Of the Langevin thermostat; `None` without one.
+        timestep_fs: Time step of the integrator.
+        interval_fs: Time between two frames.
+        friction_per_ps: Friction of the Langevin thermostat; `None` without one.
         barostat_time_fs: Period of volume oscillations; `None` with a fixed cell.
-        replicas: Independent copies.
-        steps: Of each replica, the equilibration included.
-        equilibration_ps: What was left out of the averages.
-        frames_kept: Frames after the equilibration that count, of all replicas.
-        frames_discarded: Those with a verdict against them.
-        averages: By quantity; energy and enthalpy without the kinetic part, lengths and angles of the cell.
+        replicas: Number of independent copies.
+        steps: Steps of each replica, the equilibration included.
+        equilibration_ps: Time that was left out of the averages.
+        frames_kept: Frames of all replicas after the equilibration that count.
+        frames_discarded: Frames after the equilibration with a verdict against them.
+        averages: Averages by quantity; energy and enthalpy are without the kinetic part.
         verdicts: What happened to systems, one line each.
     """
 
@@ -93,30 +66,18 @@ class MDPoint:
     equilibration_ps: float
     frames_kept: int
     frames_discarded: int
-    averages: Mapping[str, Average]
+    averages: dict[str, Average]
     verdicts: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data, units in the names."""
-        plain = asdict(self) | {"verdicts": list(self.verdicts)}
-        return plain | {"averages": {name: average.as_json() for name, average in self.averages.items()}}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `as_json` wrote; `KeyError`, `TypeError` or `ValueError` if it did not."""
-        averages = {name: Average.from_json(entry) for name, entry in dict(data["averages"]).items()}
-        return cls(**dict(data) | {"averages": averages, "verdicts": tuple(data["verdicts"])})
-
-
-@dataclass(frozen=True)
-class Speed:
+class Speed(Record):
     """How fast a run sampled; not part of `md.json`, which is the same after an interruption.
 
     Attributes:
-        steps: Taken by the last call that took any, of every system.
+        steps: Steps of every system in the last call that took any.
         seconds: Wall time of these steps with their set-up.
         atom_steps_per_s: Steps times atoms of all systems over the time.
-        device: Where.
+        device: Device of the potential.
     """
 
     steps: int
@@ -125,17 +86,55 @@ class Speed:
     device: str
 
 
+class DynamicsPoint(Record):
+    """Diffusion, viscosity and spectrum of one state point.
+
+    Attributes:
+        name: Name of the point in all files.
+        interval_fs: Time between frames.
+        window_ps: Longest time of displacements and correlations.
+        blocks: Number of stretches of trajectory whose scatter gives the errors.
+        block_ps: Length of each.
+        values: Estimates by quantity.
+    """
+
+    name: str
+    interval_fs: float
+    window_ps: float
+    blocks: int
+    block_ps: float
+    values: dict[str, Estimate]
+
+
+class MDFile(Record):
+    """Content of `md.json`."""
+
+    format: Literal["mlip_refine md 1"] = FORMAT
+    name: str
+    model_hash: str
+    points: tuple[MDPoint, ...]
+
+
+class DynamicsFile(Record):
+    """Content of `dynamics.json`."""
+
+    format: Literal["mlip_refine dynamics 1"] = DYNAMICS_FORMAT
+    name: str
+    model_hash: str
+    points: tuple[DynamicsPoint, ...]
+
+
 @dataclass(frozen=True)
 class MDResult:
-    """What a run found.
+    """Result of a run.
 
     Attributes:
         folder: The run folder.
-        name: Of the run.
-        model_hash: Of the potential.
+        name: Name of the run.
+        model_hash: Hash of the potential.
         points: Every state point.
-        speed: Of this call; `None` where all frames were there already.
-        dynamics: Content of `dynamics.json`; `None` without `md.dynamics`.
+        speed: Speed of this call; `None` where all frames were there already.
+        dynamics: Diffusion, viscosity and spectrum of every point; `None` without `md.dynamics`.
     """
 
     folder: Path
@@ -143,29 +142,25 @@ class MDResult:
     model_hash: str
     points: tuple[MDPoint, ...]
     speed: Speed | None = None
-    dynamics: DynamicsResult | None = None
+    dynamics: tuple[DynamicsPoint, ...] | None = None
 
     def __getitem__(self, name: str) -> MDPoint:
         """Return the state point of a name such as ``hcp-300K-0GPa``."""
         return {point.name: point for point in self.points}[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `md.json`, with that of `dynamics.json` as `dynamics`."""
-        return self.as_json() | ({} if self.dynamics is None else {"dynamics": self.dynamics.as_json()})
+        """Return the content of all files, by file name."""
+        return self.files()
 
     def files(self) -> dict[str, Any]:
         """Return the JSON files of the run folder by name."""
-        found: dict[str, Any] = {"md.json": self.as_json()}
+        run = {"name": self.name, "model_hash": self.model_hash}
+        found = {"md.json": MDFile(**run, points=self.points).as_json()}
         if self.speed is not None:
-            found["speed.json"] = asdict(self.speed)
+            found["speed.json"] = self.speed.as_json()
         if self.dynamics is not None:
-            found["dynamics.json"] = self.dynamics.as_json()
+            found["dynamics.json"] = DynamicsFile(**run, points=self.dynamics).as_json()
         return found
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of `md.json`."""
-        points = [point.as_json() for point in self.points]
-        return {"format": FORMAT, "name": self.name, "model_hash": self.model_hash, "points": points}
 
 
 def read_md(folder: Path) -> MDResult:
@@ -174,13 +169,18 @@ def read_md(folder: Path) -> MDResult:
     Raises:
         InputError: The file is missing or was not written by `mlip-refine md`.
     """
-    path = Path(folder) / "md.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        points = tuple(MDPoint.from_json(entry) for entry in data["points"])
-        return MDResult(Path(folder), str(data["name"]), str(data["model_hash"]), points)
-    except FileNotFoundError as error:
-        fix = "Is the run finished? Go on with it by --resume."
-        raise InputError("the result file is missing", where=str(path), fix=fix) from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError("this is no result of md", where=str(path), found=str(error)) from error
+    data = read_record(Path(folder) / "md.json", MDFile, "result of md")
+    return MDResult(Path(folder), data.name, data.model_hash, data.points)
+
+
+def read_dynamics(folder: Path) -> tuple[DynamicsPoint, ...]:
+    """Read `dynamics.json` of a run folder.
+
+    Raises:
+        InputError: The file is missing or was not written by `mlip-refine md`.
+    """
+    path = Path(folder) / "dynamics.json"
+    if not path.exists():
+        fix = "It is written by `mlip-refine md` with a section md.dynamics."
+        raise InputError("the result file is missing", where=str(path), fix=fix)
+    return read_record(path, DynamicsFile, "result of md.dynamics").points

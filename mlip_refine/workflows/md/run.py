@@ -23,8 +23,7 @@ from mlip_refine.workflows.from_config import (
 )
 from mlip_refine.workflows.md import chosen_states, required_section
 from mlip_refine.workflows.md.averages import averages
-from mlip_refine.workflows.md.dynamics_files import write_dynamics
-from mlip_refine.workflows.md.files import write_frames, write_series
+from mlip_refine.workflows.md.files import write_dynamics, write_frames, write_series
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
 
 STAGE = "md"
@@ -138,12 +137,11 @@ def run(prepared: Prepared, run: Run) -> MDResult:
         for name, trajectory in trajectories.items():
             path = run.folder / "extxyz" / f"{name}.extxyz"
             write_frames(path, trajectory, prepared.interval, skipped)
-    name, model_hash, dynamics = prepared.name, prepared.potential.hash, None
+    dynamics = None
     if section.dynamics is not None:
-        dynamics = write_dynamics(
-            run.folder, name, model_hash, trajectories, skipped, prepared.interval, section.dynamics
-        )
-    return MDResult(run.folder, name, model_hash, points, speed, dynamics)
+        folder = run.folder / "dynamics"
+        dynamics = write_dynamics(folder, trajectories, skipped, prepared.interval, section.dynamics)
+    return MDResult(run.folder, prepared.name, prepared.potential.hash, points, speed, dynamics)
 
 
 def _state_point(config: Config, section: MD, source: EnsembleSource, potential: Potential) -> StatePoint:
@@ -194,7 +192,13 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
         return trajectories, None
     steps = fresh * prepared.steps_per_frame
     atoms = sum(len(p.atoms) * p.replicas for p in points)
-    return trajectories, Speed(steps, seconds, steps * atoms / seconds, str(prepared.potential.device))
+    speed = Speed(
+        steps=steps,
+        seconds=seconds,
+        atom_steps_per_s=steps * atoms / seconds,
+        device=str(prepared.potential.device),
+    )
+    return trajectories, speed
 
 
 def _written(path: Path) -> int | None:

@@ -17,13 +17,16 @@ from mlip_refine import testing
 from mlip_refine.config import config_from_dict, dump_config, load_config
 from mlip_refine.config.sections.md import Dynamics
 from mlip_refine.errors import InputError, StatisticsError
+from mlip_refine.files import write_json
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.workflows.md import run as workflow
 from mlip_refine.workflows.md.dynamics import Blocks, dynamics
-from mlip_refine.workflows.md.dynamics_files import write_dynamics
-from mlip_refine.workflows.md.dynamics_records import DynamicsPoint, DynamicsResult, Estimate, read_dynamics
-from mlip_refine.workflows.md.dynamics_tables import print_dynamics, write_dynamics_figures
+from mlip_refine.workflows.md.figures import write_dynamics_figures
+from mlip_refine.workflows.md.files import write_dynamics
+from mlip_refine.workflows.md.records import DynamicsPoint, MDResult, read_dynamics
+from mlip_refine.workflows.md.tables import print_dynamics
+from mlip_refine.workflows.records import Estimate
 
 INTERVAL, BOX, TEMPERATURE = 10.0, 12.0, 2000.0
 
@@ -90,7 +93,7 @@ def test_diffusion_of_every_element(brownian) -> None:
     drift = (shares**2 * D).sum()
     for symbol, i in (("Ti", 0), ("O", 4)):
         exact = (D[i] - 2 * shares[i] * D[i] + drift) * 1e-5
-        found = point.values[f"diffusion_{symbol}"].value
+        found = point.values[f"diffusion_{symbol}"]
         assert found.se < 0.06 * exact
         assert abs(found.value - exact) < 4 * found.se
     assert curves["time (ps)"][-1] == pytest.approx(0.25)
@@ -104,10 +107,10 @@ def test_the_size_of_the_box_is_corrected(brownian) -> None:
     for ensemble, temperature in (("nvt", TEMPERATURE), ("nve", 1500.0)):
         values = dynamics(Blocks.cut(brownian(ensemble=ensemble), 5, INTERVAL, 250.0), options)[0].values
         exact = 2.837297 * KB * 1.602176634e-19 * temperature / (6 * math.pi * 2e-3 * BOX * 1e-10)
-        correction = values["finite_size_correction"].value
+        correction = values["finite_size_correction"]
         assert correction.value == pytest.approx(exact)
         assert correction.se == 0.0
-        bulk, box = values["diffusion_O_bulk"].value, values["diffusion_O"].value
+        bulk, box = values["diffusion_O_bulk"], values["diffusion_O"]
         assert (bulk.value, bulk.se) == (pytest.approx(box.value + exact), pytest.approx(box.se))
 
 
@@ -121,7 +124,7 @@ def test_a_correction_that_is_not_known_is_refused(brownian) -> None:
     given = Dynamics(window=250.0, finite_size_correction=True, viscosity=2.0)
     flat = replace(run, cells=run.cells * torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64))
     values = dynamics(Blocks.cut(flat, 5, INTERVAL, 250.0), given)[0].values
-    assert values["viscosity"].value.value == 2.0
+    assert values["viscosity"].value == 2.0
     assert "cubic box" in values["finite_size_correction"].refused
 
 
@@ -129,8 +132,12 @@ def test_files_are_written_read_printed_and_drawn(brownian, tmp_path) -> None:
     short = replace(brownian(60), point=replace(brownian(60).point, name="short"))
     options = Dynamics(window=250.0, finite_size_correction=True, viscosity=2.0)
     runs = {"fluid": brownian(), "short": short}
-    result = write_dynamics(tmp_path, "run", "abc", runs, 5, INTERVAL, options)
-    assert read_dynamics(tmp_path).points == result.points
+    points = write_dynamics(tmp_path / "dynamics", runs, 5, INTERVAL, options)
+    write_json(
+        tmp_path / "dynamics.json",
+        MDResult(tmp_path, "run", "abc", (), None, points).files()["dynamics.json"],
+    )
+    assert read_dynamics(tmp_path) == points
     rows = list(csv.DictReader((tmp_path / "dynamics" / "fluid-times.csv").open()))
     assert len(rows) == 26
     assert float(rows[1]["msd Ti (Å²)"]) == pytest.approx(6 * 1e-3 * INTERVAL, rel=0.2)
@@ -138,7 +145,7 @@ def test_files_are_written_read_printed_and_drawn(brownian, tmp_path) -> None:
     figures = write_dynamics_figures(tmp_path)
     assert [f.name for f in figures] == ["fluid.png"]
     stream = StringIO()
-    print_dynamics(Console(file=stream, width=160), result)
+    print_dynamics(Console(file=stream, width=160), points)
     text = stream.getvalue()
     assert "diffusion Ti bulk" in text
     assert "10⁻⁹ m²/s" in text
@@ -151,10 +158,11 @@ def test_a_file_that_is_missing_or_foreign_is_an_input_error(tmp_path) -> None:
     (tmp_path / "dynamics.json").write_text("{}")
     with pytest.raises(InputError, match=r"no result of md\.dynamics"):
         read_dynamics(tmp_path)
-    point = DynamicsPoint("p", 1.0, 1.0, 4, 2.0, {"viscosity": Estimate("mPa s", None, "short")})
-    result = DynamicsResult(tmp_path, "r", "h", (point,))
-    (tmp_path / "dynamics.json").write_text(json.dumps(result.as_json()))
-    assert read_dynamics(tmp_path) == result
+    values = {"viscosity": Estimate.refuse("mPa s", "short")}
+    point = DynamicsPoint(name="p", interval_fs=1.0, window_ps=1.0, blocks=4, block_ps=2.0, values=values)
+    result = MDResult(tmp_path, "r", "h", (), None, (point,))
+    (tmp_path / "dynamics.json").write_text(json.dumps(result.files()["dynamics.json"]))
+    assert read_dynamics(tmp_path) == (point,)
 
 
 def config(folder, **md):
@@ -205,7 +213,7 @@ def test_spectrum_of_a_harmonic_crystal(tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(workflow, "load_potential", lambda _: potential)
     options = {"duration": "3 ps", "equilibration": "0.3 ps", "replicas": 4, "identity": "none"}
     mlip_refine.md(config(tmp_path, **options, dynamics={"window": "0.5 ps"}))
-    (point,) = read_dynamics(tmp_path / "x").points
+    (point,) = read_dynamics(tmp_path / "x")
     assert point.blocks == 8
     root = reference.masses.sqrt().repeat_interleave(3)
     squares = torch.linalg.eigvalsh(reference.projected / root / root[:, None])[3:]

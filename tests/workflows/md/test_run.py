@@ -111,7 +111,7 @@ def test_averages_are_those_of_the_frames(finished: tuple[Config, MDResult]) -> 
     for point in result.points:
         frames = ase.io.read(result.folder / "extxyz" / f"{point.name}.extxyz", ":")
         assert len(frames) == point.frames_kept
-        mean = {name: average.mean.value for name, average in point.averages.items() if average.mean}
+        mean = {name: average.value for name, average in point.averages.items() if average.measured}
         volumes = [atoms.get_volume() for atoms in frames]
         pressures = [
             -np.trace(a.info["MACE_stress"]) / 3 / GPA + 16 * KB * 600 / GPA / v
@@ -140,9 +140,9 @@ def test_averages_are_those_of_the_frames(finished: tuple[Config, MDResult]) -> 
 def test_angles_that_no_strain_changes_are_exact(finished: tuple[Config, MDResult]) -> None:
     _, result = finished
     averages = result["hcp-600K-0GPa"].averages
-    assert [averages[name].mean.value for name in ("alpha", "beta", "gamma")] == pytest.approx([90, 90, 120])
-    assert all(averages[name].mean.se == 0 for name in ("alpha", "beta", "gamma"))
-    assert not averages["volume"].mean or averages["volume"].mean.se > 0
+    assert [averages[name].value for name in ("alpha", "beta", "gamma")] == pytest.approx([90, 90, 120])
+    assert all(averages[name].se == 0 for name in ("alpha", "beta", "gamma"))
+    assert not averages["volume"].measured or averages["volume"].se > 0
 
 
 def test_exports_are_read_as_labelled_frames(finished: tuple[Config, MDResult]) -> None:
@@ -241,9 +241,9 @@ def test_a_fixed_cell_is_exact_and_a_free_temperature_is_that_of_the_momenta(tmp
     result = mlip_refine.md(_config(tmp_path, phases="kept", pressure=0, ensemble="nph", export=True))
     (point,) = result.points
     assert (point.ensemble, point.cell_freedom, point.barostat_time_fs) == ("nve", "fixed", None)
-    assert point.averages["volume"].mean.value == pytest.approx(3.25**3 / 2)
-    assert point.averages["volume"].mean.se == 0
-    assert point.averages["energy"].mean.value == pytest.approx(-7.7, abs=0.1)
+    assert point.averages["volume"].value == pytest.approx(3.25**3 / 2)
+    assert point.averages["volume"].se == 0
+    assert point.averages["energy"].value == pytest.approx(-7.7, abs=0.1)
     with (result.folder / "series.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["kept"] for row in rows] == ["1"] * 8
@@ -258,7 +258,7 @@ def test_a_fixed_cell_is_exact_and_a_free_temperature_is_that_of_the_momenta(tmp
         assert float(row["pressure (GPa)"]) == pytest.approx(pressure / GPA, rel=1e-6)
         enthalpy = (atoms.info["MACE_energy"] + pressure * atoms.get_volume()) / 16
         assert float(row["enthalpy (eV/atom)"]) == pytest.approx(enthalpy, rel=1e-6)
-    assert point.averages["temperature"].mean.value == pytest.approx(temperature[2:].mean())
+    assert point.averages["temperature"].value == pytest.approx(temperature[2:].mean())
 
 
 def test_too_few_frames_are_refused_with_the_length_that_would_do(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_too_few_frames_are_refused_with_the_length_that_would_do(tmp_path: Path
     strict = config.sampling.model_copy(update={"min_effective_frames": 40.0})
     result = mlip_refine.md(config.model_copy(update={"sampling": strict}))
     volume = result["bcc-600K-0GPa"].averages["volume"]
-    assert volume.mean is None
+    assert volume.measured is None
     assert "fewer than 40; needed: about" in volume.refused
     data = json.loads((result.folder / "md.json").read_text())["points"][0]["averages"]["volume"]
     assert (data["value"], data["se"], data["refused"]) == (None, None, volume.refused)
@@ -316,8 +316,8 @@ def test_an_ideal_gas_has_its_exact_volume(tmp_path: Path, monkeypatch: pytest.M
     md |= {"duration": "1.6 ps", "equilibration": "0.4 ps"}
     monkeypatch.setattr(workflow, "load_potential", lambda _: testing.IdealGas([22], 0.1))
     (point,) = mlip_refine.md(_gas_config(tmp_path, {"gas": {"file": "gas.extxyz"}}, md)).points
-    volume, held = point.averages["volume"].mean, point.averages["pressure"].mean
-    kinetic, bound = point.averages["temperature"].mean, testing.sigma_bound(3)
+    volume, held = point.averages["volume"].measured, point.averages["pressure"].measured
+    kinetic, bound = point.averages["temperature"].measured, testing.sigma_bound(3)
     assert abs(kinetic.value - temperature) < bound * kinetic.se
     assert kinetic.se < 0.05 * temperature
     exact = (n + 1) * unit / n

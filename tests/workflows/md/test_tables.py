@@ -8,19 +8,24 @@ from rich.console import Console
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured
+from mlip_refine.workflows.md.figures import write_md_figures
 from mlip_refine.workflows.md.records import Average, MDPoint, MDResult, Speed, read_md
-from mlip_refine.workflows.md.tables import print_md, write_md_figures
+from mlip_refine.workflows.md.tables import print_md
 
 QUANTITIES = {"energy": "eV/atom", "enthalpy": "eV/atom", "volume": "Å³/atom", "density": "g/cm³"}
 QUANTITIES |= {"pressure": "GPa", "a": "Å", "b": "Å", "c": "Å", "alpha": "°", "beta": "°", "gamma": "°"}
 
 
+def average(value, se, unit, independent):
+    return Average.of(Measured(value, se, unit), independent_frames=independent)
+
+
 def averages():
-    found = {name: Average(unit, Measured(4.5, 0.012, unit), 41.5) for name, unit in QUANTITIES.items()}
-    found |= {name: Average("°", Measured(90.0, 0.0, "°"), None) for name in ("alpha", "beta", "gamma")}
+    found = {name: average(4.5, 0.012, unit, 41.5) for name, unit in QUANTITIES.items()}
+    found |= {name: average(90.0, 0.0, "°", None) for name in ("alpha", "beta", "gamma")}
     few = "the average of {} rests on {} independent samples"
-    found["volume"] = Average("Å³/atom", None, 7.0, few.format("volume", 7))
-    found["pressure"] = Average("GPa", None, 3.0, few.format("pressure", 3))
+    found["volume"] = Average.refuse("Å³/atom", few.format("volume", 7), independent_frames=7.0)
+    found["pressure"] = Average.refuse("GPa", few.format("pressure", 3), independent_frames=3.0)
     return found
 
 
@@ -51,12 +56,12 @@ def point(name):
 
 @pytest.fixture
 def result(tmp_path):
-    speed = Speed(100, 20.0, 1080.0, "cpu")
+    speed = Speed(steps=100, seconds=20.0, atom_steps_per_s=1080.0, device="cpu")
     return MDResult(tmp_path, "run", "abc", (point("hcp-300K-0GPa"), point("hcp-600K-0GPa")), speed)
 
 
 def write(result):
-    (result.folder / "md.json").write_text(json.dumps(result.as_json()))
+    (result.folder / "md.json").write_text(json.dumps(result.files()["md.json"]))
     head = ["point", "replica", "time_ps", "kept", *(f"{n} ({u})" for n, u in QUANTITIES.items())]
     lines = [",".join(head)]
     for p in result.points:
@@ -72,7 +77,7 @@ def test_results_read_back_equal(result):
     write(result)
     again = read_md(result.folder)
     assert again.points == result.points
-    assert again["hcp-600K-0GPa"].averages["energy"].mean == Measured(4.5, 0.012, "eV/atom")
+    assert again["hcp-600K-0GPa"].averages["energy"].measured == Measured(4.5, 0.012, "eV/atom")
     with pytest.raises(KeyError):
         again["hcp-700K-0GPa"]
 
@@ -95,8 +100,8 @@ def test_tables_name_units_errors_refusals_and_verdicts(result):
 
 
 def test_angles_are_told_where_they_move(result):
-    moving = averages() | {"gamma": Average("°", Measured(119.9, 0.2, "°"), 20.0)}
-    points = (replace(result.points[0], averages=moving), result.points[1])
+    moving = averages() | {"gamma": average(119.9, 0.2, "°", 20.0)}
+    points = (result.points[0].model_copy(update={"averages": moving}), result.points[1])
     console = Console(width=80)
     with console.capture() as captured:
         print_md(console, replace(result, points=points))

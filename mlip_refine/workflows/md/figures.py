@@ -1,0 +1,150 @@
+"""Figures of `mlip-refine md`, from its result files."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from mlip_refine.errors import InputError
+from mlip_refine.report.figures import COLOURS, GREY, new_figure, open_frame, save_figure
+from mlip_refine.workflows.md.records import MDPoint, read_dynamics, read_md
+
+PANELS = ("energy", "volume", "pressure")
+
+type Courses = Mapping[str, Mapping[int, Sequence[Mapping[str, str]]]]
+type Columns = dict[str, list[float]]
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Draw the figures of a finished run; see `write_md_figures` and `write_dynamics_figures`."""
+    dynamics = write_dynamics_figures(folder) if (folder / "dynamics.json").exists() else []
+    return write_md_figures(folder) + dynamics
+
+
+def write_md_figures(folder: Path) -> list[Path]:
+    """Draw energy, volume and pressure over time, a figure `POINT.png` for every state point.
+
+    Args:
+        folder: A finished run with `md.json` and `series.csv`.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: A result file is missing or cannot be read, or a figure cannot be written.
+    """
+    result, courses = read_md(folder), _courses(Path(folder) / "series.csv")
+    return [_draw(point, courses, Path(folder) / f"{point.name}.png") for point in result.points]
+
+
+def _courses(path: Path) -> Courses:
+    """Lines of the CSV file by point and replica."""
+    found: dict[str, dict[int, list[Mapping[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                found[row["point"]][int(row["replica"])].append(row)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError("the series cannot be read", where=str(path), found=str(error)) from error
+    return found
+
+
+def _draw(point: MDPoint, courses: Courses, path: Path) -> Path:
+    figure = new_figure(6.4, 5.6)
+    panels = figure.subplots(len(PANELS), 1, sharex=True)
+    for axes, name in zip(panels, PANELS, strict=True):
+        _panel(axes, point, name, courses[point.name])
+    panels[-1].set_xlabel("time, ps")
+    panels[-1].set_xlim(left=0.0)
+    panels[0].set_title(f"{point.name}, {point.ensemble}, N = {point.n_atoms}", fontsize="medium", loc="left")
+    return save_figure(figure, path)
+
+
+def _panel(
+    axes: Axes, point: MDPoint, name: str, replicas: Mapping[int, Sequence[Mapping[str, str]]]
+) -> None:
+    """One quantity: a line per replica, the mean with its error, the equilibration shaded."""
+    average = point.averages[name]
+    axes.set_ylabel(f"{name}, {average.unit}")
+    open_frame(axes)
+    axes.axvspan(0.0, point.equilibration_ps, color=GREY, alpha=0.15, linewidth=0)
+    axes.axvline(point.equilibration_ps, color=GREY, linewidth=1.0, linestyle="--")
+    key = f"{name} ({average.unit})"
+    for rows, colour in zip(replicas.values(), cycle(COLOURS), strict=False):
+        times = [float(row["time_ps"]) for row in rows]
+        values = [float(row[key] or "nan") for row in rows]
+        counts = [v if row["kept"] == "1" else float("nan") for v, row in zip(values, rows, strict=True)]
+        axes.plot(times, values, color=GREY, linewidth=0.8, alpha=0.5)
+        axes.plot(times, counts, color=colour, linewidth=1.0)
+    if average.measured is not None:
+        mean, se = average.measured.value, average.measured.se
+        axes.axhline(mean, color="#000000", linewidth=1.0)
+        axes.axhspan(mean - se, mean + se, color="#000000", alpha=0.2, linewidth=0)
+
+
+def write_dynamics_figures(folder: Path) -> list[Path]:
+    """Draw displacements, velocity correlation and spectrum of every point, `dynamics/POINT.png`.
+
+    Args:
+        folder: A finished run with `dynamics.json`.
+
+    Returns:
+        The files, without those of points that were refused.
+
+    Raises:
+        InputError: A result file is missing or cannot be read, or a figure cannot be written.
+    """
+    folder = Path(folder)
+    names = [point.name for point in read_dynamics(folder) if point.blocks]
+    return [_draw_dynamics(folder / "dynamics", name) for name in names]
+
+
+def _draw_dynamics(folder: Path, name: str) -> Path:
+    times, spectrum = (_columns(folder / f"{name}-{kind}.csv") for kind in ("times", "spectrum"))
+    figure = new_figure(6.4, 6.4)
+    panels = figure.subplots(3, 1)
+    _curves(
+        panels[0],
+        times,
+        "time (ps)",
+        [key for key in times if key.startswith("msd") and not key.endswith(" se")],
+    )
+    _curves(panels[1], times, "time (ps)", ["vacf"])
+    _curves(panels[2], spectrum, "frequency (THz)", ["density (1/THz)"])
+    panels[2].set_xlim(0.0, _end(spectrum["frequency (THz)"], spectrum["density (1/THz)"]))
+    panels[0].set_title(name, fontsize="medium", loc="left")
+    return save_figure(figure, folder / f"{name}.png")
+
+
+def _end(frequency: Sequence[float], density: Sequence[float]) -> float:
+    """Where nothing more is to be seen: a fifth beyond the last hundredth of the highest peak."""
+    seen = [f for f, d in zip(frequency, density, strict=True) if d > 0.01 * max(density)]
+    return min(1.2 * seen[-1], frequency[-1])
+
+
+def _curves(axes: Axes, columns: Columns, across: str, keys: Sequence[str]) -> None:
+    """Curves with a band of one standard error."""
+    x = columns[across]
+    for key, colour in zip(keys, COLOURS, strict=False):
+        y, errors = columns[key], columns[f"{key} se"]
+        axes.plot(x, y, color=colour, linewidth=1.0, label=key)
+        low, high = ([v + sign * e for v, e in zip(y, errors, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=colour, alpha=0.3, linewidth=0)
+    axes.axhline(0.0, color=GREY, linewidth=0.5)
+    axes.set(xlabel=across, xlim=(x[0], x[-1]))
+    open_frame(axes)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _columns(path: Path) -> Columns:
+    """Columns of a CSV file by name."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            head, *rows = csv.reader(stream)
+        values = zip(*([float(cell) for cell in row] for row in rows), strict=True)
+        return dict(zip(head, map(list, values), strict=True))
+    except (OSError, ValueError) as error:
+        raise InputError("the curves cannot be read", where=str(path), found=str(error)) from error
