@@ -134,6 +134,9 @@ def _fields(node: Node) -> dict[str, object]:
     hidden, last = (str(p.children["linear"].attributes["irreps_out"]) for p in (products[0], products[-1]))
     edge = node.attributes.get("edge_irreps")
     contractions = [p.children["symmetric_contractions"].children["contractions"] for p in products]
+    # By `mace_run_train --scaling rms_forces_scaling` the shapes of scale and shift differ.
+    block = node.children.get("scale_shift")
+    scale, shift = (list(block.buffers[name].shape) if block else [] for name in ("scale", "shift"))
     fields: dict[str, object] = {
         "model": node.kind,
         "num_interactions": len(interactions),
@@ -149,16 +152,13 @@ def _fields(node: Node) -> dict[str, object]:
         "use_agnostic_product": _flag(products[0], "use_agnostic_product", default=False),
         "keep_last_layer_irreps": len(products) > 1 and last == hidden and Irreps(hidden).lmax > 0,
         "energies_shape": list(node.children["atomic_energies_fn"].buffers["atomic_energies"].shape),
+        "scale_shape": scale,
+        "shift_shape": None if shift == scale else shift,
         "max_ell": Irreps(node.children["spherical_harmonics"].attributes["irreps_out"]).lmax,
     }
     for name in ("use_reduced_cg", "use_so3", "use_edge_irreps_first", "use_last_readout_only"):
         fields[name] = _flag(node, name, default=False)
-    return (
-        fields
-        | _readout_fields(readouts[-1], len(heads))
-        | _radial_fields(node, interactions[0])
-        | _scale_fields(node)
-    )
+    return fields | _readout_fields(readouts[-1], len(heads)) | _radial_fields(node, interactions[0])
 
 
 def _readout_fields(readout: Node, n_heads: int) -> dict[str, object]:
@@ -189,15 +189,6 @@ def _radial_fields(node: Node, interaction: Node) -> dict[str, object]:
         "distance_transform": "None" if transform is None else _TRANSFORM.get(transform.kind, transform.kind),
         "apply_cutoff": _flag(radial, "apply_cutoff", default=True),
     }
-
-
-def _scale_fields(node: Node) -> dict[str, object]:
-    """Read shapes of scale and shift: by `mace_run_train --scaling rms_forces_scaling` they differ."""
-    block = node.children.get("scale_shift")
-    if block is None:
-        return {"scale_shape": []}
-    scale, shift = (list(block.buffers[name].shape) for name in ("scale", "shift"))
-    return {"scale_shape": scale, "shift_shape": None if shift == scale else shift}
 
 
 def _flag(node: Node, name: str, *, default: bool) -> bool:
