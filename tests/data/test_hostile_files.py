@@ -21,8 +21,8 @@ from ase.build import bulk
 from mlip_refine import testing
 from mlip_refine.config import load_config
 from mlip_refine.data.frames import read_frames
+from mlip_refine.data.phonons.calculations import PhononFiles
 from mlip_refine.data.phonons.collections import read_phonon_set
-from mlip_refine.data.phonons.files import PhononFiles
 from mlip_refine.data.phonons.reader import PhononSettings, read_phonons
 from mlip_refine.data.structures import load_structure
 from mlip_refine.data.tables import read_table

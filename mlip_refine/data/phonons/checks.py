@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlip_refine.data.phonons.force_constants import HARMONIC
 from mlip_refine.data.phonons.reference import Displacement, PhononReference
-from mlip_refine.data.phonons.residual_forces import HARMONIC
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.errors import InputError
 

@@ -1,4 +1,11 @@
-"""Supercells and force constants from what files say: phonopy does it, in eV and Å."""
+"""Supercells, force constants and residual forces from what files say, in eV and Å; phonopy does the fits.
+
+A structure whose inner coordinates are not fully relaxed keeps residual forces, which the forces of displaced
+supercells contain as well. They have the symmetry of the crystal, so that they vanish where atoms have no
+freedom, and they cancel where force constants come from displacements to both sides; but forces that are
+compared one by one still hold them. In one of seven materials of phonondb they are more than 30 % of the
+forces of some displaced supercell.
+"""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,9 +21,15 @@ from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import get_primitive_matrix, guess_primitive_matrix
 from torch import Tensor
 
-from mlip_refine.data.phonons.phonopy_yaml import Calculation
-from mlip_refine.data.phonons.residual_forces import AT_REST
+from mlip_refine.data.phonons.calculations import Calculation
+from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.errors import InputError
+
+AT_REST = 1e-8
+"""Displacements below this count as none, Å."""
+
+HARMONIC = 0.1
+"""Largest displacement, Å, whose forces are taken for harmonic."""
 
 _PLACE = 1e-2
 """How far atoms of a listed supercell may be from those of the built one, Å."""
@@ -32,20 +45,20 @@ def in_electronvolts(calculation: Calculation) -> Calculation:
     units = get_calculator_physical_units(calculation.calculator)
     length, force = units.distance_to_A, units.force_to_eVperA
     listed = calculation.supercell
+
+    def scaled(values: NDArray[np.float64] | None, factor: float) -> NDArray[np.float64] | None:
+        return None if values is None else np.asarray(values, dtype=np.float64) * factor
+
     return replace(
         calculation,
         unit_cell=_stretched(calculation.unit_cell, length),
         supercell=None if listed is None else _stretched(listed, length),
-        displacements=_scaled(calculation.displacements, length),
-        forces=_scaled(calculation.forces, force),
-        energies=_scaled(calculation.energies, units.energy_to_eV),
-        force_constants=_scaled(calculation.force_constants, force / length),
+        displacements=scaled(calculation.displacements, length),
+        forces=scaled(calculation.forces, force),
+        energies=scaled(calculation.energies, units.energy_to_eV),
+        force_constants=scaled(calculation.force_constants, force / length),
         calculator=None,
     )
-
-
-def _scaled(values: NDArray[np.float64] | None, factor: float) -> NDArray[np.float64] | None:
-    return None if values is None else np.asarray(values, dtype=np.float64) * factor
 
 
 def _stretched(cell: PhonopyAtoms, factor: float) -> PhonopyAtoms:
@@ -106,6 +119,77 @@ def _check_listed(calculation: Calculation, supercell: PhonopyAtoms) -> None:
             where=calculation.where,
             fix="Write the file anew with the present phonopy: the order of atoms decides what forces mean.",
         )
+
+
+def at_rest(calculation: Calculation, residual_forces: NDArray[np.float64] | None) -> Calculation:
+    """Leave out supercells that were not calculated, and subtract the forces of the undisplaced one.
+
+    Args:
+        calculation: With or without displaced supercells.
+        residual_forces: `[N, 3]`, eV/Å; None takes those of a set without displacement, if there is one.
+
+    Returns:
+        The calculation; its `residual_forces` are what was subtracted, or None when they are not known.
+
+    Raises:
+        InputError: Forces have the wrong shape.
+    """
+    displacements, forces = calculation.displacements, calculation.forces
+    if displacements is None or forces is None:
+        return replace(calculation, displacements=None, forces=None, energies=None, n_fitted=None)
+    if forces.shape != displacements.shape:
+        raise _other_shape("forces", forces, displacements, calculation.where)
+    present = np.isfinite(forces).all(axis=(1, 2))
+    still = np.abs(displacements).max(axis=(1, 2)) < AT_REST
+    if residual_forces is None and (present & still).any():
+        residual_forces = forces[present & still].mean(0)
+    if residual_forces is not None and np.shape(residual_forces) != forces.shape[1:]:
+        raise _other_shape("residual forces", residual_forces, forces[0], calculation.where)
+    kept = present & ~still
+    fitted = None if calculation.n_fitted is None else int(kept[: calculation.n_fitted].sum())
+    return replace(
+        calculation,
+        displacements=displacements[kept],
+        forces=forces[kept] - (0.0 if residual_forces is None else residual_forces),
+        residual_forces=residual_forces,
+        energies=None if calculation.energies is None else calculation.energies[kept],
+        n_fitted=fitted,
+    )
+
+
+def _other_shape(
+    what: str, found: NDArray[np.float64], expected: NDArray[np.float64], where: str
+) -> InputError:
+    shapes = [f"shape {list(np.shape(values))}" for values in (found, expected)]
+    return InputError(f"{what} do not fit the supercell", where=where, found=shapes[0], expected=shapes[1])
+
+
+def estimated_residual_forces(
+    translations: Translations, symmetry: CrystalSymmetry, force_constants: Tensor, calculation: Calculation
+) -> Tensor:
+    """Estimate the forces of the undisplaced supercell from those of displaced ones.
+
+    They are the totally symmetric part of F + Φ u, averaged over the sets. What is not harmonic in F is near
+    the displaced atom, so that averaging over all equivalent atoms takes it away.
+
+    Args:
+        translations: Of the supercell.
+        symmetry: Of the supercell.
+        force_constants: Symmetrised `[n_prim, N, 3, 3]`, eV/Å².
+        calculation: Its displacements above 0.1 Å are not used.
+
+    Returns:
+        `[N, 3]`, eV/Å; 0 when there are no small displacements.
+    """
+    displacements, forces = calculation.displacements, calculation.forces
+    if displacements is None or forces is None:
+        return torch.zeros(len(translations.primitive_index), 3, dtype=force_constants.dtype)
+    small = np.linalg.norm(displacements, axis=2).max(axis=1, initial=0.0) < HARMONIC
+    if not small.any():
+        return torch.zeros(forces.shape[1:], dtype=force_constants.dtype)
+    moved = torch.from_numpy(displacements[small])
+    rest = torch.from_numpy(forces[small]) + translations.multiply(force_constants, moved)
+    return symmetry.invariant(translations, rest.mean(0))
 
 
 type Fit = bool | Literal["possible"]

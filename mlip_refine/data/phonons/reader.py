@@ -14,15 +14,25 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 from torch import Tensor
 
+from mlip_refine.data.phonons.calculations import Calculation, PhononFiles, parsing, read_calculations
 from mlip_refine.data.phonons.checks import PhononTolerances, check_deviations, deviations
-from mlip_refine.data.phonons.files import PhononFiles, parsing, read_calculations
-from mlip_refine.data.phonons.force_constants import Fit, build, force_constants, in_electronvolts
-from mlip_refine.data.phonons.layout import plain_name
-from mlip_refine.data.phonons.phonopy_yaml import Calculation
-from mlip_refine.data.phonons.prototype import reduced_formula, space_group_and_prototype
+from mlip_refine.data.phonons.files import plain_name
+from mlip_refine.data.phonons.force_constants import (
+    Fit,
+    at_rest,
+    build,
+    estimated_residual_forces,
+    force_constants,
+    in_electronvolts,
+)
 from mlip_refine.data.phonons.reference import Displacement, PhononMetadata, PhononReference
-from mlip_refine.data.phonons.residual_forces import at_rest, estimated_residual_forces
-from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations, crystal_symmetry
+from mlip_refine.data.phonons.spacegroups import (
+    CrystalSymmetry,
+    Translations,
+    crystal_symmetry,
+    reduced_formula,
+    space_group_and_prototype,
+)
 from mlip_refine.errors import InputError, nearest
 
 _NOTICEABLE = 1e-3

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.crystals.phonons.hessian import require_hessian
-from mlip_refine.data.phonons.budget import Batch, Epochs, dealt
+from mlip_refine.data.batches import Batch, BudgetedBatches, dealt
 from mlip_refine.data.phonons.checks import functional_warnings
 from mlip_refine.data.phonons.collections import read_phonon_set
 from mlip_refine.data.phonons.force_constants import Fit
@@ -65,7 +65,7 @@ class PhononLoss(PotentialLoss):
     The loss is the mean over the materials of an update. With an `edge_budget` updates have different numbers
     of them: the mean is weighted by their number over its mean in the epoch, so that values and gradients,
     averaged over the updates of an epoch, are the mean over all materials, and none counts more for the
-    company that it is in (see `Epochs`).
+    company that it is in (see `BudgetedBatches`).
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class PhononLoss(PotentialLoss):
         """Take these materials, and forget what was known of others."""
         self.references = tuple(references)
         self._structures: dict[int, Structure] = {}
-        self._epochs: Epochs | None = None
+        self._epochs: BudgetedBatches | None = None
         self._checked = False
         if not self.references:
             raise InputError(f"loss {self.name!r} has no materials", expected="phonon calculations")
@@ -233,7 +233,7 @@ class PhononLoss(PotentialLoss):
             return dealt(n, options.batch_size, options.seed, self.step)
         if self._epochs is None:
             costs = [self.edges(potential, number) for number in range(n)]
-            self._epochs = Epochs(costs, options.edge_budget, options.seed)
+            self._epochs = BudgetedBatches(costs, options.edge_budget, options.seed)
         return self._epochs.batch(self.step)
 
     def edges(self, potential: Potential, number: int) -> int:

@@ -15,7 +15,7 @@ from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
 from mlip_refine.crystals.phonons.hessian import require_hessian
 from mlip_refine.crystals.phonons.thermodynamics import phonon_properties
 from mlip_refine.crystals.phonons.third_order import third_order_constants
-from mlip_refine.data.phonons.prototype import reduced_formula
+from mlip_refine.data.phonons.spacegroups import reduced_formula
 from mlip_refine.errors import MlipRefineError, OutOfMemoryError
 from mlip_refine.potential import Potential
 from mlip_refine.workflows.phonons.extras import (

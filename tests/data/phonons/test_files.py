@@ -16,9 +16,8 @@ from phonopy.file_IO import write_FORCE_CONSTANTS, write_force_constants_to_hdf5
 from phonopy.interface.phonopy_yaml import load_yaml
 
 from mlip_refine.data.phonons import reader as phonon_reading
+from mlip_refine.data.phonons.calculations import PhononFiles, calculations_of_yaml, with_forces
 from mlip_refine.data.phonons.checks import PhononTolerances
-from mlip_refine.data.phonons.files import PhononFiles
-from mlip_refine.data.phonons.phonopy_yaml import calculations_of_yaml, with_forces
 from mlip_refine.data.phonons.reader import PhononSettings, read_phonon_orders, read_phonons
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mlip_refine.data.phonons.budget import Batch, Epochs, dealt, evenly_packed, first_fit
+from mlip_refine.data.batches import Batch, BudgetedBatches, dealt, evenly_packed, first_fit
 
 COSTS = np.random.default_rng(0).lognormal(8.5, 0.8, 200).astype(int).tolist()
 """Edges of supercells: half of them between 3,000 and 8,000, a few above the budget."""
@@ -23,7 +23,7 @@ def epochs_of(batches: list[Batch], n: int) -> list[list[Batch]]:
 @pytest.fixture(scope="module")
 def epochs() -> list[list[Batch]]:
     """Several epochs of updates."""
-    dealer = Epochs(COSTS, BUDGET, seed=3)
+    dealer = BudgetedBatches(COSTS, BUDGET, seed=3)
     return epochs_of([dealer.batch(step) for step in range(300)], len(COSTS))
 
 
@@ -47,7 +47,7 @@ def test_batches_stay_below_the_budget_and_what_is_larger_comes_alone(epochs):
 def test_epochs_differ_and_so_do_seeds(epochs):
     company = [{frozenset(batch.members) for batch in epoch if len(batch.members) > 1} for epoch in epochs]
     assert len(company[0] & company[1]) <= 1
-    assert Epochs(COSTS, BUDGET, 4).batch(0) != Epochs(COSTS, BUDGET, 3).batch(0)
+    assert BudgetedBatches(COSTS, BUDGET, 4).batch(0) != BudgetedBatches(COSTS, BUDGET, 3).batch(0)
     # What is packed last must not always come last, either.
     assert len({epoch[-1].members[0] for epoch in epochs}) > 1
 
@@ -55,8 +55,8 @@ def test_epochs_differ_and_so_do_seeds(epochs):
 def test_a_batch_follows_from_seed_and_step_alone(epochs):
     updates = [batch for epoch in epochs for batch in epoch]
     for step in (150, 7, 90, 0):
-        assert Epochs(COSTS, BUDGET, 3).batch(step) == updates[step]
-    used = Epochs(COSTS, BUDGET, 3)
+        assert BudgetedBatches(COSTS, BUDGET, 3).batch(step) == updates[step]
+    used = BudgetedBatches(COSTS, BUDGET, 3)
     assert [used.batch(step) for step in (150, 7, 90, 7)] == [updates[step] for step in (150, 7, 90, 7)]
 
 
@@ -86,7 +86,7 @@ def test_few_batches_are_as_full_as_each_other():
 
 @pytest.mark.parametrize("costs", [[5], [50], [5] * 7, [50] * 7, [10, 10, 10, 50, 1, 1]], ids=str)
 def test_a_budget_of_few_or_equal_materials(costs):
-    dealer = Epochs(costs, 10, 0)
+    dealer = BudgetedBatches(costs, 10, 0)
     batches = [dealer.batch(step) for step in range(14)]
     for epoch in epochs_of(batches, len(costs)):
         assert sorted(i for batch in epoch for i in batch.members) == list(range(len(costs)))
