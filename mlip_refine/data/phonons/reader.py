@@ -74,7 +74,7 @@ def read_phonons(
 
     Args:
         path: Folder, archive, `phonopy_params.yaml` or another file of phonopy or phono3py, compressed or
-            not; see `mlip_refine.data.phonons.files`.
+            not; see `mlip_refine.data.phonons.calculations`.
         name: Of the material; None takes the file's.
         settings: How to read.
         metadata: What the files do not say, by the fields of `PhononMetadata`, such as `functional`.
