@@ -33,8 +33,8 @@ from mlip_refine.workflows.phonons.records import (
     PhononResult,
     mean_absolute_error,
     read_phonons_json,
+    reduction,
 )
-from mlip_refine.workflows.phonons.reduction import reduction
 
 LARGEST_FORCE = 12.0
 """Of a frame, eV/Å."""

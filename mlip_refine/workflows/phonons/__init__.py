@@ -24,7 +24,7 @@ phonons: "Workflow[Prepared, PhononResult]" = Workflow(
     prepare="mlip_refine.workflows.phonons.run:prepare",
     run="mlip_refine.workflows.phonons.run:run",
     show="mlip_refine.workflows.phonons.tables:print_phonons",
-    figures="mlip_refine.workflows.phonons.tables:write_phonon_figures",
+    figures="mlip_refine.workflows.phonons.figures:draw_figures",
     section="phonons",
     resumable=("phonons.baseline",),
 )

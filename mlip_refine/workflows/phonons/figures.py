@@ -1,5 +1,6 @@
 """Figures of phonons as PNG, from result files: band structures, models against references, expansion."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -14,12 +15,12 @@ from matplotlib.figure import Figure
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import IMAGINARY
 from mlip_refine.report.figures import COLOURS, DASHES, GREY, save_figure
-from mlip_refine.workflows.phonons.records import QUANTITIES
+from mlip_refine.workflows.phonons.records import QUANTITIES, file_of_crystal, read_phonons_json
 
 type Json = Mapping[str, Any]
 
 AXES = {q.key: f"{q.title}, {q.unit}" for q in QUANTITIES}
-"""Panels of the parity figure, in order, with their axes."""
+"""Labels of the panels of the parity figure, in order."""
 
 _GREEK = {"G": "Γ"}
 _MARKERS = "osD^v"
@@ -31,17 +32,57 @@ _PANELS = {
 }
 
 
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw the figures of a run folder of `mlip-refine phonons`.
+
+    Args:
+        folder: Run folder with `phonons.json` and `crystals`.
+
+    Returns:
+        The files: bands and densities of every crystal that has them, its expansion, and the errors where
+        there are several references.
+
+    Raises:
+        InputError: A result file is missing or cannot be read, or a figure cannot be written.
+    """
+    result, drawn = read_phonons_json(folder), list[Path]()
+    for point in result.points:
+        place = point.name, point.cell
+        file = file_of_crystal(folder / "crystals", *place, ".json")
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        structures = kept["structures"]
+        if structures is not None:
+            title = f"{point.name} {point.formula}, {point.cell} cell"
+            path = file_of_crystal(folder, *place, "-bands.png")
+            drawn.append(draw_bands(path, structures["bands"], structures["densities"], title))
+        if point.quasi_harmonic is not None:
+            path = file_of_crystal(folder, *place, "-expansion.png")
+            drawn.append(draw_expansion(path, {result.name: point.quasi_harmonic}))
+    for cell in result.cells:
+        points = result.compared(cell)
+        if len(points) > 1:
+            values = {
+                q.key: {
+                    "reference": [None if p.reference is None else p.reference[q.key] for p in points],
+                    "models": {result.name: [p.properties[q.key] for p in points]},
+                }
+                for q in QUANTITIES
+            }
+            drawn.append(draw_parity(folder / f"parity-{cell}.png", values))
+    return drawn
+
+
 def draw_bands(
     path: Path, bands: Mapping[str, Json], densities: Mapping[str, Json] | None = None, title: str = ""
 ) -> Path:
     """Draw band structures over one another, and densities of states beside them.
 
     Args:
-        path: Of the PNG.
-        bands: By name, `Bands.as_json()`, all of one path. Of several, the first is the reference, broad
-            and grey.
-        densities: By the same names, `DensityOfStates.as_json()`.
-        title: Over the figure.
+        path: Path of the PNG.
+        bands: Plain data `Bands.as_json()` by name, all of one path. Of several, the first is the reference,
+            broad and grey.
+        densities: Plain data `DensityOfStates.as_json()` by the same names.
+        title: Title over the figure.
 
     Raises:
         InputError: There are no bands, paths differ, or the figure cannot be written.
@@ -49,15 +90,23 @@ def draw_bands(
     ticks = {tuple((place, label) for place, label in one["ticks"]) for one in bands.values()}
     if len(ticks) != 1:
         raise InputError(
-            "band structures of one figure have one path", found=f"{len(ticks)} paths", where=str(path)
+            "band structures of one figure must have one path", found=f"{len(ticks)} paths", where=str(path)
         )
     figure = _figure(7.4, 4.2)
     ratios = [4, 1] if densities else [1]
     panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
     styles = dict(zip(bands, _styles(reference=len(bands) > 1), strict=False))
     for name, one in bands.items():
-        _lines(panels[0], one, name, styles[name])
-    _ticks(panels[0], ticks.pop())
+        lines = list(zip(one["distances_per_A"], one["frequencies_THz"], strict=True))
+        for i, (along, line) in enumerate(lines):
+            panels[0].plot(along, line, **styles[name], label=name if i == 0 else None)
+    marks = ticks.pop()
+    places = [place for place, _ in marks]
+    labels = ["|".join(_GREEK.get(x, x) for x in label.split("|")) for _, label in marks]
+    panels[0].set_xticks(places, labels)
+    panels[0].set_xlim(places[0], places[-1])
+    for place in places:
+        panels[0].axvline(place, color=GREY, linewidth=0.5, zorder=0)
     panels[0].set_ylabel("frequency, THz")
     for name, data in (densities or {}).items():
         panels[1].plot(data["states_per_THz"], data["frequencies_THz"], **styles.get(name, {}))
@@ -66,7 +115,15 @@ def draw_bands(
         panels[1].set_xlim(left=0)
     lowest = min(float(np.min(line)) for one in bands.values() for line in one["frequencies_THz"])
     for axes in panels:
-        _mark_imaginary(axes, lowest)
+        # A line at zero, and a shade below it where there are imaginary modes.
+        axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
+        if lowest < IMAGINARY:
+            axes.axhspan(1.1 * lowest, 0.0, color=COLOURS[3], alpha=0.12, linewidth=0, zorder=0)
+            axes.annotate(
+                "imaginary", (0.01, 0.5 * lowest), xycoords=("axes fraction", "data"), fontsize="x-small"
+            )
+        else:
+            axes.set_ylim(bottom=0.0)
     panels[0].legend(**_ABOVE, ncols=len(bands))
     if title:
         figure.suptitle(title, fontsize="medium")
@@ -77,10 +134,10 @@ def draw_parity(path: Path, materials: Mapping[str, Json], quantities: Mapping[s
     """Draw models against references over materials.
 
     Args:
-        path: Of the PNG.
-        materials: By quantity: `{"reference": [...], "models": {name: [...]}}`, a number or None for every
+        path: Path of the PNG.
+        materials: By quantity `{"reference": [...], "models": {name: [...]}}`, a number or None for every
             material, models in the order before, after. Quantities that are missing are left out.
-        quantities: Which panels, with their axes.
+        quantities: Quantities of the panels, with the labels of their axes.
 
     Raises:
         InputError: There is no quantity, lists differ in length, or the figure cannot be written.
@@ -105,9 +162,9 @@ def draw_expansion(
     """Draw quasi-harmonic volume, expansion, heat capacity and bulk modulus over temperature.
 
     Args:
-        path: Of the PNG.
-        models: By name, `QuasiHarmonic.as_json()`.
-        measured: Points (K, value) by the names of the fields of `QuasiHarmonic`, in their units.
+        path: Path of the PNG.
+        models: Plain data `QuasiHarmonicResult.as_json()` by name.
+        measured: Points (K, value) by the names of the fields of `QuasiHarmonicResult`, in their units.
 
     Raises:
         InputError: There is no model, or the figure cannot be written.
@@ -140,7 +197,7 @@ _ABOVE: dict[str, Any] = {
     "bbox_to_anchor": (0.0, 1.0),
     "fontsize": "small",
 }
-"""A legend over the axes, where it never covers data."""
+"""Place of a legend above the axes, where it never covers data."""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -150,40 +207,14 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _styles(*, reference: bool = True) -> list[dict[str, Any]]:
-    """Lines: the reference broad and grey, then colours that are also told apart by their dashes."""
+    """Return styles of lines: the reference broad and grey, then colours that differ in their dashes, too."""
     first = [{"color": "#999999", "linewidth": 2.6, "linestyle": "-", "zorder": 1}] if reference else []
     pairs = zip(COLOURS, cycle(DASHES), strict=False)
     return first + [{"color": c, "linewidth": 1.2, "linestyle": d, "zorder": 2} for c, d in pairs]
 
 
-def _lines(axes: Axes, bands: Json, name: str, style: dict[str, Any]) -> None:
-    for i, (along, line) in enumerate(zip(bands["distances_per_A"], bands["frequencies_THz"], strict=True)):
-        curves = axes.plot(along, line, **style)
-        if i == 0:
-            curves[0].set_label(name)
-
-
-def _ticks(axes: Axes, ticks: Sequence[tuple[float, str]]) -> None:
-    places = [place for place, _ in ticks]
-    axes.set_xticks(places, ["|".join(_GREEK.get(x, x) for x in label.split("|")) for _, label in ticks])
-    for place in places:
-        axes.axvline(place, color=GREY, linewidth=0.5, zorder=0)
-    axes.set_xlim(places[0], places[-1])
-
-
-def _mark_imaginary(axes: Axes, lowest: float) -> None:
-    """A line at zero, and a shade below it where there is anything to see."""
-    axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-    if lowest < IMAGINARY:
-        axes.axhspan(1.1 * lowest, 0.0, color=COLOURS[3], alpha=0.12, linewidth=0, zorder=0)
-        axes.annotate(
-            "imaginary", (0.01, 0.5 * lowest), xycoords=("axes fraction", "data"), fontsize="x-small"
-        )
-    else:
-        axes.set_ylim(bottom=0.0)
-
-
 def _parity(axes: Axes, data: Json, label: str) -> None:
+    """Draw one panel of `draw_parity`."""
     reference = np.array(data["reference"], dtype=float)
     ends = [float(np.nanmin(reference)), float(np.nanmax(reference))]
     for (name, values), colour, marker in zip(data["models"].items(), COLOURS, cycle(_MARKERS), strict=False):

@@ -1,77 +1,103 @@
-"""Phonons of one crystal, beside its reference, and what else the config asks of it."""
+"""Phonons of one crystal, beside its reference, and further properties that the config asks for."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 from phonopy import Phonopy
 from torch import Tensor
 
 from mlip_refine.config import Phonons
-from mlip_refine.config.sections.phonons import Conductivity
+from mlip_refine.config.sections.phonons import Conductivity, QuasiHarmonic
+from mlip_refine.crystals.phonons.bands import band_errors, band_path, bands
+from mlip_refine.crystals.phonons.conductivity import ConductivitySettings, thermal_conductivity
+from mlip_refine.crystals.phonons.dos import densities_of_states, overlap
+from mlip_refine.crystals.phonons.gruneisen import Gruneisen, gruneisen, outer_volumes
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
 from mlip_refine.crystals.phonons.hessian import require_hessian
+from mlip_refine.crystals.phonons.quasi_harmonic import (
+    compressed_crystals,
+    pressures_of_volumes,
+    quasi_harmonic,
+)
 from mlip_refine.crystals.phonons.thermodynamics import phonon_properties
 from mlip_refine.crystals.phonons.third_order import third_order_constants
 from mlip_refine.data.phonons.spacegroups import reduced_formula
 from mlip_refine.errors import MlipRefineError, OutOfMemoryError
+from mlip_refine.files import written
 from mlip_refine.potential import Potential
-from mlip_refine.workflows.phonons.extras import (
-    band_structures,
-    conduction,
-    expansion,
-    export_for_phono3py,
-    export_second,
-    gruneisen_parameters,
-)
+from mlip_refine.quantities import IMAGINARY
 from mlip_refine.workflows.phonons.records import PhononPoint
 from mlip_refine.workflows.phonons.store import Store
 from mlip_refine.workflows.phonons.tasks import Task
 
 FAILURES = (MlipRefineError, ValueError, RuntimeError)
-"""What one crystal may end in: the last two are of numpy, torch and phonopy (`LinAlgError` is either)."""
+"""Errors that a crystal may end in: the last two come from numpy (`LinAlgError`), torch and phonopy."""
+
+MODEL, REFERENCE = "model", "reference"
+"""Names of band structures in results and figures."""
 
 _HELD = "the cell is held (cell_freedom: fixed)"
 
 
 def reason(error: Exception) -> str:
-    """An error in words."""
+    """Return the message of an error."""
     return str(error) if isinstance(error, MlipRefineError) else f"{type(error).__name__}: {error}"
 
 
 def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
-    """Find the phonons of a crystal, and keep them.
+    """Compute the phonons of a crystal, and keep them.
 
     Args:
-        potential: In float64.
-        task: Which crystal.
-        store: Keeps the point, and files beside it.
+        potential: Potential in float64.
+        task: The crystal.
+        store: Store of the point, and of files beside it.
 
     Raises:
         MlipRefineError: The crystal does not come to rest, or second derivatives of the model are wrong.
         ValueError: A library refuses the crystal.
         RuntimeError: Likewise.
     """
-    section = store.section
+    section, calculation = store.section, task.reference
     rested = task.crystal if task.rest is None else task.crystal.at_rest(potential, task.rest)
     require_hessian(potential, rested.structure(potential))
-    constants, difference = _constants(potential, rested, section)
-    phonon, reference = rested.phonopy(constants), _reference(task)
-    compared = _compared(phonon, reference, section)
+    by_method = [rested.force_constants(potential, m, section.displacement) for m in section.method]
+    constants, difference = by_method[0], None
+    if len(by_method) > 1:
+        difference = float((by_method[1] - constants).abs().max() / constants.abs().max())
+    phonon, reference = rested.phonopy(constants), None
+    properties, on_mesh = phonon_properties(phonon, section.mesh, section.temperature)
+    reference_properties, error = None, None
+    if calculation is not None and calculation.force_constants is not None:
+        reference = task.crystal.phonopy(calculation.force_constants)
+        wanted, reference_mesh = phonon_properties(reference, section.mesh, section.temperature)
+        reference_properties, error = asdict(wanted), on_mesh.distance(reference_mesh)
     if section.export:
-        export_second(phonon, store.path(task, ".phonopy.yaml"))
+        with written(store.path(task, ".phonopy.yaml")) as path, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # phonopy warns of a dataset without displacements
+            phonon.save(path, settings={"force_constants": True})
     found, refused, lasting = _attempted(
         _further(potential, task, store, rested, constants, phonon, reference)
     )
     structures, modes = found.pop("bands", None), found.pop("gruneisen", None)
     errors = {} if structures is None else structures.get("errors", {})
+    primitive = rested.primitive
     point = PhononPoint(
         name=task.name,
         cell=task.cell,
-        **_size(task, rested),
-        **compared,
+        formula=reduced_formula(primitive),
+        n_primitive=len(primitive),
+        n_atoms=len(rested.supercell),
+        volume_A3_per_atom=_volume(rested),
+        properties=asdict(properties),
+        reference=reference_properties,
+        frequency_error_THz=error,
+        reference_volume_A3_per_atom=None if calculation is None else _volume(task.crystal),
+        material=None if calculation is None else calculation.metadata.material,
         method_difference=difference,
         band_error_THz=errors.get("mean_THz"),
         gruneisen=None if modes is None else modes.as_json([section.temperature]),
@@ -83,35 +109,6 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
     return point
 
 
-def _size(task: Task, rested: HarmonicCrystal) -> dict[str, Any]:
-    """What the crystal is."""
-    primitive, reference = rested.primitive, task.reference
-    return {
-        "formula": reduced_formula(primitive),
-        "n_primitive": len(primitive),
-        "n_atoms": len(rested.supercell),
-        "volume_A3_per_atom": _volume(rested),
-        "reference_volume_A3_per_atom": None if reference is None else _volume(task.crystal),
-        "material": None if reference is None else reference.metadata.material,
-    }
-
-
-def _compared(phonon: Phonopy, reference: Phonopy | None, section: Phonons) -> dict[str, Any]:
-    """What the phonons on the mesh amount to, beside those of the reference."""
-    found, on_mesh = phonon_properties(phonon, section.mesh, section.temperature)
-    if reference is None:
-        return {"properties": asdict(found)}
-    wanted, reference_mesh = phonon_properties(reference, section.mesh, section.temperature)
-    error = on_mesh.distance(reference_mesh)
-    return {"properties": asdict(found), "reference": asdict(wanted), "frequency_error_THz": error}
-
-
-def _reference(task: Task) -> Phonopy | None:
-    if task.reference is None or task.reference.force_constants is None:
-        return None
-    return task.crystal.phonopy(task.reference.force_constants)
-
-
 def _further(
     potential: Potential,
     task: Task,
@@ -121,7 +118,7 @@ def _further(
     phonon: Phonopy,
     reference: Phonopy | None,
 ) -> dict[str, Callable[[], Any]]:
-    """What the config asks for beyond harmonic phonons."""
+    """Return what the config asks for beyond harmonic phonons, as functions that compute it."""
     section = store.section
     wanted: dict[str, Callable[[], Any]] = {}
     if section.bands:
@@ -133,14 +130,17 @@ def _further(
             wanted["quasi_harmonic"] = partial(expansion, potential, rested, section, section.quasi_harmonic)
     if section.conductivity is not None:
         files = [store.path(task, f".{order}.hdf5") for order in ("fc2", "fc3")] if section.export else []
-        wanted["conductivity"] = partial(
-            _conduction, potential, rested, constants, section.conductivity, files
-        )
+        settings = section.conductivity
+        wanted["conductivity"] = partial(conductivity, potential, rested, constants, settings, files)
     return wanted
 
 
 def _attempted(wanted: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str], bool]:
-    """What was found, why not what the crystal does not carry, and whether that lies in the crystal."""
+    """Compute further properties.
+
+    Returns:
+        The properties, the reasons why others failed, and whether these would fail again.
+    """
     found: dict[str, Any] = {}
     refused: dict[str, str] = {}
     lasting = True
@@ -154,7 +154,7 @@ def _attempted(wanted: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any],
 
 
 def _refused(task: Task, section: Phonons) -> dict[str, str]:
-    """What a crystal cannot have, whatever the model is."""
+    """Return why a crystal cannot have what the config asks for, whatever the model is."""
     refused = {}
     if task.reference is not None and task.reference.force_constants is None:
         refused["reference"] = "the calculation has displacements, but no force constants"
@@ -164,30 +164,78 @@ def _refused(task: Task, section: Phonons) -> dict[str, str]:
     return refused
 
 
-def _conduction(
+def band_structures(crystal: HarmonicCrystal, phonon: Phonopy, reference: Phonopy | None) -> dict[str, Any]:
+    """Return bands and densities of states of a crystal and its reference, and how they differ.
+
+    Args:
+        crystal: Crystal before relaxation, whose cell determines the path of both.
+        phonon: Phonons by the model, with frequencies on a mesh.
+        reference: Phonons by the reference, likewise; None without one.
+    """
+    both = {MODEL: phonon} if reference is None else {REFERENCE: reference, MODEL: phonon}
+    path = band_path(crystal.primitive)
+    lines = {name: bands(one, path) for name, one in both.items()}
+    densities = dict(zip(both, densities_of_states(list(both.values())), strict=True))
+    found: dict[str, Any] = {
+        "bands": {name: one.as_json() for name, one in lines.items()},
+        "densities": {name: one.as_json() for name, one in densities.items()},
+    }
+    if reference is not None:
+        found["errors"] = band_errors(lines[MODEL], lines[REFERENCE]).as_json()
+        found["overlap"] = overlap(densities[MODEL], densities[REFERENCE])
+    return found
+
+
+def gruneisen_parameters(
+    potential: Potential, crystal: HarmonicCrystal, phonon: Phonopy, section: Phonons
+) -> Gruneisen:
+    """Compute mode Grüneisen parameters of a crystal at rest."""
+    smaller, larger = (
+        c.phonopy(c.force_constants(potential, section.method[0], section.displacement))
+        for c in outer_volumes(potential, crystal)
+    )
+    return gruneisen(phonon, smaller, larger, section.mesh)
+
+
+def expansion(
+    potential: Potential, crystal: HarmonicCrystal, section: Phonons, settings: QuasiHarmonic
+) -> dict[str, Any]:
+    """Compute the quasi-harmonic expansion of a crystal at rest."""
+    pressures = pressures_of_volumes(potential, crystal, settings.volumes)
+    crystals = compressed_crystals(potential, crystal, pressures, section.method[0], section.displacement)
+    return quasi_harmonic(crystals, settings.temperature, section.mesh).as_json()
+
+
+def conductivity(
     potential: Potential,
-    rested: HarmonicCrystal,
+    crystal: HarmonicCrystal,
     second: Tensor,
     settings: Conductivity,
     files: Sequence[Path],
 ) -> dict[str, Any]:
-    """Conduction of heat; force constants of second and third order are written to two files, if given."""
-    third = third_order_constants(rested, potential, settings.cutoff)
+    """Compute the lattice thermal conductivity; force constants are written to two files, if given."""
+    third = third_order_constants(crystal, potential, settings.cutoff)
     if files:
-        export_for_phono3py(rested, files[0], force_constants=second)
-        export_for_phono3py(rested, files[1], fc3=third)
-    return conduction(rested, second, third, settings)
+        _export_for_phono3py(crystal, files[0], force_constants=second)
+        _export_for_phono3py(crystal, files[1], fc3=third)
+    chosen = ConductivitySettings(settings.temperature, settings.mesh, settings.isotopes, IMAGINARY)
+    found = thermal_conductivity(crystal, second, third, chosen)
+    return {
+        "temperatures_K": found.temperatures.tolist(),
+        "kappa_W_m_K": found.kappa.tolist(),
+        "mean_W_m_K": found.mean.tolist(),
+        "mesh": list(found.mesh),
+        "isotopes": found.isotopes,
+    }
 
 
-def _constants(
-    potential: Potential, rested: HarmonicCrystal, section: Phonons
-) -> tuple[Tensor, float | None]:
-    """Force constants by the first method, and how far those of the other differ."""
-    found = [rested.force_constants(potential, m, section.displacement) for m in section.method]
-    if len(found) == 1:
-        return found[0], None
-    return found[0], float((found[1] - found[0]).abs().max() / found[0].abs().max())
+def _export_for_phono3py(crystal: HarmonicCrystal, path: Path, **constants: Tensor) -> None:
+    """Write compact force constants, eV/Å² or eV/Å³, by their names in phono3py's files."""
+    with written(path) as unfinished, h5py.File(unfinished, "w") as file:
+        for name, values in constants.items():
+            file.create_dataset(name, data=values.numpy(), compression="gzip")
+        file.create_dataset("p2s_map", data=crystal.translations.primitive_atoms.numpy())
 
 
-def _volume(harmonic: HarmonicCrystal) -> float:
-    return float(harmonic.supercell.cell.volume / len(harmonic.supercell))
+def _volume(crystal: HarmonicCrystal) -> float:
+    return float(crystal.supercell.cell.volume / len(crystal.supercell))

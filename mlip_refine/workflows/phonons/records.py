@@ -1,29 +1,33 @@
-"""What `mlip-refine phonons` found, and its file `phonons.json`."""
+"""Results of `mlip-refine phonons`, their file `phonons.json`, and comparison of two potentials."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 
 import torch
 
-from mlip_refine.errors import InputError
+from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.quantities import Measured
+from mlip_refine.statistics import Reduction, paired_reduction
+from mlip_refine.workflows.records import MeasuredField, Record, read_record
 
-FORMAT = "mlip_refine phonons 1"
+FORMAT: Final = "mlip_refine phonons 1"
+
+_SAME = 1e-6
+"""Largest difference between values of one reference."""
 
 
 class Quantity(NamedTuple):
     """A quantity that is compared with references.
 
     Attributes:
-        key: Of `PhononPoint.properties`.
-        symbol: How tables name it.
-        title: How figures name it.
-        unit: Of its values; per primitive cell where there is a mole.
+        key: Key of `PhononPoint.properties`.
+        symbol: Name in tables.
+        title: Name in figures.
+        unit: Unit of its values; per mole of primitive cells where there is a mole.
     """
 
     key: str
@@ -45,23 +49,23 @@ class PhononPoint:
     """Phonons of one crystal in one cell.
 
     Attributes:
-        name: Of the material or phase.
+        name: Name of the material or phase.
         cell: `reference`, or `relaxed`: at rest by the model.
-        formula: Reduced.
+        formula: Reduced formula.
         n_primitive: Atoms of the primitive cell.
-        n_atoms: Of the supercell.
-        volume_A3_per_atom: Of this cell.
-        properties: By the potential, per primitive cell: the fields of `PhononProperties`, by name.
-        reference: The same of the reference calculation, in its own cell; None without one.
+        n_atoms: Atoms of the supercell.
+        volume_A3_per_atom: Volume of this cell.
+        properties: Properties by the potential, per primitive cell: the fields of `PhononProperties`.
+        reference: Properties by the reference calculation, in its own cell; None without one.
         frequency_error_THz: Mean absolute error of the frequencies on the mesh; None without a reference, or
             where the relaxed cell has another symmetry.
-        reference_volume_A3_per_atom: None without a reference.
+        reference_volume_A3_per_atom: Volume of the reference's cell; None without a reference.
         band_error_THz: Mean absolute error of bands along lines of high symmetry; None without them.
         gruneisen: Mode Grüneisen parameters, as `Gruneisen.as_json` has them.
-        quasi_harmonic: Thermal expansion, as `QuasiHarmonic.as_json` has it.
+        quasi_harmonic: Thermal expansion, as `QuasiHarmonicResult.as_json` has it.
         conductivity: `temperatures_K`, `kappa_W_m_K` `[n_T, 3, 3]`, `mean_W_m_K`, `mesh`, `isotopes`.
-        refused: Why there is no expansion and the like, by their names.
-        material: Whose crystal it is, by the data: one material may have several; None for a phase.
+        refused: Reasons why there is no expansion and the like, by name.
+        material: Material of the crystal, by the data: one material may have several; None for a phase.
         method_difference: Largest difference between force constants by both methods, over the largest; None
             when there is one method.
     """
@@ -85,9 +89,45 @@ class PhononPoint:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def error(self, quantity: Quantity) -> float:
-        """Absolute error of a quantity; NaN without a reference."""
+        """Return the absolute error of a quantity; NaN without a reference."""
         wanted = math.nan if self.reference is None else self.reference[quantity.key]
         return abs(self.properties[quantity.key] - wanted)
+
+
+class PhononErrors(Record):
+    """Mean absolute errors over the materials in one kind of cell.
+
+    Attributes:
+        materials: Number of materials.
+        max_THz: Error of the largest frequency.
+        entropy_J_K_mol: Error of the entropy.
+        free_energy_kJ_mol: Error of the free energy.
+        heat_capacity_J_K_mol: Error of the heat capacity.
+        unstable: Number of crystals with imaginary modes.
+        imaginary: Mean share of modes that are imaginary.
+    """
+
+    materials: int
+    max_THz: MeasuredField  # noqa: N815 - the unit's own case
+    entropy_J_K_mol: MeasuredField  # noqa: N815 - the unit's own case
+    free_energy_kJ_mol: MeasuredField  # noqa: N815 - the unit's own case
+    heat_capacity_J_K_mol: MeasuredField  # noqa: N815 - the unit's own case
+    unstable: int
+    imaginary: float
+
+
+class _PhononsFile(Record):
+    """Content of `phonons.json`."""
+
+    format: Literal["mlip_refine phonons 1"] = FORMAT
+    name: str
+    model_hash: str
+    mesh: tuple[int, int, int]
+    temperature_K: float  # noqa: N815 - the unit's own case
+    points: tuple[PhononPoint, ...]
+    mean_absolute_errors: dict[str, PhononErrors] = {}  # noqa: RUF012 - pydantic copies it
+    baseline: dict[str, Any] | None = None
+    left_out: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,14 +135,14 @@ class PhononResult:
     """Phonons of all crystals.
 
     Attributes:
-        folder: Of the run.
-        name: Of the run.
-        model_hash: Of the potential.
+        folder: The run folder.
+        name: Name of the run.
+        model_hash: Hash of the potential.
         mesh: Points along each reciprocal vector.
-        temperature_K: Of thermodynamic functions.
-        points: What was found.
-        left_out: Why by name, of materials that could not be done.
-        baseline: By how much errors became smaller, as `compared_with` has it; None without a baseline.
+        temperature_K: Temperature of thermodynamic functions.
+        points: Phonons of every crystal.
+        left_out: Reasons why materials were left out, by name.
+        baseline: Reduction of the errors, as `compared_with` returns it; None without a baseline.
     """
 
     folder: Path
@@ -115,12 +155,12 @@ class PhononResult:
     baseline: Mapping[str, Any] | None = None
 
     def compared(self, cell: str) -> list[PhononPoint]:
-        """Points with a reference, in one kind of cell."""
+        """Return the points with a reference, in one kind of cell."""
         return [point for point in self.points if point.cell == cell and point.reference is not None]
 
     @property
     def cells(self) -> list[str]:
-        """Kinds of cells that have points with a reference."""
+        """Kinds of cells with points that have a reference."""
         return list(dict.fromkeys(p.cell for p in self.points if p.reference is not None))
 
     def to_json(self) -> dict[str, Any]:
@@ -132,28 +172,27 @@ class PhononResult:
         return {"phonons.json": self.as_json()}
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `phonons.json`."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "model_hash": self.model_hash,
-            "mesh": list(self.mesh),
-            "temperature_K": self.temperature_K,
-            "points": [asdict(point) for point in self.points],
-            "mean_absolute_errors": {cell: _errors_json(self.compared(cell)) for cell in self.cells},
-            "baseline": self.baseline,
-            "left_out": dict(self.left_out),
-        }
+        """Return the content of `phonons.json`."""
+        return _PhononsFile(
+            name=self.name,
+            model_hash=self.model_hash,
+            mesh=self.mesh,
+            temperature_K=self.temperature_K,
+            points=self.points,
+            mean_absolute_errors={cell: mean_absolute_errors(self.compared(cell)) for cell in self.cells},
+            baseline=None if self.baseline is None else dict(self.baseline),
+            left_out=dict(self.left_out),
+        ).as_json()
 
 
 def file_of_crystal(folder: Path, name: str, cell: str, suffix: str) -> Path:
-    """A file of one crystal in one cell: names of materials may hold what names of files may not.
+    """Return a file of one crystal in one cell; names of materials may hold what file names may not.
 
     Args:
-        folder: Of the file.
-        name: Of the material or phase.
+        folder: Folder of the file.
+        name: Name of the material or phase.
         cell: `reference` or `relaxed`.
-        suffix: What it is, such as `.json`.
+        suffix: End of the file's name, such as `.json`.
     """
     return folder / f"{quote(name, safe='')}-{cell}{suffix}"
 
@@ -165,42 +204,33 @@ def read_phonons_json(path: Path) -> PhononResult:
         path: `phonons.json`, or its folder.
 
     Raises:
-        InputError: It is missing, or something else.
+        InputError: The file is missing, or is no result of phonons.
     """
     path = path / "phonons.json" if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise InputError(
-                "not a result of phonons", where=str(path), found=data["format"], expected=FORMAT
-            )
-        return PhononResult(
-            path.parent,
-            data["name"],
-            data["model_hash"],
-            (data["mesh"][0], data["mesh"][1], data["mesh"][2]),
-            data["temperature_K"],
-            tuple(PhononPoint(**point) for point in data["points"]),
-            data["left_out"],
-            data.get("baseline"),
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            "the result of phonons cannot be read", where=str(path), found=str(error), expected="phonons.json"
-        ) from error
+    data = read_record(path, _PhononsFile, "result of phonons")
+    return PhononResult(
+        path.parent,
+        data.name,
+        data.model_hash,
+        data.mesh,
+        data.temperature_K,
+        data.points,
+        data.left_out,
+        data.baseline,
+    )
 
 
 def materials_of(points: Sequence[PhononPoint]) -> list[str]:
-    """The material of every point."""
+    """Return the material of every point."""
     return [point.material or point.name for point in points]
 
 
 def errors_of_materials(points: Sequence[PhononPoint], materials: Sequence[str]) -> torch.Tensor:
-    """Absolute errors of `QUANTITIES`, the mean over the points of one material `[n_materials, 4]`.
+    """Return absolute errors of `QUANTITIES`, means over the points of one material `[n_materials, 4]`.
 
     Args:
-        points: With references.
-        materials: Of every point.
+        points: Points with references.
+        materials: Material of every point.
     """
     index = {name: k for k, name in enumerate(dict.fromkeys(materials))}
     owners = torch.tensor([index[name] for name in materials], dtype=torch.long)
@@ -211,23 +241,100 @@ def errors_of_materials(points: Sequence[PhononPoint], materials: Sequence[str])
 
 
 def mean_absolute_error(points: Sequence[PhononPoint], quantity: Quantity) -> Measured:
-    """Mean over materials, its standard error from their spread."""
+    """Return the mean over materials, with its standard error from their spread."""
     errors = errors_of_materials(points, materials_of(points))[:, QUANTITIES.index(quantity)]
     spread = float(errors.std() / len(errors) ** 0.5) if len(errors) > 1 else float("nan")
     return Measured(float(errors.mean()), spread, quantity.unit)
 
 
-def _errors_json(points: Sequence[PhononPoint]) -> dict[str, Any]:
-    errors = {q.key: mean_absolute_error(points, q) for q in QUANTITIES}
-    unstable = sum(point.properties["imaginary"] > 0 for point in points)
+def mean_absolute_errors(points: Sequence[PhononPoint]) -> PhononErrors:
+    """Return the mean absolute errors of points with references."""
     shares = [point.properties["imaginary"] for point in points]
-    found = {
-        key: {"value": error.value, "se": error.se if math.isfinite(error.se) else None, "unit": error.unit}
-        for key, error in errors.items()
-    }
-    return {
-        "materials": len(set(materials_of(points))),
-        **found,
-        "unstable": unstable,
-        "imaginary": sum(shares) / len(shares),
-    }
+    return PhononErrors(
+        materials=len(set(materials_of(points))),
+        **{q.key: mean_absolute_error(points, q) for q in QUANTITIES},
+        unstable=sum(share > 0 for share in shares),
+        imaginary=sum(shares) / len(shares),
+    )
+
+
+def require_comparable(before: PhononResult, mesh: tuple[int, int, int], temperature: float) -> None:
+    """Refuse a baseline with another mesh or temperature.
+
+    Args:
+        before: Result of the baseline.
+        mesh: Points along each reciprocal vector.
+        temperature: Temperature, K.
+
+    Raises:
+        InputError: Mesh or temperature differ.
+    """
+    if (before.mesh, before.temperature_K) != (mesh, temperature):
+        raise InputError(
+            "the baseline has another mesh or temperature",
+            where=str(before.folder),
+            found=f"{before.mesh}, {before.temperature_K:g} K",
+            expected=f"{mesh}, {temperature:g} K",
+        )
+
+
+def reduction(before: PhononResult, after: PhononResult, cell: str) -> tuple[Reduction, int]:
+    """Return the share by which errors of ω_max, S, F and C_V became smaller, on the common materials.
+
+    Args:
+        before: Result of one potential.
+        after: Result of another one, with the same mesh and temperature.
+        cell: Kind of cell.
+
+    Returns:
+        The reduction, and the number of materials; points of one material count as one.
+
+    Raises:
+        InputError: Mesh or temperature differ, or the references of a material do.
+        StatisticsError: There are too few materials in both.
+    """
+    require_comparable(before, after.mesh, after.temperature_K)
+    pairs = _pairs(before, after, cell)
+    for old, new in pairs:
+        theirs, ours = old.reference or {}, new.reference or {}
+        if any(not abs(theirs[q.key] - ours[q.key]) < _SAME for q in QUANTITIES):
+            raise InputError("the baseline has another reference", where=str(before.folder), found=new.name)
+    materials = materials_of([new for _, new in pairs])
+    old_errors, new_errors = (errors_of_materials([pair[k] for pair in pairs], materials) for k in (0, 1))
+    return paired_reduction(old_errors, new_errors), len(old_errors)
+
+
+def compared_with(before: PhononResult, after: PhononResult) -> dict[str, Any]:
+    """Return plain data of the reduction in every kind of cell, or the reason why there is none.
+
+    Args:
+        before: Result of the baseline.
+        after: Result of another potential.
+
+    Returns:
+        `name` and `model_hash` of the baseline, and `cells`: by kind `materials`, their number, with `value`,
+        `low` and `high` of the mean reduction and `of_quantities`, the three of each; or with `refused`.
+    """
+    cells: dict[str, dict[str, Any]] = {}
+    for cell in after.cells:
+        try:
+            found, n = reduction(before, after, cell)
+        except MlipRefineError as error:
+            common = [new for _, new in _pairs(before, after, cell)]
+            cells[cell] = {"materials": len(set(materials_of(common))), "refused": str(error)}
+            continue
+        ends = zip(QUANTITIES, found.of_quantities, strict=True)
+        cells[cell] = {
+            "materials": n,
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "of_quantities": {quantity.key: list(three) for quantity, three in ends},
+        }
+    return {"name": before.name, "model_hash": before.model_hash, "cells": cells}
+
+
+def _pairs(before: PhononResult, after: PhononResult, cell: str) -> list[tuple[PhononPoint, PhononPoint]]:
+    """Return the points of both results with the same name."""
+    known = {point.name: point for point in before.compared(cell)}
+    return [(known[p.name], p) for p in after.compared(cell) if p.name in known]

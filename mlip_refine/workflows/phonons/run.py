@@ -13,8 +13,13 @@ from mlip_refine.progress import progress
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import load_potential
 from mlip_refine.workflows.phonons.point import FAILURES, find_point, reason
-from mlip_refine.workflows.phonons.records import PhononPoint, PhononResult, read_phonons_json
-from mlip_refine.workflows.phonons.reduction import compared_with, require_comparable
+from mlip_refine.workflows.phonons.records import (
+    PhononPoint,
+    PhononResult,
+    compared_with,
+    read_phonons_json,
+    require_comparable,
+)
 from mlip_refine.workflows.phonons.store import Store
 from mlip_refine.workflows.phonons.tasks import Task, phonon_tasks
 
@@ -46,87 +51,69 @@ def prepare(config: Config) -> Prepared:
     Raises:
         InputError: For bad input.
     """
+    section = config.phonons
     tasks, left_out = phonon_tasks(config)
-    baseline = _baseline(config)
-    if config.phonons.conductivity is not None:
+    baseline = None
+    if section.baseline is not None:
+        baseline = read_phonons_json(config.resolve(section.baseline))
+        require_comparable(baseline, section.mesh, section.temperature)
+    if section.conductivity is not None:
         require_phono3py()
     potential = load_potential(config).frozen_copy("float64")
-    tasks = _of_known_elements(config, potential, tasks, left_out)
-    return Prepared(config.name, config.phonons, potential, tasks, left_out, baseline)
+    tasks = _of_known_elements(section, potential, tasks, left_out)
+    return Prepared(config.name, section, potential, tasks, left_out, baseline)
 
 
 def run(prepared: Prepared, run: Run) -> PhononResult:
-    """Find the phonons of phases, and of materials with a reference, whose errors are measured.
+    """Compute the phonons of phases, and of materials with a reference, whose errors are measured.
 
     Raises:
         MlipRefineError: A crystal does not come to rest, or second derivatives of the model are wrong.
     """
     section, potential, left_out = prepared.section, prepared.potential, dict(prepared.left_out)
     store = Store(run.folder, potential.hash, section)
-    points = _points(potential, prepared.tasks, store, left_out)
-    result = PhononResult(
-        run.folder, prepared.name, potential.hash, section.mesh, section.temperature, points, left_out
-    )
-    if prepared.baseline is None:
-        return result
-    return replace(result, baseline=compared_with(prepared.baseline, result))
-
-
-def _baseline(config: Config) -> PhononResult | None:
-    """The result of another potential that the config names for comparison.
-
-    Raises:
-        InputError: It cannot be read, or is of another mesh or temperature.
-    """
-    section = config.phonons
-    if section.baseline is None:
-        return None
-    found = read_phonons_json(config.resolve(section.baseline))
-    require_comparable(found, section.mesh, section.temperature)
-    return found
-
-
-def _of_known_elements(
-    config: Config, potential: Potential, tasks: Sequence[Task], left_out: dict[str, str]
-) -> list[Task]:
-    """Tasks of which the model knows every element; the others are left out, or refused together."""
-    known = set(potential.graphs.atomic_numbers)
-    unknown = {task.title: _symbols({*task.crystal.supercell.numbers.tolist()} - known) for task in tasks}
-    kept = [task for task in tasks if not unknown[task.title]]
-    strange = {task.name: unknown[task.title] for task in tasks if unknown[task.title]}
-    of_phases = any(task.reference is None for task in tasks if unknown[task.title])
-    may_skip = config.phonons.skip_refused and not of_phases
-    if strange and not (may_skip and kept):
-        raise InputError(
-            f"the model does not know every element of {len(strange)} crystals",
-            found="; ".join(f"{name}: {symbols}" for name, symbols in strange.items()),
-            expected=_symbols(known),
-            fix="phonons.skip_refused leaves such materials out." if kept and not of_phases else None,
-        )
-    left_out |= {title: f"the model does not know {names}" for title, names in unknown.items() if names}
-    return kept
-
-
-def _symbols(numbers: set[int]) -> str:
-    return ", ".join(chemical_symbols[z] for z in sorted(numbers))
-
-
-def _points(
-    potential: Potential, tasks: Sequence[Task], store: Store, left_out: dict[str, str]
-) -> tuple[PhononPoint, ...]:
-    """What every crystal has, as far as it is not known yet."""
-    (store.folder / "crystals").mkdir(exist_ok=True)
+    (run.folder / "crystals").mkdir(exist_ok=True)
     points: list[PhononPoint] = []
-    with progress("phonons", len(tasks)) as tick:
-        for done, task in enumerate(tasks, 1):
+    with progress("phonons", len(prepared.tasks)) as tick:
+        for done, task in enumerate(prepared.tasks, 1):
             try:
                 points.append(store.read(task) or find_point(potential, task, store))
             except FAILURES as error:
-                if task.reference is None or not store.section.skip_refused:
+                if task.reference is None or not section.skip_refused:
                     raise MlipRefineError(f"{task.title}: {reason(error)}") from error
                 left_out[task.title] = reason(error)
             tick(done)
     if not points:
         reasons = "; ".join(f"{title}: {why}" for title, why in left_out.items())
         raise MlipRefineError(f"no crystal is left: {reasons}")
-    return tuple(points)
+    result = PhononResult(
+        run.folder, prepared.name, potential.hash, section.mesh, section.temperature, tuple(points), left_out
+    )
+    if prepared.baseline is None:
+        return result
+    return replace(result, baseline=compared_with(prepared.baseline, result))
+
+
+def _of_known_elements(
+    section: Phonons, potential: Potential, tasks: Sequence[Task], left_out: dict[str, str]
+) -> list[Task]:
+    """Return the tasks of which the model knows every element; others are left out, or refused together."""
+
+    def symbols(numbers: set[int]) -> str:
+        return ", ".join(chemical_symbols[z] for z in sorted(numbers))
+
+    known = set(potential.graphs.atomic_numbers)
+    unknown = {task.title: symbols({*task.crystal.supercell.numbers.tolist()} - known) for task in tasks}
+    kept = [task for task in tasks if not unknown[task.title]]
+    strange = {task.name: unknown[task.title] for task in tasks if unknown[task.title]}
+    of_phases = any(task.reference is None for task in tasks if unknown[task.title])
+    may_skip = section.skip_refused and not of_phases
+    if strange and not (may_skip and kept):
+        raise InputError(
+            f"the model does not know every element of {len(strange)} crystals",
+            found="; ".join(f"{name}: {elements}" for name, elements in strange.items()),
+            expected=symbols(known),
+            fix="phonons.skip_refused leaves such materials out." if kept and not of_phases else None,
+        )
+    left_out |= {title: f"the model does not know {names}" for title, names in unknown.items() if names}
+    return kept

@@ -1,4 +1,4 @@
-"""Crystals whose phonons are known, in files of their own: a run that is resumed keeps them."""
+"""Files of finished crystals, which a resumed run reads instead of computing them again."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,20 +14,20 @@ from mlip_refine.workflows.phonons.records import PhononPoint, file_of_crystal
 from mlip_refine.workflows.phonons.tasks import Task
 
 FORMAT = 2
-"""Raised when what is found for the same crystal changes."""
+"""Version of the files; raised when the result for the same crystal changes."""
 
 _CHOICE = {"phases", "supercell", "data", "split", "lowest_frequency", "materials", "cell"}
-"""Settings that choose crystals: every other one is part of what a point depends on, but for two."""
+"""Settings that choose crystals: a point depends on all others but for two."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Crystals that are done.
+    """Files of finished crystals.
 
     Attributes:
-        folder: Of the run; the files are in `crystals`.
-        model_hash: Of the potential.
-        section: Of the config.
+        folder: Run folder; the files are in `crystals`.
+        model_hash: Hash of the potential.
+        section: Section `phonons` of the config.
     """
 
     folder: Path
@@ -35,11 +35,11 @@ class Store:
     section: Phonons
 
     def path(self, task: Task, suffix: str) -> Path:
-        """A file of a crystal."""
+        """Return the path of a file of a crystal."""
         return file_of_crystal(self.folder / "crystals", task.name, task.cell, suffix)
 
     def read(self, task: Task) -> PhononPoint | None:
-        """What is known about a crystal already; None when it is another one, or cannot be read."""
+        """Read the point of a crystal; None if the file is of another crystal or run, or cannot be read."""
         try:
             data = json.loads(self.path(task, ".json").read_text(encoding="utf-8"))
             known = data["key"] == self._key(task) and data.get("lasting", True)
@@ -48,19 +48,19 @@ class Store:
             return None
 
     def write(self, task: Task, point: PhononPoint, *, lasting: bool = True, **further: Any) -> None:
-        """Keep what was found, and what is too large for the file of all crystals.
+        """Write the point of a crystal, and data that are too large for the file of all crystals.
 
         Args:
             task: The crystal.
-            point: What was found.
-            lasting: Whether to find it again is of no use: what failed for lack of memory is tried again.
-            further: For the file of the crystal alone.
+            point: Its point.
+            lasting: Whether a resumed run keeps the point; not where something failed for lack of memory.
+            further: Data for the file of the crystal alone.
         """
         kept = {"key": self._key(task), "lasting": lasting, "point": asdict(point), **further}
         write_json(self.path(task, ".json"), kept)
 
     def _key(self, task: Task) -> str:
-        """Hash of everything that a point depends on."""
+        """Return the hash of everything that a point depends on."""
         settings = self.section.model_dump_json(exclude=_CHOICE | {"skip_refused", "baseline"})
         state = sha256(f"{FORMAT} {self.model_hash} {settings} {task.name} {task.rest}".encode())
         reference, primitive = task.reference, task.crystal.primitive_matrix

@@ -19,11 +19,11 @@ class Task:
     """One crystal in one kind of cell.
 
     Attributes:
-        name: Of the phase or material.
+        name: Name of the phase or material.
         cell: `reference` or `relaxed`.
-        crystal: In a supercell, before it comes to rest.
-        rest: Under which it comes to rest by the model; None where it stays as it is.
-        reference: What it is compared with; None for a phase.
+        crystal: Crystal in a supercell, before relaxation.
+        rest: Conditions of its relaxation by the model; None where it stays as it is.
+        reference: Reference calculation to compare with; None for a phase.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Task:
 
     @property
     def title(self) -> str:
-        """How messages name it."""
+        """Name in messages."""
         return f"{self.name} ({self.cell})"
 
 
 def phonon_tasks(config: Config) -> tuple[list[Task], dict[str, str]]:
-    """What there is to do, and why by name of materials that are left out as they cannot be read.
+    """Return the crystals to compute, and by name the reasons why materials that cannot be read are left out.
 
     Raises:
         InputError: A phase or material is unknown, of two kinds at once, or cannot be read; or there is none.
@@ -61,7 +61,7 @@ def phonon_tasks(config: Config) -> tuple[list[Task], dict[str, str]]:
 
 
 def _phases(config: Config) -> Iterator[Task]:
-    """Phases in supercells of their primitive cells."""
+    """Yield phases in supercells of their primitive cells."""
     section = config.phonons
     names = section.phases
     if names is None:
@@ -81,7 +81,7 @@ def _phases(config: Config) -> Iterator[Task]:
 
 
 def _materials(config: Config, left_out: dict[str, str]) -> Iterator[Task]:
-    """Materials that have a reference, in all kinds of cells."""
+    """Yield materials that have a reference, in all kinds of cells."""
     section = config.phonons
     known = _references(config, left_out)
     for name in section.materials or known:
@@ -94,7 +94,7 @@ def _materials(config: Config, left_out: dict[str, str]) -> Iterator[Task]:
 
 
 def _references(config: Config, left_out: dict[str, str]) -> dict[str, PhononReference]:
-    """The references that the config asks for, by name."""
+    """Return the references that the config asks for, by name."""
     section = config.phonons
 
     def leave_out(name: str, error: InputError) -> None:
@@ -118,7 +118,7 @@ def _references(config: Config, left_out: dict[str, str]) -> dict[str, PhononRef
 
 
 def _missing(config: Config, name: str) -> Never:
-    """Refuse a name that no data have, or not in the part that is asked for."""
+    """Refuse a name that is not in the data, or not in the chosen part of it."""
     section, where = config.phonons, config.where("phonons", "materials")
     names = [n for path in section.data or () for n in calculation_names(config.resolve(path))]
     if name in names:

@@ -14,10 +14,12 @@ from mlip_refine.workflows.phonons.records import (
     QUANTITIES,
     PhononPoint,
     PhononResult,
+    compared_with,
     mean_absolute_error,
     read_phonons_json,
+    reduction,
+    require_comparable,
 )
-from mlip_refine.workflows.phonons.reduction import compared_with, reduction, require_comparable
 from mlip_refine.workflows.phonons.tables import print_phonons
 
 

@@ -26,7 +26,7 @@ from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential
 from mlip_refine.workflows.phonons import run as workflow
-from mlip_refine.workflows.phonons.extras import expansion, gruneisen_parameters
+from mlip_refine.workflows.phonons.point import expansion, gruneisen_parameters
 from mlip_refine.workflows.phonons.records import PhononPoint, PhononResult, read_phonons_json
 from mlip_refine.workflows.phonons.store import Store
 from mlip_refine.workflows.phonons.tables import print_phonons
@@ -246,6 +246,15 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, data: Path, monkeypatch:
     assert (result.folder / "mp-1%2FPBE-reference-bands.png").exists()
 
 
+def test_figures_are_left_out_where_the_config_wants_none(tmp_path: Path) -> None:
+    config = _config(tmp_path, phases="hcp")
+    quiet = config.model_copy(update={"output": config.output.model_copy(update={"figures": False})})
+    result = mlip_refine.phonons(quiet)
+    assert list(result.folder.glob("*.png")) == []
+    mlip_refine.phonons(config, resume=True)
+    assert [file.name for file in result.folder.glob("*.png")] == ["hcp-relaxed-bands.png"]
+
+
 def test_materials_that_cannot_be_done_are_told_or_refused(tmp_path: Path, titanium: Potential) -> None:
     for name, symbol in (("ti", "Ti"), ("zr", "Zr")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -286,7 +295,7 @@ def test_bad_input_is_refused(tmp_path: Path, phonons: dict[str, Any], message: 
 def test_unknown_materials_and_baselines_are_refused(tmp_path: Path, data: Path) -> None:
     with pytest.raises(InputError, match="Did you mean 'small'"):
         mlip_refine.phonons(_config(tmp_path, data=str(data), materials="smal"))
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="the result file is missing"):
         mlip_refine.phonons(_config(tmp_path, data=str(data), baseline=str(tmp_path / "none.json")))
     assert not (tmp_path / "runs").exists()
 
