@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +147,56 @@ def test_the_guide_shows_pages_and_knows_their_names(run):
     code, printed, message = run("guide", "reweigting")
     assert (code, printed) == (2, "")
     assert "Did you mean 'reweighting'?" in message
+
+
+def _quick(folder: Path) -> Path:
+    """A config of molecular dynamics that takes a second."""
+    path = folder / "quick.yaml"
+    config = {
+        "name": "quick",
+        "device": "cpu",
+        "potential": {"model": "titanium-compact"},
+        "phases": {"bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 2, "a": 3.25}},
+        "md": {"temperature": 300, "duration": 12, "equilibration": 0, "interval": 6, "identity": "none"},
+        "sampling": {"timestep": 3, "friction": 10, "min_effective_frames": 1, "accelerate": "none"},
+        "output": {"folder": str(folder), "figures": False},
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_json_on_standard_output_and_nothing_of_libraries_on_standard_error(tmp_path):
+    """In a process of its own, as the user calls it: no warnings of torch, e3nn, mace, warp or ase."""
+    command = [sys.executable, "-m", "mlip_refine", "md", str(_quick(tmp_path)), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["md.json"]["points"][0]["name"] == "bcc-300K-0GPa"
+    assert "md.json           averages with errors" in done.stderr
+    assert "speed" in done.stderr
+    for word in ("Warning", "warning:", "deprecat", "CUDA"):
+        assert word not in done.stderr
+    assert done.stderr.splitlines()[0] == str(tmp_path / "quick")
+    assert done.stderr.splitlines()[-1].startswith("results ")
+
+
+def test_quiet_prints_nothing_and_verbose_shows_where_an_error_came_from(run, tmp_path):
+    path = str(_quick(tmp_path))
+    assert run("md", path, "--quiet") == (0, "", "")
+    code, printed, message = run("md", path, "-v")
+    assert (code, printed) == (2, "")
+    assert "Traceback" in message
+    assert "mlip-refine: " in message
+    assert "the run folder exists" in message
+    assert "Traceback" not in run("md", path)[2]
+
+
+def test_version_and_examples(run):
+    assert run("--version") == (0, f"mlip-refine {version('mlip-refine')}\n", "")
+    code, printed, _ = run("md", "--help")
+    assert code == 0
+    assert "Example: mlip-refine md configs/md.yaml" in " ".join(printed.split())
+
+
+def test_shell_completion_is_there(run):
+    code, printed, _ = run("--help")
+    assert code == 0
+    assert "--install-completion" in printed

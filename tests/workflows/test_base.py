@@ -163,3 +163,29 @@ def test_every_verb_can_be_imported_and_explains_itself(verb) -> None:
     assert verb.example.startswith(f"mlip-refine {verb.name}")
     if not isinstance(verb, Command):
         verb.load()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("verb", [v for v in verbs() if isinstance(v, Workflow)], ids=lambda verb: verb.name)
+def test_every_verb_leaves_out_figures_and_frames(verb, wanted, tmp_path, monkeypatch) -> None:
+    """What a verb computes and draws is replaced; what becomes of it is decided by `output`."""
+    drawn = []
+
+    def run(prepared: object, run: Run) -> Answer:
+        run.store.folder.mkdir()
+        return Answer(1.0)
+
+    replaced = {
+        verb.prepare: lambda config: SimpleNamespace(potential=SimpleNamespace(device="cpu", hash="abc")),
+        verb.run: run,
+        verb.show: lambda console, result: None,
+        verb.figures: drawn.append,
+        verb.check: lambda config: None,
+    }
+    for name, function in replaced.items():
+        if name is not None:
+            monkeypatch.setattr(name.replace(":", "."), function)
+    output = {"folder": str(tmp_path), "figures": wanted, "keep_frames": wanted}
+    verb(_config(tmp_path, output=output))
+    assert (tmp_path / "run" / "frames").exists() == wanted
+    assert drawn == ([tmp_path / "run"] if wanted and verb.figures else [])
