@@ -1,4 +1,7 @@
-"""Labelled frames from extended-XYZ files, checked frame by frame.
+"""Labelled frames from files, checked frame by frame.
+
+To read another format, write a function that yields the frames of a file as `ase.Atoms`, labels in `info`,
+`arrays` or a calculator, and put it into `FORMATS`.
 
 A misspelt key must stop a run: silently absent forces or stresses are the most frequent way to train on
 nothing.
@@ -6,7 +9,7 @@ nothing.
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +23,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from mlip_refine.errors import InputError, nearest
 
 _MIN_VOLUME = 1e-3
-"""Smallest cell, Å³, that is taken for one."""
+"""Smallest volume of a cell, Å³, that is accepted."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Frame:
         positions: Cartesian positions `[n_atoms, 3]`, Å.
         cell: Lattice vectors as rows `[3, 3]`, Å.
         pbc: Periodic directions; all three, or the frame is refused.
-        energy: eV of the whole cell.
-        forces: `[n_atoms, 3]`, eV/Å.
-        stress: `[3, 3]`, eV/Å³, tensile positive (ASE's sign).
-        info: What else the comment line says in words and numbers, such as `config_type`.
+        energy: Energy of the whole cell, eV.
+        forces: Forces on the atoms `[n_atoms, 3]`, eV/Å.
+        stress: Stress of the cell `[3, 3]`, eV/Å³, tensile positive (ASE's sign).
+        info: Other words and numbers of the comment line, such as `config_type`.
         source: File and frame, for messages.
     """
 
@@ -99,16 +102,29 @@ def read_frames(
     """
     paths = [path] if isinstance(path, Path | str) else list(path)
     keys = _Keys(energy_key, forces_key, stress_key)
-    return [frame for one in paths for frame in _read_file(Path(one), keys, elements)]
+    found = []
+    for one in map(Path, paths):
+        frames = [
+            _frame(atoms, keys, f"{one.name}, frame {i}", elements)
+            for i, atoms in enumerate(_read_atoms(one))
+        ]
+        if not frames:
+            raise InputError("no frames", where=str(one), expected="an extended-XYZ file with at least one")
+        found += frames
+    return found
 
 
-def _read_file(path: Path, keys: _Keys, elements: AbstractSet[int] | None) -> list[Frame]:
-    frames = [
-        _frame(atoms, keys, f"{path.name}, frame {i}", elements) for i, atoms in enumerate(_read_atoms(path))
-    ]
-    if not frames:
-        raise InputError("no frames", where=str(path), expected="an extended-XYZ file with at least one")
-    return frames
+def _extended_xyz(path: Path) -> Iterator[Atoms]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as stream:
+        yield from read_xyz(stream, index=slice(None))
+
+
+FORMATS: dict[str, tuple[str, Callable[[Path], Iterator[Atoms]]]] = {
+    ".xyz": ("extended XYZ", _extended_xyz),
+    ".extxyz": ("extended XYZ", _extended_xyz),
+}
+"""Name and reader of a format by the suffix of its files without `.gz`; others are read as extended XYZ."""
 
 
 def _read_atoms(path: Path) -> Iterator[Atoms]:
@@ -116,13 +132,13 @@ def _read_atoms(path: Path) -> Iterator[Atoms]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else None
         raise InputError("no such file", where=str(path), found=found, expected="an extended-XYZ file")
-    opened = gzip.open if path.suffix == ".gz" else open
+    plain = Path(path.stem) if path.suffix == ".gz" else path
+    name, read = FORMATS.get(plain.suffix.lower(), FORMATS[".xyz"])
     count = 0
     try:
-        with opened(path, "rt", encoding="utf-8") as stream:
-            for atoms in read_xyz(stream, index=slice(None)):
-                yield atoms
-                count += 1
+        for atoms in read(path):
+            yield atoms
+            count += 1
     except (
         XYZError,
         ValueError,
@@ -134,7 +150,7 @@ def _read_atoms(path: Path) -> Iterator[Atoms]:
         RuntimeError,
     ) as error:
         raise InputError(
-            f"cannot be read as extended XYZ ({_one_line(error)})",
+            f"cannot be read as {name} ({_one_line(error)})",
             where=f"{path.name}, frame {count}",
             expected="a complete frame: number of atoms, comment line, one line for every atom",
         ) from error
@@ -169,7 +185,7 @@ def _frame(atoms: Atoms, keys: _Keys, where: str, elements: AbstractSet[int] | N
 
 
 def _labels(atoms: Atoms) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """Collect what a frame says, where it says it and where ASE moves it to.
+    """Collect the labels of a frame, also those that ASE has moved to a calculator.
 
     ASE takes `energy`, `forces`, `stress` and a few more away into a calculator.
     """

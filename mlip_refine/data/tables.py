@@ -36,14 +36,15 @@ _BASES = ("stated", "assumed")
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity.
+    """One quantity of a table.
 
     Attributes:
-        name: In the header of the table.
-        unit: Of values and uncertainties.
-        values: `[n_rows]`, nan where nothing was measured.
+        name: Name in the header.
+        unit: Unit of values and uncertainties.
+        values: Measured values `[n_rows]`, nan where nothing was measured.
         uncertainties: Standard uncertainty of every value `[n_rows]`, nan where it is unknown.
-        basis: Of the uncertainties: `stated` by the source, `assumed` by the table, `exact` or `unknown`.
+        basis: Origin of the uncertainties: `stated` by the source, `assumed` by the table, `exact` or
+            `unknown`.
     """
 
     name: str
@@ -58,13 +59,13 @@ class Table:
     """A table with its provenance.
 
     Attributes:
-        path: Of the file.
-        title: What it is.
-        conditions: Under which the values hold, such as adiabatic.
+        path: File that it was read from.
+        title: Title.
+        conditions: Conditions of the measurement, such as adiabatic.
         source: Publication and digitisation.
-        licence: Of the digitised data.
-        notes: What a user should know.
-        columns: By name; the first is what values are looked up by.
+        licence: Licence of the digitised data.
+        notes: Notes to the user.
+        columns: Columns by name; values are looked up by the first.
     """
 
     path: Path
@@ -95,15 +96,15 @@ class Table:
         return next(iter(self.columns.values()))
 
     def target(self, name: str, at: float, uncertainty: float | None = None) -> Target:
-        """The value of a column at a value of the first, such as a temperature in K, as a target.
+        """Return the value of a column at a value of the first, such as a temperature in K, as a target.
 
         Between two rows it is interpolated linearly, its uncertainty too: errors of neighbours are taken as
         common. Rows with the same first value count with their mean.
 
         Args:
-            name: Of the column.
-            at: In the unit of the first column; within its range.
-            uncertainty: In the unit of the column, instead of the table's.
+            name: Name of the column.
+            at: Value of the first column, in its unit and within its range.
+            uncertainty: Standard uncertainty in the unit of the column, instead of the table's.
 
         Raises:
             InputError: No such column, outside of what was measured, a table that is no function of its
@@ -126,7 +127,7 @@ class Table:
         return Target(value, known, column.unit, temperature, pressure, source)
 
     def measured(self, name: str, at: float) -> tuple[float, float]:
-        """Value and standard uncertainty of a column at a value of the first, as for `target`.
+        """Return value and standard uncertainty of a column at a value of the first, as for `target`.
 
         The uncertainty is not a number where it is unknown.
 

@@ -22,11 +22,11 @@ from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.files import written
 
 FORMAT = 2
-"""Raised when what is read from the same files changes."""
+"""Version of the cache; a new one is due when the same files are read differently."""
 
 
 def default_cache() -> Path:
-    """Where calculations are kept unless told otherwise; `XDG_CACHE_HOME` moves it."""
+    """Return the user's cache folder for calculations; `XDG_CACHE_HOME` moves it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip-refine" / "phonons"
 
 
@@ -68,7 +68,15 @@ def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None
     tensors: dict[str, Tensor] = {}
     for k, reference in enumerate(references):
         tensors |= {f"{k}.{name}": tensor for name, tensor in _tensors(reference).items()}
-    header = {"references": json.dumps([_header(reference) for reference in references])}
+    headers = [
+        {
+            "name": reference.name,
+            "metadata": asdict(reference.metadata),
+            "energies": [d.energy for d in reference.displacements],
+        }
+        for reference in references
+    ]
+    header = {"references": json.dumps(headers)}
     path = _path(folder, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,14 +88,6 @@ def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None
 
 def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
-
-
-def _header(reference: PhononReference) -> dict[str, Any]:
-    return {
-        "name": reference.name,
-        "metadata": asdict(reference.metadata),
-        "energies": [d.energy for d in reference.displacements],
-    }
 
 
 def _tensors(reference: PhononReference) -> dict[str, Tensor]:

@@ -54,26 +54,27 @@ _PREFIX = "phonon_"
 
 @dataclass(frozen=True, eq=False)
 class Calculation:
-    """What the files of one supercell say, in the units of the code that calculated.
+    """Contents of the files of one supercell, in the units of the code that calculated.
 
     Attributes:
-        unit_cell: As given.
+        unit_cell: Unit cell as given.
         supercell_matrix: Supercell's vectors as columns, in those of the unit cell; None when unknown.
         primitive_matrix: Primitive vectors as columns; a centring; None when unknown.
         supercell: Atoms in the order of the forces, where a file lists them.
-        displacements: `[n_sets, N, 3]`; None when there are none.
-        forces: `[n_sets, N, 3]`, nan for supercells that were not calculated; None when there are none.
-        energies: `[n_sets]`, or None.
-        residual_forces: Of the undisplaced supercell `[N, 3]`, already subtracted; None when unknown.
-        n_fitted: How many of the sets, from the first, force constants are fitted to; None for all.
+        displacements: Displacements of the atoms `[n_sets, N, 3]`; None when there are none.
+        forces: Forces on the atoms `[n_sets, N, 3]`, nan where none were calculated; None without
+            forces.
+        energies: Energies of the displaced supercells `[n_sets]`, or None.
+        residual_forces: Forces of the undisplaced supercell `[N, 3]`, already subtracted; None when unknown.
+        n_fitted: Number of sets, from the first, that force constants are fitted to; None for all.
         left_out: Sets that were never to be calculated `[n_sets]`, whose forces files have as 0; None for
             none.
-        force_constants: `[n_prim or N, N, 3, 3]`, or None.
-        calculator: In phonopy's words; None is VASP's units.
-        nac: Whether there are Born charges.
-        functional: Exchange and correlation.
-        cutoff: Of the plane waves, eV.
-        where: For messages.
+        force_constants: Force constants `[n_prim or N, N, 3, 3]`, or None.
+        calculator: Code that calculated, in phonopy's words; None is VASP's units.
+        nac: Whether Born charges come with it.
+        functional: Exchange-correlation functional.
+        cutoff: Cutoff energy of the plane waves, eV.
+        where: File or folder, for messages.
     """
 
     unit_cell: PhonopyAtoms
@@ -111,7 +112,7 @@ class Calculation:
 
 @dataclass(frozen=True, eq=False)
 class PhononFiles:
-    """What to read, where the files themselves do not say it.
+    """Settings of a calculation that its files do not give, or that replace what they give.
 
     Attributes:
         cell: Unit cell, for files that come without one.
@@ -131,11 +132,11 @@ class PhononFiles:
 
 
 def read_calculations(path: Path, files: PhononFiles) -> list[Calculation]:
-    """Read what a folder, an archive or a file says.
+    """Read the calculation in a folder, an archive or a file.
 
     Args:
         path: Folder; archive; YAML file; or a file of forces or force constants beside a unit cell.
-        files: What the files do not say.
+        files: Settings that the files do not give.
 
     Returns:
         One calculation; two when third-order displacements were made in another supercell, which then
@@ -159,7 +160,7 @@ def read_calculations(path: Path, files: PhononFiles) -> list[Calculation]:
 
 @contextmanager
 def parsing(path: Path) -> Iterator[None]:
-    """Say of a file what libraries say of its content.
+    """Turn what libraries raise about the content of a file into an error that names it.
 
     Raises:
         InputError: In place of what they raise.
@@ -236,7 +237,7 @@ def _from_cell(folder: Path, files: PhononFiles) -> Calculation:
 
 
 def _overridden(calculation: Calculation, folder: Path, files: PhononFiles) -> Calculation:
-    """What the caller says goes before what the files say."""
+    """Replace what the files say by what the caller says."""
     functional, cutoff = layout.read_incar(folder)
     matrix = None if files.supercell_matrix is None else np.asarray(files.supercell_matrix)
     if matrix is not None and matrix.shape == (3,):

@@ -77,8 +77,8 @@ def deviations(
     """Measure what `PhononTolerances` bounds.
 
     Args:
-        translations: Of the supercell.
-        symmetry: Of the supercell.
+        translations: Lattice translations of the supercell.
+        symmetry: Space group of the supercell.
         force_constants: As read or fitted `[n_prim, N, 3, 3]`, eV/Å², not symmetrised; None for none.
         displacements: With their forces, those of the undisplaced supercell subtracted.
         residual_forces: The latter `[N, 3]`, eV/Å; None when unknown.
@@ -152,13 +152,13 @@ def check_unique(references: Sequence[PhononReference], places: Sequence[str]) -
 def functional_warnings(
     references: Sequence[PhononReference], base: str | None = None, replay: str | None = None
 ) -> list[str]:
-    """Say which functionals would be mixed.
+    """Return warnings about functionals that would be mixed.
 
     Phonon frequencies of PBE and PBEsol differ by a few percent: a model that is trained on both learns
     neither.
 
     Args:
-        references: To be trained on.
+        references: Materials that are trained on.
         base: Functional of what the base model was trained on; None when unknown.
         replay: Functional of the replay data; None when there are none.
 

@@ -64,12 +64,12 @@ def read_phonon_set(
         path: An index, a folder of calculations, or one calculation.
         split: `train`, `val`, `test`: that part by the index, or by `rule` where it has none, in either case
             without the 103 compounds of the benchmark of thermal conductivity; `kappa103`: these; None: all.
-        rule: How to divide a set without a split of its own.
+        rule: Rule that divides a set without a split of its own.
         lowest_frequency: Leave out materials whose lowest frequency in the index, THz (negative for
             imaginary), is below this.
-        settings: How to read.
+        settings: How calculations are read.
         metadata: What neither files nor index say, by the fields of `PhononMetadata`.
-        names: Of the references that are wanted; of an index no others are read. None takes all.
+        names: Names of the wanted references; of an index no others are read. None takes all.
         skip_refused: Leave out calculations that cannot be read or fail a check, and say which; or what is
             called with their names and why.
         cache: Folder that keeps what was read for the next time; True takes the user's, False none.
@@ -92,7 +92,8 @@ def read_phonon_set(
     kept_in = default_cache() if cache is True else cache or None
     # A rule divides the whole set: which part a material is in depends on the others.
     if names is not None and (divided or split not in PARTS):
-        entries = _named(entries, names)
+        wanted = {*names, *(name.removesuffix(_THIRD) for name in names)}
+        entries = [entry for entry in entries if entry.name in wanted]
     found, refused = _read(entries, chosen, given, kept_in)
     _report(refused, len(entries), str(path), _tell if skip_refused is True else skip_refused or None)
     kept = _part(found, split, None if divided else rule or SplitRule())
@@ -110,7 +111,7 @@ def read_phonon_set(
 
 
 def calculation_names(path: Path | str) -> list[str]:
-    """Names of the calculations of a set, none of which is read.
+    """Return the names of the calculations of a set, without reading any.
 
     Raises:
         InputError: There are none, or the index is not one.
@@ -130,11 +131,6 @@ def second_order(references: Sequence[PhononReference]) -> list[PhononReference]
         return name.endswith(_THIRD) and (name.removesuffix(_THIRD), reference.metadata.material) in first
 
     return [reference for reference in references if not is_third(reference)]
-
-
-def _named(entries: Sequence[_Entry], names: Collection[str]) -> list[_Entry]:
-    wanted = {*names, *(name.removesuffix(_THIRD) for name in names)}
-    return [entry for entry in entries if entry.name in wanted]
 
 
 def _check_part(split: str | None, where: str | None = None) -> None:

@@ -173,8 +173,8 @@ def estimated_residual_forces(
     the displaced atom, so that averaging over all equivalent atoms takes it away.
 
     Args:
-        translations: Of the supercell.
-        symmetry: Of the supercell.
+        translations: Lattice translations of the supercell.
+        symmetry: Space group of the supercell.
         force_constants: Symmetrised `[n_prim, N, 3, 3]`, eV/Å².
         calculation: Its displacements above 0.1 Å are not used.
 
@@ -200,8 +200,8 @@ def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: Fit) -> T
     """Take or fit force constants, not symmetrised.
 
     Args:
-        phonon: Cells.
-        calculation: At rest.
+        phonon: Supercell and primitive cell.
+        calculation: Calculation without residual forces.
         fit: Whether to fit when there are none.
 
     Returns:

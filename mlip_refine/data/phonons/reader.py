@@ -47,13 +47,13 @@ class PhononSettings:
     """How calculations are read.
 
     Attributes:
-        files: What the files themselves do not say.
-        residual_forces: Of the undisplaced supercell `[N, 3]`, eV/Å, subtracted from all others. None takes
-            those of a set without displacement, or else estimates them.
+        files: Settings that the files themselves do not give.
+        residual_forces: Forces of the undisplaced supercell `[N, 3]`, eV/Å, subtracted from all others.
+            None takes those of a set without displacement, or else estimates them.
         fit: Whether force constants are fitted to forces when no file has them; `possible`: where the forces
             determine them.
         symprec: How far atoms may be from symmetric places, Å.
-        tolerances: Of the checks.
+        tolerances: Largest deviations that the checks accept.
     """
 
     files: PhononFiles = field(default_factory=PhononFiles)
@@ -75,8 +75,8 @@ def read_phonons(
     Args:
         path: Folder, archive, `phonopy_params.yaml` or another file of phonopy or phono3py, compressed or
             not; see `mlip_refine.data.phonons.calculations`.
-        name: Of the material; None takes the file's.
-        settings: How to read.
+        name: Name of the material; None takes the file's.
+        settings: How calculations are read.
         metadata: What the files do not say, by the fields of `PhononMetadata`, such as `functional`.
 
     Returns:
@@ -106,7 +106,12 @@ def read_phonon_orders(
     """
     path = Path(path)
     chosen = settings or PhononSettings()
-    _check_known(metadata or {})
+    known = [f.name for f in fields(PhononMetadata) if f.name != "checks"]
+    for key in metadata or {}:
+        if key not in known:
+            word = nearest(key, known)
+            fix = f"Did you mean {word!r}?" if word else None
+            raise InputError("unknown metadata", found=repr(key), expected=", ".join(known), fix=fix)
     own = name or calculation_name(path)
     given = {"material": own, **(metadata or {})}
     calculations = read_calculations(path, chosen.files)
@@ -123,24 +128,31 @@ def calculation_name(path: Path) -> str:
     return _USUAL.sub("", stem) or path.resolve().parent.name
 
 
-def _check_known(metadata: Mapping[str, Any]) -> None:
-    known = [f.name for f in fields(PhononMetadata) if f.name != "checks"]
-    for key in metadata:
-        if key not in known:
-            word = nearest(key, known)
-            fix = f"Did you mean {word!r}?" if word else None
-            raise InputError("unknown metadata", found=repr(key), expected=", ".join(known), fix=fix)
-
-
 def _reference(
     calculation: Calculation, name: str, settings: PhononSettings, given: Mapping[str, Any]
 ) -> PhononReference:
     calculation = at_rest(in_electronvolts(calculation), settings.residual_forces)
     phonon = build(calculation, settings.symprec)
     atoms, translations, symmetry = phonon_crystal(phonon)
-    _check_supercell(calculation, len(atoms))
+    moved = calculation.displacements
+    if moved is not None and moved.shape[1] != len(atoms):
+        raise InputError(
+            "forces are of another supercell",
+            where=calculation.where,
+            found=f"{moved.shape[1]} atoms",
+            expected=f"{len(atoms)}",
+        )
+    if not (moved is not None and len(moved)) and calculation.force_constants is None:
+        raise InputError("there are neither forces nor force constants", where=calculation.where)
     calculation, raw, symmetrised = _harmonic(phonon, calculation, translations, symmetry, fit=settings.fit)
-    displacements = _displacements(calculation)
+    moved, forces, energies = calculation.displacements, calculation.forces, calculation.energies
+    displacements: tuple[Displacement, ...] = ()
+    if moved is not None and forces is not None:
+        known = [None] * len(moved) if energies is None else [float(e) for e in energies]
+        displacements = tuple(
+            Displacement(torch.from_numpy(u), torch.from_numpy(f), e)
+            for u, f, e in zip(moved, forces, known, strict=True)
+        )
     found = deviations(translations, symmetry, raw, displacements, calculation.residual_forces)
     check_deviations(found, settings.tolerances, calculation.where)
     return PhononReference(
@@ -157,7 +169,7 @@ def _reference(
 
 
 def phonon_crystal(phonon: Phonopy) -> tuple[Atoms, Translations, CrystalSymmetry]:
-    """The supercell of a calculation, its lattice translations, and its symmetry modulo those."""
+    """Return the supercell of a calculation, its lattice translations, and its symmetry modulo those."""
     primitive = phonon.primitive
     translations = Translations(
         torch.from_numpy(np.array(primitive.atomic_permutations)),
@@ -177,17 +189,6 @@ def _atoms(cell: PhonopyAtoms) -> Atoms:
     if cell.magnetic_moments is not None:
         atoms.set_initial_magnetic_moments(cell.magnetic_moments)
     return atoms
-
-
-def _check_supercell(calculation: Calculation, n_atoms: int) -> None:
-    moved = calculation.displacements
-    if moved is not None and moved.shape[1] != n_atoms:
-        found = f"{moved.shape[1]} atoms"
-        raise InputError(
-            "forces are of another supercell", where=calculation.where, found=found, expected=f"{n_atoms}"
-        )
-    if not (moved is not None and len(moved)) and calculation.force_constants is None:
-        raise InputError("there are neither forces nor force constants", where=calculation.where)
 
 
 def _harmonic(
@@ -211,17 +212,6 @@ def _harmonic(
     if np.abs(residual).max() < _NOTICEABLE:
         return known, raw, symmetrised
     return _harmonic(phonon, known, translations, symmetry, fit=fit)
-
-
-def _displacements(calculation: Calculation) -> tuple[Displacement, ...]:
-    moved, forces, energies = calculation.displacements, calculation.forces, calculation.energies
-    if moved is None or forces is None:
-        return ()
-    known = [None] * len(moved) if energies is None else [float(e) for e in energies]
-    return tuple(
-        Displacement(torch.from_numpy(u), torch.from_numpy(f), e)
-        for u, f, e in zip(moved, forces, known, strict=True)
-    )
 
 
 def _metadata(

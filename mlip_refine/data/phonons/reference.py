@@ -21,19 +21,19 @@ from mlip_refine.errors import InputError
 
 @dataclass(frozen=True)
 class PhononMetadata:
-    """What a calculation was, and how well its force constants held before they were symmetrised.
+    """Origin of a calculation, and deviations of its force constants before they were symmetrised.
 
     Attributes:
         material: Id of the material: two calculations of one material never fall into different splits.
-        formula: Reduced, alphabetical: `AlN`.
+        formula: Reduced formula, alphabetical: `AlN`.
         space_group: Number of the space group, 1 to 230.
         prototype: Kind of structure: anonymous formula, space group, atoms of every orbit (`AB_225_1_1`).
-        functional: Exchange and correlation, `PBEsol`; None when nothing says it.
-        cutoff: Of the plane waves, eV.
+        functional: Exchange-correlation functional, `PBEsol`; None when unknown.
+        cutoff: Cutoff energy of the plane waves, eV.
         nac: Whether Born charges come with the calculation. They are not used.
         energy_reference: What energies of displaced supercells are measured from; None without energies.
         source: Where the calculation comes from.
-        licence: Under which it may be used.
+        licence: Licence of the data.
         checks: Measured deviations by name, see `mlip_refine.data.phonons.checks`.
     """
 
@@ -55,9 +55,10 @@ class Displacement:
     """A supercell with displaced atoms and the change of forces that goes with them.
 
     Attributes:
-        displacement: `[N, 3]`, Å.
-        forces: `[N, 3]`, eV/Å; those of the undisplaced supercell, known or estimated, are subtracted.
-        energy: Of the supercell, eV, absolute as the calculation gave it; None when unknown.
+        displacement: Displacements of the atoms `[N, 3]`, Å.
+        forces: Forces on the atoms `[N, 3]`, eV/Å, minus those of the undisplaced supercell, known or
+            estimated.
+        energy: Energy of the supercell, eV, absolute as the calculation gave it; None when unknown.
     """
 
     displacement: Tensor
@@ -79,7 +80,7 @@ class PhononReference:
         force_constants: Rows of the primitive cell `[n_prim, N, 3, 3]`, eV/Å², float64, symmetrised; None
             when there are only displacements.
         displacements: Displaced supercells with their forces; may be empty.
-        metadata: Provenance.
+        metadata: Origin of the calculation.
     """
 
     name: str
@@ -112,7 +113,7 @@ class PhononReference:
         """Return one column of the Hessian: minus the forces per displacement of an atom along an axis.
 
         Args:
-            atom: Of the supercell.
+            atom: Index in the supercell.
             axis: 0, 1, 2 for x, y, z.
 
         Returns:

@@ -24,14 +24,14 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How a set without a split of its own is divided.
+    """Rule that divides a set without a split of its own.
 
     Attributes:
         val: Expected fraction kept for validation.
         test: Expected fraction kept for the test.
         by: What stays together: `material`, calculations with one id or of one compound and prototype; or
             `prototype`, all compounds of one.
-        seed: Of the choice.
+        seed: Random seed of the division.
     """
 
     val: float = 0.1
@@ -61,8 +61,8 @@ def split_phonons(references: Sequence[PhononReference], rule: SplitRule) -> lis
     come or go, and the sizes of the parts are what chance makes of the fractions.
 
     Args:
-        references: The set.
-        rule: How.
+        references: Materials of the set.
+        rule: Fractions, seed, and what stays together.
 
     Returns:
         For every reference `train`, `val`, `test` or `kappa103`.
@@ -94,7 +94,7 @@ def check_parts(parts: Mapping[str, Iterable[PhononReference]]) -> None:
     """Refuse parts that share a material.
 
     Args:
-        parts: By their names.
+        parts: Materials by the name of their part.
 
     Raises:
         InputError: A material, by its id or as a compound of one prototype, is in two parts; or one of the
