@@ -15,7 +15,7 @@ from torch import Tensor
 from mlip_refine.crystals.moduli import reuss_average
 from mlip_refine.crystals.relaxation import Rest, relax, response
 from mlip_refine.crystals.second_order import second_order
-from mlip_refine.crystals.symmetry import Symmetry, crystal_symmetry, primitive_cell
+from mlip_refine.crystals.symmetry import Symmetry, find_symmetry, primitive_cell
 from mlip_refine.crystals.tensors import from_linear_strain, from_mandel, project, to_stress_strain
 from mlip_refine.potential import Potential
 
@@ -84,7 +84,7 @@ def static_elasticity(
     deformation = response(potential, crystal, rest) if create_graph else None
     structure = potential.graphs.from_atoms(crystal)
     energy = second_order(potential, structure, deformation, create_graph=create_graph)
-    symmetry = crystal_symmetry(np.array(crystal.cell), crystal.positions, crystal.numbers)
+    symmetry = find_symmetry(np.array(crystal.cell), crystal.positions, crystal.numbers)
     translations = energy.translations @ energy.translations.T
     # What internal displacements relax: Λᵀ H⁻¹ Λ.
     relaxation = energy.coupling.T @ torch.linalg.solve(

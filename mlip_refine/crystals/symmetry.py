@@ -126,7 +126,7 @@ class Symmetry:
         return torch.stack(list(self.independent(projected).values()))
 
 
-def crystal_symmetry(
+def find_symmetry(
     cell: NDArray[np.float64],
     positions: NDArray[np.float64],
     numbers: NDArray[np.int64],

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from mlip_refine.crystals.symmetry import (
     INDEPENDENT,
     Symmetry,
-    crystal_symmetry,
+    find_symmetry,
     primitive_cell,
     supercell_matrix,
     symmetry_dataset,
@@ -55,7 +55,7 @@ def _crystal(kind: str, turn: str) -> tuple[Symmetry, torch.Tensor]:
     """Its symmetry and its tensor, both in the turned frame."""
     atoms, rotation = _box(kind), TURNS[turn]
     atoms.set_cell(atoms.cell.array @ rotation.T, scale_atoms=True)
-    symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+    symmetry = find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
     return symmetry, rotate(_known(kind), torch.from_numpy(rotation))
 
 
@@ -104,7 +104,7 @@ def test_a_cell_that_is_not_quite_ideal_has_a_group_of_rotations():
     atoms = bulk("Ti", "hcp", a=2.95, c=4.68)
     strain = np.array([[1e-4, 5e-5, 0], [5e-5, -1e-4, 3e-5], [0, 3e-5, 0]])
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
-    group = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers).rotations
+    group = find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers).rotations
     products = group[:, None] @ group[None]
     distance = (products[:, :, None] - group).abs().amax(dim=(-1, -2))
     assert len(group) == 24

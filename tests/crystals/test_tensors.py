@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlip_refine.crystals import tensors
 from mlip_refine.crystals.moduli import hill_average, reuss_average, voigt_average
-from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, crystal_symmetry
+from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, find_symmetry
 from mlip_refine.quantities import KB
 
 Draw = Callable[..., Tensor]
@@ -238,7 +238,7 @@ CRYSTALS: dict[str, Callable[[], Atoms]] = {
 
 
 def _symmetry(atoms: Atoms) -> Symmetry:
-    return crystal_symmetry(np.array(atoms.cell), atoms.positions, atoms.numbers)
+    return find_symmetry(np.array(atoms.cell), atoms.positions, atoms.numbers)
 
 
 def _turned(atoms: Atoms, turn: Tensor) -> Atoms:

@@ -17,7 +17,7 @@ from ase.build import bulk
 from torch import Tensor
 
 from mlip_refine import testing
-from mlip_refine.crystals.symmetry import Symmetry, crystal_symmetry
+from mlip_refine.crystals.symmetry import Symmetry, find_symmetry
 from mlip_refine.crystals.tensors import project
 from mlip_refine.errors import InputError
 from mlip_refine.observables.base import Probe, Sample, average, measure
@@ -94,7 +94,7 @@ class Crystal:
     @property
     def symmetry(self) -> Symmetry:
         atoms = self.atoms
-        return crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+        return find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_a_moving_cell_is_refused(crystals):
 def test_strains_show_every_constant(kind, directions):
     """A tensor of the symmetry comes back from the stresses that it answers with, at no stress."""
     atoms = bulk("Ti", "hcp", a=2.95, c=4.68) if kind == "hcp" else bulk("Al", "fcc", a=4.05, cubic=True)
-    symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+    symmetry = find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
     deformation = Deformation.of(symmetry, 0.01)
     assert deformation.directions == directions
     constants = torch.linspace(50, 200, len(deformation.basis)).double()

@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.crystals.symmetry import INDEPENDENT, crystal_symmetry
+from mlip_refine.crystals.symmetry import INDEPENDENT, find_symmetry
 from mlip_refine.data import find_table
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult, Setting
@@ -108,7 +108,7 @@ class ElasticMatch(Loss):
         self.cells = cells_of(options, wanted)
         self.crystals = dict(zip(self.cells, crystals, strict=True))
         self.symmetries = {
-            cell: crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+            cell: find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
             for cell, atoms in self.crystals.items()
         }
         self.stresses = {cell: SymmetricStress(symmetry) for cell, symmetry in self.symmetries.items()}

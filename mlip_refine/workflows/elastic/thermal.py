@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlip_refine.config import Config
 from mlip_refine.crystals.moduli import voigt_average
-from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, crystal_symmetry
+from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, find_symmetry
 from mlip_refine.data import find_table
 from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
@@ -122,7 +122,7 @@ def thermal_settings(config: Config, potential: Potential, phases: Sequence[str]
                 phase, temperature, 0.0, () if table is None else lattice_of(table, temperature)
             )
             atoms = state_points(config, [source], potential, 1)[source].atoms
-            symmetry = crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
+            symmetry = find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers)
             deformation = Deformation.of(symmetry, section.strain)
             strains = deformation.strains if "deformation" in section.method else ()
             sampled = [replace(source, strain=strain) for strain in (UNSTRAINED, *strains)]

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from mlip_refine import testing
 from mlip_refine.config import Elastic, Sampling
-from mlip_refine.crystals.symmetry import INDEPENDENT, crystal_symmetry
+from mlip_refine.crystals.symmetry import INDEPENDENT, find_symmetry
 from mlip_refine.crystals.tensors import stress_from_voigt, stress_to_voigt, to_stress_strain
 from mlip_refine.data import read_table
 from mlip_refine.errors import InputError
@@ -99,7 +99,7 @@ def test_stress_counts_by_what_symmetry_leaves_of_it():
         (turned, turn @ stress @ turn.T, {"xx": 2.0, "zz": 5.0}),
         (bcc, stress, {"xx": 3.0}),
     ):
-        components = SymmetricStress(crystal_symmetry(atoms.cell.array, atoms.positions, atoms.numbers))
+        components = SymmetricStress(find_symmetry(atoms.cell.array, atoms.positions, atoms.numbers))
         found = components.of(stress_to_voigt(torch.from_numpy(tensor)))
         assert dict(zip(components.labels, found.tolist(), strict=True)) == pytest.approx(wanted)
         assert components.under(2.0).tolist() == [-2.0] * len(wanted)

@@ -5,7 +5,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from mlip_refine.crystals.symmetry import crystal_symmetry
+from mlip_refine.crystals.symmetry import find_symmetry
 from mlip_refine.crystals.tensors import stress_from_voigt
 from mlip_refine.observables.elasticity import Deformation
 from mlip_refine.quantities import GPA, KB
@@ -74,7 +74,7 @@ def _runs(
 
 
 def _deformation() -> Deformation:
-    return Deformation.of(crystal_symmetry(ARGON.cell.array, ARGON.positions, ARGON.numbers), 0.01)
+    return Deformation.of(find_symmetry(ARGON.cell.array, ARGON.positions, ARGON.numbers), 0.01)
 
 
 def test_moduli_are_those_of_the_tensor():
