@@ -1,8 +1,7 @@
 """Sampling: state points in, trajectories out, through batched molecular dynamics."""
 
-from mlip_refine.sampling.md.defaults import suitable_timestep
 from mlip_refine.sampling.md.engine import MolecularDynamics
-from mlip_refine.sampling.md.settings import MDSettings
+from mlip_refine.sampling.md.settings import MDSettings, suitable_timestep
 from mlip_refine.sampling.monitoring.guards import GuardSettings
 from mlip_refine.sampling.references import HarmonicReference, einstein, fit_einstein, fit_harmonic
 from mlip_refine.sampling.sampler import Length, last_frames, sample

@@ -36,9 +36,9 @@ class HarmonicReference:
 
     Attributes:
         sites: Lattice sites `[n_atoms, 3]`, Å, float64.
-        force_constants: `[3 n_atoms, 3 n_atoms]`, eV/Å², float64, symmetric; acts on displacements without
-            their centre of mass.
-        masses: `[n_atoms]`, amu, float64.
+        force_constants: Force constants `[3 n_atoms, 3 n_atoms]`, eV/Å², float64, symmetric;
+            they act on displacements without their centre of mass.
+        masses: Masses `[n_atoms]`, amu, float64.
     """
 
     sites: Tensor
@@ -48,25 +48,27 @@ class HarmonicReference:
     @cached_property
     def projected(self) -> Tensor:
         """Pᵀ K P, P the removal of the mass-weighted centre of mass: acts on bare displacements."""
-        p = _remove_drift(self.masses)
+        n, share = len(self.masses), self.masses / self.masses.sum()
+        centred = torch.eye(n, dtype=torch.float64) - share.expand(n, n)
+        p = torch.kron(centred, torch.eye(3, dtype=torch.float64))
         projected: Tensor = p.T @ self.force_constants @ p
         return projected
 
     def energy_forces(self, positions: Tensor, force_constants: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies `[n]`, eV, and forces `[n, n_atoms, 3]`, eV/Å, of positions `[n, n_atoms, 3]`.
+        """Return energies `[n]`, eV, and forces `[n, n_atoms, 3]`, eV/Å, of positions `[n, n_atoms, 3]`.
 
         `force_constants` is `projected` in the dtype and on the device of the positions.
         """
         u = (positions - self.sites.to(positions)).flatten(1)
-        pull = u @ force_constants
-        return 0.5 * (u * pull).sum(-1), -pull.view_as(positions)
+        restoring = u @ force_constants
+        return 0.5 * (u * restoring).sum(-1), -restoring.view_as(positions)
 
     def energy(self, positions: Tensor) -> Tensor:
-        """Energies `[n]`, eV, float64."""
+        """Return energies `[n]`, eV, float64."""
         return self.energy_forces(positions.double(), self.projected)[0]
 
     def frequencies(self) -> Tensor:
-        """The 3N - 3 angular frequencies, rad/fs, ascending.
+        """Return the 3N - 3 angular frequencies, rad/fs, ascending.
 
         Raises:
             SamplingError: If the crystal is not stable.
@@ -81,15 +83,15 @@ class HarmonicReference:
         return frequencies
 
     def free_energy(self, temperature: float, volume: float) -> float:
-        """Absolute classical free energy of the whole cell, eV.
+        """Return the absolute classical free energy of the whole cell, eV.
 
         F = kT Σ ln(ħω_i/kT) over the 3N - 3 vibrations, minus kT ln[(V/N)/Λ_M³], Λ_M the thermal wavelength
         of the total mass: the centre of mass moves in the volume per atom. For an Einstein crystal this is
         F_E + F_CM of Freitas, Asta and de Koning, Comput. Mater. Sci. 112, 333 (2016), Eqs. 13, 16.
 
         Args:
-            temperature: K.
-            volume: Of the cell, Å³.
+            temperature: Temperature, K.
+            volume: Volume of the cell, Å³.
         """
         kt = KB * temperature
         vibrations = kt * torch.log(HBAR * self.frequencies() / kt).sum().item()
@@ -99,12 +101,18 @@ class HarmonicReference:
 
 
 def einstein(atoms: Atoms, springs: Tensor) -> HarmonicReference:
-    """An Einstein crystal about the positions of `atoms`; springs `[n_atoms]`, eV/Å²."""
+    """Return the Einstein crystal about the positions of `atoms`; springs `[n_atoms]`, eV/Å²."""
     return HarmonicReference(_sites(atoms), torch.diag(springs.double().repeat_interleave(3)), _masses(atoms))
 
 
 def fit_einstein(atoms: Atoms, positions: Tensor, temperature: float) -> HarmonicReference:
-    """Springs k = 3kT/⟨|u|²⟩ of every species, from frames `[n, n_atoms, 3]` sampled about `atoms`."""
+    """Return the Einstein crystal with springs k = 3kT/⟨|u|²⟩ of every species.
+
+    Args:
+        atoms: The ideal crystal.
+        positions: Frames `[n, n_atoms, 3]`, Å, unwrapped, sampled about it.
+        temperature: Temperature, K.
+    """
     u = _displacements(atoms, positions)
     squares = u.square().sum(-1).mean(0)
     numbers = torch.as_tensor(atoms.numbers)
@@ -115,7 +123,7 @@ def fit_einstein(atoms: Atoms, positions: Tensor, temperature: float) -> Harmoni
 
 
 def fit_harmonic(atoms: Atoms, positions: Tensor, temperature: float) -> HarmonicReference:
-    """The harmonic crystal whose displacement covariance is the sampled one, kT K⁻¹ = ⟨u uᵀ⟩.
+    """Return the harmonic crystal whose displacement covariance is the sampled one, kT K⁻¹ = ⟨u uᵀ⟩.
 
     The covariance is averaged over the space group of the ideal crystal, which a cell of n primitive cells
     multiplies the frames by n times its point group.
@@ -123,7 +131,7 @@ def fit_harmonic(atoms: Atoms, positions: Tensor, temperature: float) -> Harmoni
     Args:
         atoms: The ideal crystal (sites and cell).
         positions: Frames `[n, n_atoms, 3]`, Å, unwrapped.
-        temperature: K.
+        temperature: Temperature, K.
 
     Raises:
         SamplingError: If there are too few frames for a covariance of full rank.
@@ -142,36 +150,24 @@ def fit_harmonic(atoms: Atoms, positions: Tensor, temperature: float) -> Harmoni
 
 
 def symmetrise(matrix: Tensor, atoms: Atoms) -> Tensor:
-    """Average a `[3N, 3N]` matrix over the space group operations of the crystal."""
-    n = len(atoms)
-    blocks = matrix.view(n, 3, n, 3).permute(0, 2, 1, 3)
-    total, operations = torch.zeros_like(blocks), _operations(atoms)
-    for rotation, permutation in operations:
-        total += rotation.T @ blocks[permutation][:, permutation] @ rotation
-    return (total / len(operations)).permute(0, 2, 1, 3).reshape(3 * n, 3 * n)
+    """Return a `[3N, 3N]` matrix averaged over the space group operations of the crystal.
 
-
-def _operations(atoms: Atoms) -> list[tuple[Tensor, Tensor]]:
-    """Cartesian rotation and site permutation of every operation: site i goes to site permutation[i]."""
-    cell, scaled = np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
+    An operation has a Cartesian rotation, and takes site i to site permutation[i].
+    """
+    n, cell, scaled = len(atoms), np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
     crystal: Any = (cell, scaled, atoms.numbers)
     data = spglib.get_symmetry(crystal, symprec=SYMMETRY_TOLERANCE)
     if data is None:
-        return [(torch.eye(3, dtype=torch.float64), torch.arange(len(atoms)))]
-    found = []
+        return matrix
+    blocks = matrix.view(n, 3, n, 3).permute(0, 2, 1, 3)
+    total = torch.zeros_like(blocks)
     for w, t in zip(data["rotations"], data["translations"], strict=True):
         delta = (scaled @ w.T + t)[:, None] - scaled
         distances = np.linalg.norm((delta - np.round(delta)) @ cell, axis=-1)
-        rotation = cell.T @ w @ np.linalg.inv(cell.T)
-        found.append((torch.from_numpy(rotation), torch.from_numpy(distances.argmin(1))))
-    return found
-
-
-def _remove_drift(masses: Tensor) -> Tensor:
-    """The projector `[3N, 3N]` that subtracts the mass-weighted mean displacement."""
-    n = len(masses)
-    mean = (masses / masses.sum()).expand(n, n)
-    return torch.kron(torch.eye(n, dtype=torch.float64) - mean, torch.eye(3, dtype=torch.float64))
+        permutation = torch.from_numpy(distances.argmin(1))
+        rotation = torch.from_numpy(cell.T @ w @ np.linalg.inv(cell.T))
+        total += rotation.T @ blocks[permutation][:, permutation] @ rotation
+    return (total / len(data["rotations"])).permute(0, 2, 1, 3).reshape(3 * n, 3 * n)
 
 
 def _displacements(atoms: Atoms, positions: Tensor) -> Tensor:

@@ -22,14 +22,20 @@ Start = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Length:
-    """How long to sample: equilibration in fs, then frames per replica, stored in segments."""
+    """Length of a sampling.
+
+    Attributes:
+        equilibration: Time before the first frame, fs.
+        frames: Number of frames per replica.
+        segment: Frames per segment, the part that is stored at once; by default all.
+    """
 
     equilibration: float
     frames: int
     segment: int | None = None
 
     def segments(self) -> list[int]:
-        """Frames of every segment."""
+        """Return the number of frames of every segment."""
         size = self.segment or self.frames
         full, rest = divmod(self.frames, size)
         return [size] * full + ([rest] if rest else [])
@@ -52,14 +58,14 @@ def sample(
     interrupted, or that is now to be longer, continues from its last whole segment.
 
     Args:
-        potential: A frozen copy.
-        points: What to sample; names are unique.
+        potential: Frozen copy of a potential (see `Potential.frozen_copy`).
+        points: State points to sample; their names are unique.
         settings: How to integrate.
-        length: How long.
-        seed: Of this stage.
+        length: How long to sample.
+        seed: Random seed of this stage.
         stage: Name of this sampling in the store and in messages.
-        store: Where frames are kept.
-        start: Positions and cells to start from by point name; else the ideal crystals.
+        store: Store of the frames; without one they are only returned.
+        start: Positions and cells to start from by point name; by default the ideal crystals.
 
     Returns:
         A trajectory per point, all replicas; `Trajectory.kept` marks the frames that count.
@@ -69,7 +75,9 @@ def sample(
         MlipRefineError: If two points have the same name.
     """
     if len({p.name for p in points}) < len(points):
-        raise MlipRefineError(f"points of one name: {', '.join(sorted(p.name for p in points))}")
+        raise MlipRefineError(
+            f"state points must have different names: {', '.join(sorted(p.name for p in points))}"
+        )
     keys = _keys(potential, points, settings, length, seed, start)
     named = {p.name: p for p in points}
     parts: list[dict[str, Trajectory]] = []
@@ -82,8 +90,8 @@ def sample(
         snapshot = found[1]
     if len(parts) < len(keys):
         dump = partial(store.dump, stage) if store else None
-        dynamics = MolecularDynamics(potential, points, settings, seed, start, dump)
-        parts += _run(dynamics, length, parts, snapshot, stage, store, keys)
+        dynamics = MolecularDynamics.prepare(potential, points, settings, seed, start, dump)
+        parts += _sample_segments(dynamics, length, parts, snapshot, stage, store, keys)
     result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
     for name, trajectory in result.items():
         if not bool(trajectory.kept.any()):
@@ -91,7 +99,7 @@ def sample(
     return result
 
 
-def _run(
+def _sample_segments(
     dynamics: MolecularDynamics,
     length: Length,
     done: list[dict[str, Trajectory]],
@@ -100,6 +108,7 @@ def _run(
     store: FrameStore | None,
     keys: Sequence[str],
 ) -> list[dict[str, Trajectory]]:
+    """Sample the segments after those that are done, print new verdicts and store every segment."""
     fresh: list[dict[str, Trajectory]] = []
     equilibration = dynamics.steps(length.equilibration) if length.equilibration > 0 else 0
     total = equilibration + length.frames * dynamics.steps(dynamics.settings.interval)
@@ -127,9 +136,9 @@ def _keys(
     seed: int,
     start: Start | None,
 ) -> list[str]:
-    """What every segment holds, as JSON: model, points, settings, seed and start; arrays by their hash.
+    """Return what every segment is sampled from, as JSON: model, points, settings, seed and start.
 
-    What comes after a segment is left out, so that a stage can go on for longer.
+    Arrays stand there by their hash. Nothing of later segments is in it, so that a stage can go on longer.
     """
     arrays = hashlib.sha256()
     for point in points:
@@ -162,5 +171,5 @@ def _keys(
 
 
 def last_frames(trajectories: Mapping[str, Trajectory]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Positions and cells of the last good frames of all replicas, to start the next sampling from."""
+    """Return positions and cells of the last kept frames of all replicas, to start the next sampling from."""
     return {name: t.last() for name, t in trajectories.items()}

@@ -1,4 +1,4 @@
-"""What is sampled: structures at temperatures and pressures under a Hamiltonian."""
+"""State points, which are sampled, and the trajectories that come of it."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -17,7 +17,7 @@ Thermostat = Literal["langevin", "nose_hoover"]
 CellFreedom = Literal["isotropic", "anisotropic", "hexagonal", "triclinic", "fixed"]
 Identity = Literal["structure", "sites", "liquid", "none"]
 
-# What a trajectory holds of every frame.
+# Series of a trajectory: one value per replica and frame.
 SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress", "kinetic_energy")
 
 
@@ -35,27 +35,27 @@ class Hamiltonian:
 
 @dataclass(frozen=True)
 class StatePoint:
-    """One ensemble to sample.
+    """A structure in one ensemble at one temperature and pressure, under a Hamiltonian.
 
     Attributes:
-        name: Unique in a batch; reports and stores use it.
+        name: Name, unique in a batch; reports and stores use it.
         atoms: The ideal crystal, or a liquid to start from: sites, and the cell that NVT keeps and NPT starts
             from.
-        temperature: K.
-        pressure: GPa; in NVT only a label.
+        temperature: Temperature, K.
+        pressure: Pressure, GPa; in NVT only a label.
         ensemble: `nvt`, `npt`, `nve` or `nph`; the last two start at the temperature and keep their energy
             or enthalpy.
-        thermostat: Of `nvt`: Langevin, or a Nosé-Hoover chain. `npt` is Langevin.
+        thermostat: Thermostat of `nvt`: Langevin, or a Nosé-Hoover chain; `npt` is always Langevin.
         cell_freedom: What `npt` and `nph` may change: the volume (`isotropic`), x with y and z (`hexagonal`),
             three axes (`anisotropic`), or lengths and angles (`triclinic`).
-        replicas: Independent copies.
-        hamiltonian: What is simulated.
+        replicas: Number of independent copies.
+        hamiltonian: Energy function that is simulated.
         identity: What makes a system the phase that it is: its `structure` (the sites where the structure is
             not recognised), the very `sites` of the ideal crystal, that it is `liquid` and no crystal, or
             `none`: it is not judged.
-        timestep: fs; the settings' one if `None`.
-        friction: 1/ps; the settings' one if `None`.
-        barostat_time: Period of volume oscillations, fs; the settings' one if `None`.
+        timestep: Time step, fs; that of the settings if `None`.
+        friction: Friction of the thermostat, 1/ps; that of the settings if `None`.
+        barostat_time: Period of volume oscillations, fs; that of the settings if `None`.
     """
 
     name: str
@@ -99,7 +99,7 @@ class StatePoint:
         return self.pressure * GPA * float(self.atoms.cell.volume)
 
     def with_cell(self, cell: np.ndarray) -> Self:
-        """The same point in another cell (rows, Å), the sites carried along affinely."""
+        """Return the same point in another cell (rows, Å), the sites carried along affinely."""
         atoms = self.atoms.copy()
         atoms.set_cell(cell, scale_atoms=True)
         return replace(self, atoms=atoms)
@@ -113,15 +113,15 @@ class Trajectory:
     `[n_kept, n_atoms, 3]`, replica after replica, and likewise for every other series.
 
     Attributes:
-        point: What was sampled.
-        positions: `[replicas, n_frames, n_atoms, 3]`, Å, unwrapped, float64.
-        cells: Rows `[replicas, n_frames, 3, 3]`, Å.
+        point: State point that was sampled.
+        positions: Positions `[replicas, n_frames, n_atoms, 3]`, Å, unwrapped, float64.
+        cells: Cells (rows) `[replicas, n_frames, 3, 3]`, Å.
         model_energy: Unscaled model energy `[replicas, n_frames]`, eV.
         bias_energy: Unscaled bias energy `[replicas, n_frames]`, eV.
         stress: Model stress `[replicas, n_frames, 3, 3]`, eV/Å³, tensile positive, without the kinetic part.
-        kinetic_energy: Of the atoms `[replicas, n_frames]`, eV.
-        kept: Frames without a verdict against them `[replicas, n_frames]`.
-        steps: Steps of the run at which the frames were taken `[n_frames]`.
+        kinetic_energy: Kinetic energy of the atoms `[replicas, n_frames]`, eV.
+        kept: Frames that count: no fault discarded them `[replicas, n_frames]`.
+        steps: Steps at which the frames were taken `[n_frames]`.
         revoked: Step after which the frames of earlier segments do not count either `[replicas]`.
         verdicts: What happened to systems, one line each.
     """
@@ -161,7 +161,7 @@ class Trajectory:
         return total
 
     def last(self) -> tuple[Tensor, Tensor]:
-        """Positions `[n, n_atoms, 3]` and cells `[n, 3, 3]` of the last kept frame of each replica, Å.
+        """Return positions `[n, n_atoms, 3]` and cells `[n, 3, 3]` of the last kept frame of each replica, Å.
 
         Replicas without a kept frame are left out.
         """
@@ -172,9 +172,9 @@ class Trajectory:
         return self.positions[replicas, last[alive]], self.cells[replicas, last[alive]]
 
     def extend(self, later: Self) -> Self:
-        """This trajectory followed by a later segment of the same replicas.
+        """Return this trajectory followed by a later segment of the same replicas.
 
-        What was found later counts: a system that is set back to a step before the later segment takes its
+        Later faults count: a system that is set back to a step before the later segment takes its
         frames since then with it.
         """
         joined: dict[str, Any] = {
@@ -192,7 +192,7 @@ class Trajectory:
 
 
 def inefficiency_on_grid(values: Tensor, kept: Tensor) -> float:
-    """Statistical inefficiency of values `[n]` of the frames true in `kept` `[replicas, n_frames]`."""
+    """Return the statistical inefficiency of values `[n]` of the frames in `kept` `[replicas, n_frames]`."""
     grid = torch.zeros(kept.shape, dtype=torch.float64)
     grid[kept] = values.detach().double().cpu()
     return statistical_inefficiency(grid, kept)

@@ -19,7 +19,7 @@ from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 
 FORMAT = "mlip_refine frames 4"
 
-# What says which frames count.
+# Masks and steps that mark the frames that count.
 _MARKS = ("kept", "steps", "revoked")
 
 
@@ -34,13 +34,14 @@ class FrameStore:
         """Open a folder (made when the first segment is written).
 
         Args:
-            folder: Where the files lie.
-            provenance: What the frames depend on beside their stage: model hash, seed, settings, versions.
+            folder: Folder of the files.
+            provenance: Everything that the frames depend on beside their stage: model hash, seed, settings,
+                versions.
         """
         self.folder, self.provenance = folder, json.dumps(dict(provenance), sort_keys=True, default=str)
 
     def path(self, stage: str, segment: int) -> Path:
-        """File of a segment."""
+        """Return the file of a segment."""
         return self.folder / f"{stage}.{segment:04d}.h5"
 
     def dump(self, stage: str, failure: Failure) -> None:
@@ -74,13 +75,13 @@ class FrameStore:
     def read(
         self, stage: str, segment: int, points: Mapping[str, StatePoint], key: str | None
     ) -> tuple[dict[str, Trajectory], dict[str, Tensor]] | None:
-        """Read a segment back, or `None` if it was not written yet or belongs to other settings.
+        """Return a segment, or `None` if it was not written yet or belongs to other settings.
 
         Args:
             stage: Name of the stage.
-            segment: Its number.
-            points: The state points that are wanted, by name.
-            key: What must have been sampled; `None` takes whatever the stage holds.
+            segment: Number of the segment.
+            points: State points to read, by name.
+            key: Description that the segment must have (see `write`); `None` takes whatever the stage holds.
 
         Raises:
             InputError: If the file is truncated or was not written by this package.

@@ -136,7 +136,7 @@ def test_frames_hold_the_kinetic_energy(potential: Any, ensemble: str) -> None:
         StatePoint("single", single, 300.0, ensemble=ensemble, identity="none"),
         StatePoint("noisy", _points()[0].atoms, 300.0),
     ]
-    dynamics = MolecularDynamics(potential, points, SETTINGS, 1)
+    dynamics = MolecularDynamics.prepare(potential, points, SETTINGS, 1)
     runs = dynamics.record(2)
     found = torch.cat([runs[p.name].kinetic_energy[:, -1] for p in points])
     assert torch.equal(found, dynamics.integrator.kinetic())
@@ -397,5 +397,5 @@ def test_bias_and_scale_belong_to_the_key(potential: Any, tmp_path: Path) -> Non
 def test_points_of_one_name_are_refused(potential):
     """The second would take the place of the first."""
     first, second = _points()[0], replace(_points()[1], name="a")
-    with pytest.raises(MlipRefineError, match="points of one name: a, a"):
+    with pytest.raises(MlipRefineError, match="state points must have different names: a, a"):
         sample(potential, [first, second], SETTINGS, LENGTH, seed=1, stage="same")

@@ -4,6 +4,7 @@ All ensembles with a moving cell are one: the rate of strain is projected onto t
 freedom of the cell spans. A fixed cell is the projection onto nothing.
 """
 
+import itertools
 import math
 
 import torch
@@ -20,13 +21,16 @@ _DIAGONAL = {
 
 
 def strain_projection(freedom: CellFreedom) -> Tensor:
-    """Projection of 3 x 3 matrices, flattened, onto the strains that are free `[9, 9]`, float64.
+    """Return the projection of 3 x 3 matrices, flattened, onto the free strains `[9, 9]`, float64.
 
     It is orthogonal in the inner product tr(AᵀB), in which the kinetic energy of the cell is ½ W tr(g²).
     """
     basis = [torch.diag(torch.tensor(d, dtype=torch.float64)) for d in _DIAGONAL.get(freedom, [])]
     if freedom == "triclinic":
-        basis = [_unit(i, j) for i in range(3) for j in range(i, 3)]
+        for i, j in itertools.combinations_with_replacement(range(3), 2):
+            matrix = torch.zeros(3, 3, dtype=torch.float64)
+            matrix[i, j] = matrix[j, i] = 1.0
+            basis.append(matrix)
     projection = torch.zeros(9, 9, dtype=torch.float64)
     for matrix in basis:
         flat = matrix.flatten() / matrix.norm()
@@ -34,27 +38,21 @@ def strain_projection(freedom: CellFreedom) -> Tensor:
     return projection
 
 
-def _unit(i: int, j: int) -> Tensor:
-    matrix = torch.zeros(3, 3, dtype=torch.float64)
-    matrix[i, j] = matrix[j, i] = 1.0
-    return matrix
-
-
 def cell_mass(volume: Tensor, bulk_modulus: Tensor, n_atoms: Tensor, kt: Tensor, period: Tensor) -> Tensor:
-    """Inertia W of the rate of strain that gives volume oscillations the wanted period.
+    """Return the inertia W of the rate of strain that gives volume oscillations a period.
 
     A volume strain e of all three axes costs ½ (9 K V) e² and moves with ½ (3 W) ė², so
     W = 3 (period / 2π)² K V; an ideal gas adds its own K V = N kT.
 
     Args:
-        volume: `[n_systems]`, Å³.
-        bulk_modulus: Of the static lattice `[n_systems]`, eV/Å³; negative ones count as zero.
-        n_atoms: `[n_systems]`.
-        kt: `[n_systems]`, eV.
-        period: `[n_systems]`, torch-sim time.
+        volume: Volumes `[n_systems]`, Å³.
+        bulk_modulus: Bulk moduli of the static lattices `[n_systems]`, eV/Å³; negative ones count as zero.
+        n_atoms: Numbers of atoms `[n_systems]`.
+        kt: Thermal energies `[n_systems]`, eV.
+        period: Periods of volume oscillations `[n_systems]`, torch-sim time.
 
     Returns:
-        `[n_systems]`, eV times squared torch-sim time.
+        Inertia `[n_systems]`, eV times squared torch-sim time.
     """
     stiffness = bulk_modulus.clamp(min=0.0) * volume + n_atoms * kt
     return 3.0 * (period / (2.0 * math.pi)).square() * stiffness

@@ -1,8 +1,10 @@
 """Batched molecular dynamics: all replicas of all state points step together."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, Self
 
+import torch
 from ase import Atoms
 from torch import Tensor, tensor
 
@@ -11,10 +13,9 @@ from mlip_refine.progress import Ticker
 from mlip_refine.sampling.md.forcefield import ForceField
 from mlip_refine.sampling.md.integrators import Integrator
 from mlip_refine.sampling.md.noise import NoiseStreams, stream_key
-from mlip_refine.sampling.md.settings import MDSettings, batch_controls, resolved, timesteps
+from mlip_refine.sampling.md.settings import MDSettings, integrator_settings, with_time_scales
 from mlip_refine.sampling.md.state import BatchState
-from mlip_refine.sampling.monitoring.monitor import Failure, Watch
-from mlip_refine.sampling.monitoring.recorder import Recorder
+from mlip_refine.sampling.monitoring.monitor import Failure, Monitor
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 
 
@@ -22,57 +23,78 @@ class MolecularDynamics:
     """One batch of systems stepped together, each in its own ensemble at its own temperature and pressure.
 
     Replica r of a point is a system of its own. What happens to a system depends on itself, its name and the
-    seed alone, not on what else is in the batch.
+    seed alone, not on what else is in the batch. `prepare` sets up a batch from a potential and state points.
 
     Attributes:
-        points: With the time step, friction and barostat time that each has.
-        step: Steps taken.
+        points: State points with the time step, friction and barostat time that each has.
+        settings: How trajectories are integrated.
+        integrator: Steps the batch.
+        forcefield: Computes its forces.
         state: A torch-sim state of all systems, changed in place.
+        monitor: Finds faults and sets systems back.
+        step: Steps taken.
     """
 
     def __init__(
-        self,
+        self, points: Sequence[StatePoint], settings: MDSettings, integrator: Integrator, monitor: Monitor
+    ) -> None:
+        """Keep the parts of a batch that is ready for its first step (see `prepare`)."""
+        self.points, self.settings, self.step = tuple(points), settings, 0
+        self.integrator, self.monitor = integrator, monitor
+        self.forcefield, self.state = integrator.forcefield, integrator.state
+        self._always_stress = self.forcefield.compute_stress
+
+    @classmethod
+    def prepare(
+        cls,
         potential: Potential,
         points: Sequence[StatePoint],
         settings: MDSettings,
         seed: int,
         start: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         on_failure: Callable[[Failure], None] | None = None,
-    ) -> None:
-        """Set up the batch.
+    ) -> Self:
+        """Set up a batch: time scales, first forces and momenta.
 
         Args:
-            potential: A frozen copy (see `Potential.frozen_copy`).
+            potential: Frozen copy of a potential (see `Potential.frozen_copy`).
             points: State points; their names are unique.
             settings: How to integrate.
-            seed: Of momenta and thermostat noise.
-            start: Positions `[replicas, n_atoms, 3]` and cells `[replicas, 3, 3]` (rows) by point name.
-            on_failure: Told about every system that is set back.
+            seed: Random seed of momenta and thermostat noise.
+            start: Positions `[replicas, n_atoms, 3]` and cells `[replicas, 3, 3]` (rows), Å, by point name;
+                by default the ideal crystals.
+            on_failure: Called with every failure of a system.
 
         Raises:
-            SamplingError: For a thermostat that does not go with the ensemble.
+            SamplingError: For a thermostat or a bias that does not go with the ensemble.
         """
-        self.points = tuple(resolved(potential, points, settings))
-        self.settings, self.step = settings, 0
-        systems = [(p, r) for p in self.points for r in range(p.replicas)]
-        alone = [p for p, _ in systems]
-        atoms = [_started(p, r, start) for p, r in systems]
+        points = with_time_scales(potential, points, settings)
+        systems = [(p, r) for p in points for r in range(p.replicas)]
+        atoms: list[Atoms] = []
+        for point, replica in systems:
+            crystal = point.atoms.copy()
+            if start and point.name in start:
+                positions, cells = start[point.name]
+                crystal.set_cell(cells[replica % len(cells)].numpy())
+                crystal.positions = positions[replica % len(positions)].numpy()
+            atoms.append(crystal)
+        alone, sizes = [p for p, _ in systems], [len(a) for a in atoms]
+        rigid = all(p.freedom == "fixed" for p in points)
+        forcefield = ForceField(potential, [p.hamiltonian for p in alone], sizes, rigid=rigid)
+        forcefield.compute_stress = not rigid
         real: dict[str, Any] = {"device": potential.device, "dtype": potential.dtype}
-        self.state = BatchState.from_atoms(atoms, potential.device, potential.dtype)
-        rigid = all(p.freedom == "fixed" for p in self.points)
-        sizes = [len(a) for a in atoms]
-        self.forcefield = ForceField(potential, [p.hamiltonian for p in alone], sizes, rigid=rigid)
-        self._always_stress = self.forcefield.compute_stress = not rigid
         keys = [stream_key(seed, p.name, r) for p, r in systems]
-        self.integrator = Integrator(
-            self.state,
-            self.forcefield,
-            batch_controls(potential, alone, real),
-            timesteps(alone, real),
+        integrator = Integrator(
+            BatchState.from_atoms(atoms, potential.device, potential.dtype),
+            forcefield,
+            integrator_settings(potential, alone, real),
             NoiseStreams(keys, sizes, potential.dtype, potential.device),
         )
-        self.integrator.draw_momenta(range(len(systems)))
-        self._watch = Watch(systems, self.integrator, settings.guards, seed, on_failure)
+        integrator.compute_forces()
+        integrator.draw_momenta(range(len(systems)))
+        return cls(
+            points, settings, integrator, Monitor(systems, integrator, settings.guards, seed, on_failure)
+        )
 
     @property
     def timestep(self) -> float:
@@ -80,63 +102,90 @@ class MolecularDynamics:
         return min(float(p.timestep or 0.0) for p in self.points)
 
     def steps(self, time: float) -> int:
-        """Steps that a time in fs takes, at least one."""
+        """Return the number of steps that a time in fs takes, at least one."""
         return max(1, round(time / self.timestep))
 
     def advance(self, steps: int, tick: Ticker | None = None) -> None:
         """Take steps without recording."""
         for _ in range(steps):
-            self._step(None)
+            self._step()
             if tick:
                 tick(self.step)
 
     def record(self, n_frames: int, tick: Ticker | None = None) -> dict[str, Trajectory]:
-        """Take `n_frames` intervals and return the frame at the end of each, by point name.
+        """Take `n_frames` intervals and return the frames at their ends, by point name.
 
         A run that goes on from a `snapshot` of the last record gives the same bits as one that never stopped.
         """
         self.forcefield.forget_neighbours()
-        self._watch.equilibrated(self.step)
-        recorder, interval = Recorder(len(self.state.energy)), self.steps(self.settings.interval)
-        for _ in range(n_frames):
+        self.monitor.begin_segment(self.step)
+        frames: list[dict[str, Tensor]] = []
+        kept, steps = torch.ones(n_frames, len(self.state.energy), dtype=torch.bool), []
+        interval = self.steps(self.settings.interval)
+        for frame in range(n_frames):
             for left in reversed(range(interval)):
                 self.forcefield.compute_stress = self._always_stress or left == 0
-                self._step(recorder)
+                self._step()
                 if tick:
                     tick(self.step)
-            recorder.take(self.step, self.integrator, self._watch.idle(self.step))
-        self._watch.finish(self.step, recorder)
-        lines, self._watch.verdicts = self._verdicts(), {}
-        return recorder.trajectories(self.points, lines)
+            frames.append(self._frame())
+            kept[frame, self.monitor.idle(self.step)] = False
+            steps.append(self.step)
+        self.monitor.finish_segment(self.step)
+        taken = tensor(steps)
+        for system, since, until in self.monitor.discarded:
+            kept[(taken > since) & (taken <= until), system] = False
+        trajectories = self._trajectories(frames, kept.T, taken)
+        self.monitor.verdicts = {}
+        return trajectories
 
-    def _step(self, recorder: Recorder | None) -> None:
+    def _step(self) -> None:
         self.integrator.step(self.step)
         self.step += 1
-        self._watch.after_step(self.step, recorder)
+        self.monitor.after_step(self.step)
 
-    def _verdicts(self) -> list[list[str]]:
-        lines, system = [], 0
+    def _frame(self) -> dict[str, Tensor]:
+        """The present frame of all systems, float64, on the CPU."""
+        values = {
+            "positions": self.state.positions,
+            "cells": self.state.row_vector_cell,
+            "model_energy": self.forcefield.model_energy,
+            "bias_energy": self.forcefield.bias_energy,
+            "stress": self.forcefield.stress,
+            "kinetic_energy": self.integrator.kinetic(),
+        }
+        # A copy in any case: the dynamics goes on in place.
+        return {name: v.detach().to("cpu", torch.float64, copy=True) for name, v in values.items()}
+
+    def _trajectories(
+        self, frames: Sequence[Mapping[str, Tensor]], kept: Tensor, steps: Tensor
+    ) -> dict[str, Trajectory]:
+        """Cut frames of the batch into a trajectory per point; the replicas of a point are consecutive."""
+        series = {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
+        positions, revoked = series.pop("positions"), self.monitor.revoked()
+        result, system, atom = {}, 0, 0
         for point in self.points:
-            mine = range(system, system + point.replicas)
-            lines.append([line for i in mine for line in self._watch.verdicts.get(i, [])])
-            system = mine.stop
-        return lines
+            n, systems = len(point.atoms), slice(system, system + point.replicas)
+            block = positions[:, atom : atom + n * point.replicas]
+            lines = [self.monitor.verdicts.get(i, []) for i in range(system, systems.stop)]
+            result[point.name] = Trajectory(
+                point=point,
+                positions=block.view(len(block), point.replicas, n, 3).transpose(0, 1).contiguous(),
+                **{name: v[:, systems].transpose(0, 1).contiguous() for name, v in series.items()},
+                kept=kept[systems].clone(),
+                steps=steps.clone(),
+                revoked=revoked[systems].clone(),
+                verdicts=tuple(chain.from_iterable(lines)),
+            )
+            system, atom = systems.stop, atom + n * point.replicas
+        return result
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Everything that continues this run: restore it with `restore`."""
-        return self.state.snapshot() | self._watch.snapshot() | {"step": tensor(self.step)}
+        """Return everything that continues this run (see `restore`)."""
+        return self.state.snapshot() | self.monitor.snapshot() | {"step": tensor(self.step)}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot of a batch of the same points."""
         self.state.restore(saved)
-        self._watch.restore(saved)
+        self.monitor.restore(saved)
         self.step = int(saved["step"])
-
-
-def _started(point: StatePoint, replica: int, start: Mapping[str, tuple[Tensor, Tensor]] | None) -> Atoms:
-    atoms: Atoms = point.atoms.copy()
-    if start and point.name in start:
-        positions, cells = start[point.name]
-        atoms.set_cell(cells[replica % len(cells)].numpy())
-        atoms.positions = positions[replica % len(positions)].numpy()
-    return atoms

@@ -21,6 +21,8 @@ MAX_STRETCH = 4.0
 
 @dataclass(frozen=True)
 class _Bias:
+    """Systems held by one reference: their numbers, atoms and scales, tensors on the device of the batch."""
+
     reference: HarmonicReference
     force_constants: Tensor
     systems: Tensor
@@ -41,7 +43,7 @@ class ForceField(ModelInterface):
         stress: Unscaled model stress of the last call that asked for it `[n_systems, 3, 3]`, eV/Å³.
         cell: Cells of the last call, rows `[n_systems, 3, 3]`, Å, always finite.
         failed: Systems that were lost since the last `clear` `[n_systems]`.
-        alarm: Whether there are any.
+        alarm: Whether any system failed.
     """
 
     def __init__(
@@ -52,12 +54,12 @@ class ForceField(ModelInterface):
         *,
         rigid: bool = False,
     ) -> None:
-        """Prepare for a batch of systems.
+        """Set up for a batch of systems.
 
         Args:
-            potential: A frozen copy.
-            hamiltonians: One per system.
-            atoms_per_system: Sizes, in the order of the batch.
+            potential: Frozen copy of a potential (see `Potential.frozen_copy`).
+            hamiltonians: Hamiltonian of every system.
+            atoms_per_system: Number of atoms of every system, in the order of the batch.
             rigid: Whether no cell ever changes.
         """
         super().__init__()
@@ -95,8 +97,8 @@ class ForceField(ModelInterface):
         self._neighbours.forget()
 
     def forward(self, state: ts.SimState, **_: object) -> dict[str, Tensor]:
-        """Energy `[n_systems]`, forces `[n_atoms, 3]` and, if asked for, stress `[n_systems, 3, 3]`."""
-        positions, index = self._located(state), state.system_idx
+        """Return energies `[n_systems]`, forces `[n_atoms, 3]` and stresses `[n_systems, 3, 3]` if wanted."""
+        positions, index = self._valid_positions(state), state.system_idx
         graphs = self._neighbours.graphs(positions, self.cell, index)
         probes = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
         output = self.potential.evaluate_chunked(graphs, probes)
@@ -105,7 +107,14 @@ class ForceField(ModelInterface):
         if self._scaled:
             energy, forces = self.scale * energy, forces * self.scale[index, None]
         if self.biases:
-            energy, forces = self._biased(positions, energy.clone(), forces.clone())
+            energy, forces = energy.clone(), forces.clone()
+            self.bias_energy = torch.zeros_like(self.model_energy)
+            for bias in self.biases:
+                x = positions[bias.atoms].view(len(bias.systems), -1, 3)
+                u, f = bias.reference.energy_forces(x, bias.force_constants)
+                self.bias_energy[bias.systems] = u
+                energy[bias.systems] += bias.scale * u
+                forces[bias.atoms] += (bias.scale[:, None, None] * f).view(-1, 3)
         if self.alarm:
             forces = torch.where(self.failed[index, None], torch.zeros_like(forces), forces)
         result = {"energy": energy, "forces": forces}
@@ -114,48 +123,33 @@ class ForceField(ModelInterface):
             result["stress"] = self.stress * self.scale[:, None, None]
         return result
 
-    def _biased(self, positions: Tensor, energy: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
-        self.bias_energy = torch.zeros_like(self.model_energy)
-        for bias in self.biases:
-            x = positions[bias.atoms].view(len(bias.systems), -1, 3)
-            u, f = bias.reference.energy_forces(x, bias.force_constants)
-            self.bias_energy[bias.systems] = u
-            energy[bias.systems] += bias.scale * u
-            forces[bias.atoms] += (bias.scale[:, None, None] * f).view(-1, 3)
-        return energy, forces
+    def _valid_positions(self, state: ts.SimState) -> Tensor:
+        """Return positions at which to evaluate, with neighbours that hold there; sets `cell` and `failed`.
 
-    def _located(self, state: ts.SimState) -> Tensor:
-        """Positions at which to evaluate, with a neighbour list that holds there; sets `cell`."""
-        positions, cell = state.positions, state.row_vector_cell.contiguous()
-        first = self._first = self._first or (positions.clone(), cell.clone())
-        if self.alarm or not self._neighbours.holds(positions, cell, state.system_idx):
-            positions, cell = self._readable(state, cell, first)
-            if not self._neighbours.holds(positions, cell, state.system_idx):
+        A neighbour list of one system that was lost would be endless, and end the whole batch: such systems
+        are where they were first seen.
+        """
+        positions, cell, index = state.positions, state.row_vector_cell.contiguous(), state.system_idx
+        self._first = self._first or (positions.clone(), cell.clone())
+        if self.alarm or not self._neighbours.holds(positions, cell, index):
+            first_positions, first_cell = self._first
+            finite = torch.isfinite(positions).all(-1)
+            lost = torch.zeros_like(self.failed).index_put_((index,), ~finite, accumulate=True)
+            stretch = torch.linalg.solve(first_cell, cell)
+            sound = torch.linalg.matrix_norm(stretch) < MAX_STRETCH
+            lost = lost | ~(sound & (torch.linalg.det(stretch) > MAX_STRETCH**-3))
+            self.failed = self.failed | lost
+            self.alarm = bool(self.failed.any())
+            positions = torch.where(self.failed[index, None], first_positions, positions)
+            cell = torch.where(self.failed[:, None, None], first_cell, cell)
+            if not self._neighbours.holds(positions, cell, index):
                 self._neighbours.find(state, positions, cell)
         self.cell = cell
         return positions
 
-    def _readable(
-        self, state: ts.SimState, cell: Tensor, first: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Positions and cells, those of lost systems as first seen; marks the lost ones.
-
-        A neighbour list of one such system would be endless, and end the whole batch.
-        """
-        first_positions, first_cell = first
-        finite = torch.isfinite(state.positions).all(-1)
-        lost = torch.zeros_like(self.failed).index_put_((state.system_idx,), ~finite, accumulate=True)
-        stretch = torch.linalg.solve(first_cell, cell)
-        whole = torch.linalg.matrix_norm(stretch) < MAX_STRETCH
-        lost = lost | ~(whole & (torch.linalg.det(stretch) > MAX_STRETCH**-3))
-        self.failed = self.failed | lost
-        self.alarm = bool(self.failed.any())
-        positions = torch.where(self.failed[state.system_idx, None], first_positions, state.positions)
-        return positions, torch.where(self.failed[:, None, None], first_cell, cell)
-
 
 def _group_biases(hamiltonians: list[Hamiltonian], sizes: list[int], real: dict[str, Any]) -> list[_Bias]:
-    """Systems that share a reference are evaluated together."""
+    """Return the biases; systems that share a reference are evaluated together."""
     starts = list(accumulate(sizes, initial=0))
     groups: dict[int, list[int]] = {}
     for i, h in enumerate(hamiltonians):

@@ -28,20 +28,22 @@ from mlip_refine.sampling.md.thermostats import NoseHooverChains
 
 
 @dataclass(frozen=True)
-class Controls:
-    """What drives every system of a batch, in torch-sim's units.
+class IntegratorSettings:
+    """Time steps, thermostats and barostats of a batch, in torch-sim's units.
 
     Attributes:
-        kt: `[n_systems]`, eV.
+        timestep: Time steps `[n_systems]`.
+        kt: Thermal energies `[n_systems]`, eV.
         friction: Langevin friction of the atoms `[n_systems]`, 1/time; 0 for none.
-        pressure: `[n_systems]`, eV/Å³.
+        pressure: Pressures `[n_systems]`, eV/Å³.
         projection: Free strains `[n_systems, 9, 9]` (see `barostat.strain_projection`).
         cell_mass: Inertia of the rate of strain `[n_systems]`.
         cell_friction: Langevin friction of the rate of strain `[n_systems]`, 1/time; 0 for none.
-        chain_time: Time of the Nosé-Hoover chain `[n_systems]`; infinite for none.
+        chain_time: Relaxation time of the Nosé-Hoover chain `[n_systems]`; infinite for none.
         conserves_momentum: Systems whose total momentum stays zero: without Langevin noise `[n_systems]`.
     """
 
+    timestep: Tensor
     kt: Tensor
     friction: Tensor
     pressure: Tensor
@@ -53,65 +55,68 @@ class Controls:
 
 
 class Integrator:
-    """Steps a batch in place."""
+    """Steps a batch in place.
+
+    Attributes:
+        dof: Degrees of freedom of the momenta `[n_systems]`.
+        flexible: Whether any cell moves.
+        timestep: Time steps in use `[n_systems]`, torch-sim time.
+    """
 
     def __init__(
         self,
         state: BatchState,
         forcefield: ForceField,
-        controls: Controls,
-        timestep: Tensor,
+        settings: IntegratorSettings,
         noise: NoiseStreams,
     ) -> None:
-        """Compute the first forces.
+        """Set up a batch; `compute_forces` comes before the first step.
 
         Args:
-            state: The batch; its tensors are updated in place.
-            forcefield: Of the same batch.
-            controls: Thermostats and barostats.
-            timestep: `[n_systems]`, torch-sim time.
-            noise: Streams of the batch.
+            state: State of the batch; its tensors are updated in place.
+            forcefield: Force field of the same batch.
+            settings: Time steps, thermostats and barostats.
+            noise: Random numbers of the batch.
         """
-        self.state, self.forcefield, self.controls, self.noise = state, forcefield, controls, noise
-        self.flexible = bool(controls.projection.abs().sum() > 0)
+        self.state, self.forcefield, self.settings, self.noise = state, forcefield, settings, noise
+        self.flexible = bool(settings.projection.abs().sum() > 0)
         counts = torch.bincount(state.system_idx).to(state.positions)
         # A single atom keeps its momentum: it would have no motion without it.
-        self.dof = 3.0 * counts - 3.0 * (controls.conserves_momentum & (counts > 1))
+        self.dof = 3.0 * counts - 3.0 * (settings.conserves_momentum & (counts > 1))
         self._eye = torch.eye(3).to(state.positions)
-        chained = torch.isfinite(controls.chain_time)
+        chained = torch.isfinite(settings.chain_time)
         self.chains = (
-            NoseHooverChains(controls.kt, self.dof, controls.chain_time) if bool(chained.any()) else None
+            NoseHooverChains(settings.kt, self.dof, settings.chain_time) if bool(chained.any()) else None
         )
-        self.set_timestep(timestep)
-        self.compute_forces()
+        self.set_timestep(settings.timestep)
 
     def set_timestep(self, timestep: Tensor) -> None:
-        """Change the step of every system `[n_systems]` and all that follows from it."""
-        state, controls = self.state, self.controls
+        """Change the time step of every system `[n_systems]`, torch-sim time."""
+        state, settings = self.state, self.settings
         self.timestep, index = timestep, state.system_idx
-        decay = torch.exp(-controls.friction * timestep)
+        decay = torch.exp(-settings.friction * timestep)
         masses = state.masses[:, None]
         self._kick_factor = (timestep / 2)[index, None]
         self._drift_factor = self._kick_factor / masses
         self._decay = decay[index, None]
-        self._amplitude = ((1 - decay.square()) * controls.kt)[index, None].mul(masses).sqrt()
-        cell_decay = torch.exp(-controls.cell_friction * timestep)
-        variance = (1 - cell_decay.square()) * controls.kt / controls.cell_mass
+        self._amplitude = ((1 - decay.square()) * settings.kt)[index, None].mul(masses).sqrt()
+        cell_decay = torch.exp(-settings.cell_friction * timestep)
+        variance = (1 - cell_decay.square()) * settings.kt / settings.cell_mass
         self._cell_decay, self._cell_amplitude = cell_decay[:, None, None], variance.sqrt()[:, None, None]
 
     def draw_momenta(self, systems: Sequence[int]) -> None:
         """Give systems momenta of the Maxwell distribution, total momentum zero, and stop their cells."""
-        state, controls = self.state, self.controls
+        state, settings = self.state, self.settings
         for i in systems:
             atoms = state.system_idx == i
             masses = state.masses[atoms, None]
-            momenta = (masses * controls.kt[i]).sqrt() * self.noise.initial(i).to(state.momenta)
+            momenta = (masses * settings.kt[i]).sqrt() * self.noise.initial(i).to(state.momenta)
             drift = momenta.sum(0) / masses.sum()
             state.momenta[atoms] = momenta - drift * masses if len(masses) > 1 else momenta
             state.strain_rate[i] = 0.0
 
     def compute_forces(self) -> None:
-        """Forces, energies and, if the force field is asked for it, the stress at the present positions."""
+        """Compute forces, energies and, if the force field is asked for them, stresses."""
         output = self.forcefield(self.state)
         self.state.forces.copy_(output["forces"])
         self.state.energy.copy_(output["energy"])
@@ -133,7 +138,7 @@ class Integrator:
 
     def _half_kick(self, *, outer_first: bool) -> None:
         if outer_first:
-            self._outer()
+            self._kick_cells_and_chains()
         if self.flexible:
             rate = self.state.strain_rate
             shrink = -(rate + (_trace(rate) / self.dof)[:, None, None] * self._eye)
@@ -143,25 +148,22 @@ class Integrator:
         else:
             self.state.momenta.addcmul_(self.state.forces, self._kick_factor)
         if not outer_first:
-            self._outer()
+            self._kick_cells_and_chains()
 
-    def _outer(self) -> None:
-        """Half a step of the cell's velocity and of the chains; they act on different systems."""
+    def _kick_cells_and_chains(self) -> None:
+        """Take half a step of the velocities of cells and chains; they act on different systems."""
+        state, settings = self.state, self.settings
         if self.flexible:
-            self._half_cell_kick()
+            kinetic = self.kinetic_tensor()
+            volume = torch.linalg.det(state.cell).abs()
+            hydrostatic = _trace(kinetic) / self.dof - volume * settings.pressure
+            force = kinetic - volume[:, None, None] * state.stress
+            force += hydrostatic[:, None, None] * self._eye
+            factor = self.timestep / 2 / settings.cell_mass
+            state.strain_rate.add_(self._project(force) * factor[:, None, None])
         if self.chains:
-            scale = self.chains.half_step(self.state, self.timestep, self.kinetic())
-            self.state.momenta.mul_(scale[self.state.system_idx, None])
-
-    def _half_cell_kick(self) -> None:
-        state, controls = self.state, self.controls
-        kinetic = self.kinetic_tensor()
-        volume = torch.linalg.det(state.cell).abs()
-        hydrostatic = _trace(kinetic) / self.dof - volume * controls.pressure
-        force = kinetic - volume[:, None, None] * state.stress
-        force += hydrostatic[:, None, None] * self._eye
-        factor = self.timestep / 2 / controls.cell_mass
-        state.strain_rate.add_(self._project(force) * factor[:, None, None])
+            scale = self.chains.half_step(state, self.timestep, self.kinetic())
+            state.momenta.mul_(scale[state.system_idx, None])
 
     def _half_drift(self) -> None:
         state = self.state
@@ -176,37 +178,37 @@ class Integrator:
         state.cell.copy_(root @ root @ state.cell)
 
     def _project(self, matrices: Tensor) -> Tensor:
-        flat = torch.bmm(self.controls.projection, matrices.reshape(-1, 9, 1))
+        flat = torch.bmm(self.settings.projection, matrices.reshape(-1, 9, 1))
         return flat.view(-1, 3, 3)
 
     def _per_atom(self, matrices: Tensor) -> Tensor:
         return matrices[self.state.system_idx]
 
     def kinetic(self) -> Tensor:
-        """Kinetic energy of the atoms `[n_systems]`, eV."""
+        """Return the kinetic energies of the atoms `[n_systems]`, eV."""
         state = self.state
         energy = 0.5 * state.momenta.square().sum(-1) / state.masses
         return torch.zeros_like(state.energy).index_add_(0, state.system_idx, energy)
 
     def kinetic_tensor(self) -> Tensor:
-        """Σ p⊗p/m `[n_systems, 3, 3]`, eV."""
+        """Return Σ p⊗p/m `[n_systems, 3, 3]`, eV."""
         state = self.state
         outer = state.momenta[:, :, None] * state.momenta[:, None, :] / state.masses[:, None, None]
         return torch.zeros_like(state.stress).index_add_(0, state.system_idx, outer)
 
     def temperature_ratio(self) -> Tensor:
-        """Kinetic over set temperature `[n_systems]`."""
-        return 2.0 * self.kinetic() / (self.dof.clamp(min=1.0) * self.controls.kt)
+        """Return kinetic over set temperature `[n_systems]`."""
+        return 2.0 * self.kinetic() / (self.dof.clamp(min=1.0) * self.settings.kt)
 
     def conserved(self) -> Tensor:
-        """What the equations of motion conserve without Langevin noise `[n_systems]`, eV.
+        """Return what the equations of motion conserve without Langevin noise `[n_systems]`, eV.
 
         U + K for NVE, U + K + P V + ½ W tr(g²) for NPH, U + K and the energy of the chain for Nosé-Hoover.
         """
-        state, controls = self.state, self.controls
-        moving = controls.projection.abs().sum((1, 2)) > 0
-        cell = controls.pressure * torch.linalg.det(state.cell).abs()
-        cell += 0.5 * controls.cell_mass * state.strain_rate.square().sum((1, 2))
+        state, settings = self.state, self.settings
+        moving = settings.projection.abs().sum((1, 2)) > 0
+        cell = settings.pressure * torch.linalg.det(state.cell).abs()
+        cell += 0.5 * settings.cell_mass * state.strain_rate.square().sum((1, 2))
         total = state.energy + self.kinetic() + torch.where(moving, cell, torch.zeros_like(cell))
         return total + self.chains.energy(state) if self.chains else total
 
@@ -216,12 +218,12 @@ def _trace(matrices: Tensor) -> Tensor:
 
 
 def _exp(matrices: Tensor) -> Tensor:
-    """Exponential of matrices of norm far below one: the series to fourth order is exact in float64."""
+    """Return the exponential of matrices of norm far below one: to fourth order, exact in float64."""
     square = matrices @ matrices
     eye = torch.diag_embed(torch.ones_like(matrices[..., 0]))
     return eye + matrices + square / 2 + matrices @ square / 6 + square @ square / 24
 
 
 def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Matrix times vector for every atom; summed by elements, so that no result depends on its neighbours."""
+    """Return matrix times vector for every atom, summed by elements: no result depends on its neighbours."""
     return (matrices * vectors[:, None, :]).sum(-1)

@@ -23,7 +23,7 @@ _INITIAL = 2**64 - 1
 
 
 def stream_key(seed: int, name: str, replica: int, restarts: int = 0) -> int:
-    """Key of a system's stream: 64 bits of what tells it apart from every other one."""
+    """Return the key of a system's stream: 64 bits of a hash of what tells it apart from all others."""
     text = f"{seed}/{name}/{replica}/{restarts}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -34,13 +34,13 @@ class NoiseStreams:
     def __init__(
         self, keys: Sequence[int], sizes: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Start the streams.
+        """Set up the streams; numbers are drawn when they are first needed.
 
         Args:
-            keys: Of every system (see `stream_key`).
-            sizes: Atoms of every system, in the order of the batch.
-            dtype: Of the numbers.
-            device: Where they are used.
+            keys: Key of every system (see `stream_key`).
+            sizes: Number of atoms of every system, in the order of the batch.
+            dtype: Floating type of the numbers.
+            device: Device on which they are used.
         """
         self.keys, self.sizes = list(keys), list(sizes)
         self._dtype, self._device = dtype, device
@@ -50,7 +50,7 @@ class NoiseStreams:
         self._cells = torch.empty(BLOCK, len(keys), CELL, dtype=dtype)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Noise of a step: `[n_atoms, 3]` for the atoms and symmetric `[n_systems, 3, 3]` for the cells.
+        """Return the noise of a step: `[n_atoms, 3]` for atoms and symmetric `[n_systems, 3, 3]` for cells.
 
         The symmetric matrix is white in the inner product tr(AB): diagonal elements have variance 1, the
         others 1/2.
@@ -64,7 +64,7 @@ class NoiseStreams:
         return self._atoms_here[row], self._cells_here[row]
 
     def initial(self, system: int) -> Tensor:
-        """Numbers for the first momenta of a system `[n, 3]`."""
+        """Return the numbers for the first momenta of a system `[n, 3]`."""
         return torch.from_numpy(self._numbers(system, _INITIAL, (self.sizes[system], 3))).to(self._device)
 
     def restart(self, system: int, key: int) -> None:
@@ -90,10 +90,7 @@ class NoiseStreams:
 
     def _upload(self) -> None:
         self._atoms_here = self._atoms.to(self._device)
-        self._cells_here = _symmetric(self._cells.to(self._device))
-
-
-def _symmetric(components: Tensor) -> Tensor:
-    """Components (xx, yy, zz, yz, xz, xy) `[..., 6]` to symmetric matrices `[..., 3, 3]`."""
-    scaled = torch.cat([components[..., :3], components[..., 3:] / 2**0.5], dim=-1)
-    return scaled[..., [0, 5, 4, 5, 1, 3, 4, 3, 2]].view(*components.shape[:-1], 3, 3)
+        # xx, yy, zz, yz, xz, xy
+        cells = self._cells.to(self._device)
+        scaled = torch.cat([cells[..., :3], cells[..., 3:] / 2**0.5], dim=-1)
+        self._cells_here = scaled[..., [0, 5, 4, 5, 1, 3, 4, 3, 2]].view(*cells.shape[:-1], 3, 3)

@@ -52,14 +52,14 @@ class SkinList:
     """
 
     def __init__(self, builder: GraphBuilder, *, rigid: bool = False) -> None:
-        """Start without a list.
+        """Set up without a list.
 
         Args:
-            builder: Of the model: elements, cutoff, dtype, device.
+            builder: Graph builder of the model: its elements, cutoff, dtype and device count.
             rigid: Whether the cells never change.
         """
         self._builder, self._rigid = builder, rigid
-        self._whole = builder.dtype == torch.float64 and builder.device.type == "cpu"
+        self._pads = builder.dtype == torch.float64 and builder.device.type == "cpu"
         self._reach = builder.cutoff + SKIN
         self._pairs: _Pairs | None = None
         self._elements = torch.tensor(builder.atomic_numbers, device=builder.device)
@@ -69,7 +69,7 @@ class SkinList:
         self._pairs = None
 
     def holds(self, positions: Tensor, cell: Tensor, system_idx: Tensor) -> bool:
-        """Whether no pair can have come inside the cutoff since the list was made; false for NaN.
+        """Return whether no pair can have come inside the cutoff since the list was made; false for NaN.
 
         A pair at least R = cutoff + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of
         the cell, d the largest displacement beside the affine one.
@@ -87,15 +87,19 @@ class SkinList:
         return bool((1 - strain) * self._reach - 2 * moved > self._builder.cutoff)
 
     def find(self, state: ts.SimState, positions: Tensor, cell: Tensor) -> None:
-        """Make the list at finite positions `[n_atoms, 3]` and cells (rows) `[n_systems, 3, 3]`."""
+        """Find the list at finite positions `[n_atoms, 3]` and cells (rows) `[n_systems, 3, 3]`."""
         index = state.system_idx
         fractional = _apply(positions, torch.linalg.inv(cell)[index])
         wraps = fractional.floor()
         wrapped = _apply(fractional - wraps, cell[index])
-        edges, shifts = _find_pairs(wrapped, cell, state.pbc, self._reach, index)
+        try:
+            edges, _, shifts = torchsim_nl(wrapped, cell, state.pbc, self._reach, index)
+        except NeighborOverflowError:
+            # The fast search gives up on more than about 0.2 atoms per Å³.
+            edges, _, shifts = torch_nl_linked_cell(wrapped, cell, state.pbc, self._reach, index)
         unit_shifts = (shifts - wraps[edges[1]] + wraps[edges[0]]).round().long()
         spare = torch.full_like(edges[0], _ROWS)
-        if self._whole:
+        if self._pads:
             spare_edges, spare_shifts, numbers = _spare_pairs(index, cell, self._reach)
             edges = torch.cat([edges, spare_edges], dim=1)
             unit_shifts = torch.cat([unit_shifts, spare_shifts])
@@ -124,7 +128,7 @@ class SkinList:
         )
 
     def graphs(self, positions: Tensor, cell: Tensor, system_idx: Tensor) -> Graphs:
-        """The exact graphs of now: the pairs of the list that are within the cutoff."""
+        """Return the exact graphs of the present positions: the pairs of the list within the cutoff."""
         pairs = self._pairs
         if pairs is None:
             raise RuntimeError("find the neighbours before asking for graphs")
@@ -133,8 +137,12 @@ class SkinList:
         vectors = positions.index_select(0, receiver) - positions.index_select(0, sender)
         vectors += translations.index_select(0, pairs.shift)
         inside = vectors.square().sum(-1) < self._builder.cutoff**2
-        if self._whole:
-            inside = _whole_rows(inside, pairs)
+        if self._pads:
+            # As many spare pairs as fill up the rows of every system: with whole rows the last bits of a
+            # system do not depend on what else is in the batch.
+            counts = torch.zeros(len(pairs.cell), dtype=torch.long)
+            counts.index_add_(0, pairs.edge_system, inside.long())
+            inside = inside | (pairs.spare < ((-counts) % _ROWS)[pairs.edge_system])
         kept = inside.nonzero().squeeze(1)
         return Graphs(
             positions=positions,
@@ -148,12 +156,12 @@ class SkinList:
 
 
 def _apply(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """Row vectors times matrices, one each."""
+    """Return row vectors `[n, 3]` times matrices `[n, 3, 3]`, one each."""
     return (vectors[:, :, None] * matrices).sum(1)
 
 
 def _code(first: Tensor, unit_shifts: Tensor) -> Tensor:
-    """One number for a number and a translation; it sorts by the first, then by the translation."""
+    """Return one number `[n]` for a number and a translation: it sorts by the first, then by the second."""
     if not len(unit_shifts):
         return first
     lowest = unit_shifts.amin(0)
@@ -163,9 +171,10 @@ def _code(first: Tensor, unit_shifts: Tensor) -> Tensor:
 
 
 def _spare_pairs(system_idx: Tensor, cell: Tensor, reach: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of the last atom of every system with images of itself beyond reach: they contribute nothing.
+    """Return pairs of the last atom of every system with images of itself beyond reach.
 
-    They are the last of their system in canonical order, so that no true pair changes its place for them.
+    They contribute nothing, and are the last of their system in canonical order, so that no true pair changes
+    its place for them.
 
     Returns:
         Pairs `[2, n]`, unit shifts `[n, 3]` and numbers of the spare pairs within their system `[n]`.
@@ -178,24 +187,3 @@ def _spare_pairs(system_idx: Tensor, cell: Tensor, reach: float) -> tuple[Tensor
     shifts = torch.zeros(len(atoms), 3, dtype=torch.long, device=last.device)
     shifts[:, 0] = far.repeat_interleave(_ROWS - 1) + numbers
     return torch.stack([atoms, atoms]), shifts, numbers
-
-
-def _whole_rows(inside: Tensor, pairs: _Pairs) -> Tensor:
-    """Keep as many spare pairs as fill up the rows of every system.
-
-    With whole rows the last bits of a system do not depend on what else is in the batch.
-    """
-    counts = torch.zeros(len(pairs.cell), dtype=torch.long)
-    counts.index_add_(0, pairs.edge_system, inside.long())
-    return inside | (pairs.spare < ((-counts) % _ROWS)[pairs.edge_system])
-
-
-def _find_pairs(
-    positions: Tensor, cell: Tensor, pbc: Tensor, reach: float, system_idx: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Pairs `[2, n]` and shifts `[n, 3]`; the fast search gives up on more than about 0.2 atoms per Å³."""
-    try:
-        pairs, _, shifts = torchsim_nl(positions, cell, pbc, reach, system_idx)
-    except NeighborOverflowError:
-        pairs, _, shifts = torch_nl_linked_cell(positions, cell, pbc, reach, system_idx)
-    return pairs, shifts

@@ -1,4 +1,4 @@
-"""The state of a running batch: what torch-sim knows of it, and what barostats and thermostat chains add."""
+"""State of a running batch: that of torch-sim, with what barostats and thermostat chains add."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class BatchState(MDState):
     Attributes:
         stress: Stress of the Hamiltonian `[n_systems, 3, 3]`, eV/Å³, tensile positive.
         strain_rate: Symmetric rate of strain of the cells `[n_systems, 3, 3]`, per torch-sim time.
-        chain_positions: Of the thermostat chains `[n_systems, CHAIN_LENGTH]`.
-        chain_velocities: Of the thermostat chains `[n_systems, CHAIN_LENGTH]`.
+        chain_positions: Positions of the thermostat chains `[n_systems, CHAIN_LENGTH]`.
+        chain_velocities: Velocities of the thermostat chains `[n_systems, CHAIN_LENGTH]`.
     """
 
     stress: Tensor
@@ -51,7 +51,7 @@ class BatchState(MDState):
 
     @classmethod
     def from_atoms(cls, atoms: list[Atoms], device: torch.device, dtype: torch.dtype) -> Self:
-        """Systems at rest, forces not yet computed."""
+        """Return systems at rest, forces not yet computed."""
         plain = ts.io.atoms_to_state(atoms, device, dtype)
         matrix = torch.zeros_like(plain.cell)
         chain = matrix.new_zeros(len(atoms), CHAIN_LENGTH)
@@ -72,15 +72,15 @@ class BatchState(MDState):
         )
 
     def dynamic(self) -> dict[str, Tensor]:
-        """Everything that the dynamics changes: the tensors themselves."""
+        """Return the tensors that the dynamics changes, not copies of them."""
         return {name: getattr(self, name) for name in _SAVED}
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of everything that the dynamics changes."""
+        """Return copies of all tensors that the dynamics changes."""
         return {name: value.clone() for name, value in self.dynamic().items()}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Set everything that the dynamics changes, in place."""
+        """Set all tensors that the dynamics changes, in place."""
         for name, value in self.dynamic().items():
             value.copy_(saved[name])
 

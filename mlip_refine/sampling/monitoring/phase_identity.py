@@ -1,4 +1,4 @@
-"""Is a system still the phase it started as? Its local structure is asked, not its place.
+"""Phase of a running system, from the local structure of its atoms and not from their places.
 
 A crystal that slips to equivalent lattice sites has moved and is the same phase still; a martensitic
 transformation moves atoms by less and makes another one. Polyhedral template matching (Larsen 2016) labels
@@ -9,7 +9,7 @@ not 70 %. It is OVITO's, an optional dependency; without it displacements from t
 
 from collections import Counter
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from ase import Atoms
@@ -100,33 +100,28 @@ class PhaseIdentity:
         return "structure" if np.mean(self._labelled) > 0.5 else "sites"
 
     def departed(self, positions: Reals, cell: Reals) -> str | None:
-        """Say why averaged positions are no longer the phase.
+        """Return why averaged positions are no longer the phase.
 
         Args:
-            positions: Averaged over thermal noise `[n_atoms, 3]`, Å, wrapped or not.
-            cell: Rows `[3, 3]`, Å.
+            positions: Positions averaged over thermal noise `[n_atoms, 3]`, Å, wrapped or not.
+            cell: Cell (rows) `[3, 3]`, Å.
 
         Returns:
             `None` while it is the phase; else the reason, one line.
         """
         if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
             return "its positions or cell are not finite"
-        judge = self._restructured if self.method == "structure" else self._displaced
-        return judge(positions, cell)
-
-    def _restructured(self, positions: Reals, cell: Reals) -> str | None:
-        """Atoms that match no template in the ideal crystal (beside a vacancy, say) do not count."""
-        ideal = self._labels[self._labelled]
-        found = _labels(positions, cell, self._numbers)[self._labelled]
-        changed = found != ideal
-        if 1.0 - changed.mean() >= self._min_share:
-            return None
-        lost = "have crystallised" if self._liquid else f"are no longer {' or '.join(sorted(set(ideal)))}"
-        counts = ", ".join(f"{name} {n}" for name, n in Counter(found[changed].tolist()).most_common())
-        return f"{changed.sum()} of {len(ideal)} atoms {lost} ({counts})"
-
-    def _displaced(self, positions: Reals, cell: Reals) -> str | None:
-        """The sites follow the cell; the mass-weighted drift of the whole crystal does not count."""
+        if self.method == "structure":
+            # Atoms that match no template in the ideal crystal (beside a vacancy, say) do not count.
+            ideal = self._labels[self._labelled]
+            found = _labels(positions, cell, self._numbers)[self._labelled]
+            changed = found != ideal
+            if 1.0 - changed.mean() >= self._min_share:
+                return None
+            lost = "have crystallised" if self._liquid else f"are no longer {' or '.join(sorted(set(ideal)))}"
+            counts = ", ".join(f"{name} {n}" for name, n in Counter(found[changed].tolist()).most_common())
+            return f"{changed.sum()} of {len(ideal)} atoms {lost} ({counts})"
+        # The sites follow the cell; the mass-weighted drift of the whole crystal does not count.
         delta = positions - self._scaled_sites @ cell
         delta -= np.average(delta, axis=0, weights=self._masses)
         displacement = float(np.sqrt((delta**2).sum(axis=1).mean())) / self._bond
@@ -149,7 +144,7 @@ def require_ovito() -> None:
 
 
 def _has_ovito() -> bool:
-    """Whether OVITO can be imported; it is large, so this is asked when a judge is wanted and not before."""
+    """Return whether OVITO can be imported; it is large, so it is imported only when it is needed."""
     try:
         import_module("ovito.modifiers")
     except ImportError:
@@ -158,7 +153,7 @@ def _has_ovito() -> bool:
 
 
 def _labels(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> Labels:
-    """Structure of every atom, with its chemical order if it has one `[n_atoms]`.
+    """Return the structure of every atom, with its chemical order if it has one `[n_atoms]`.
 
     Periodic images are neighbours too, so that cells of a single atom are labelled as large ones are.
     """
@@ -168,17 +163,12 @@ def _labels(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> Labels:
     orders = {int(getattr(matching.OrderingType, key)): name + " " for key, name in _ORDERS.items()}
     for structure in structures:
         modifier.structures[structure].enabled = True
-    data = _configuration(positions, cell, numbers)
-    data.apply(modifier)
-    pairs = zip(data.particles["Structure Type"], data.particles["Ordering Type"], strict=True)
-    return np.array([orders.get(int(o), "") + structures.get(int(s), _OTHER) for s, o in pairs])
-
-
-def _configuration(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> Any:
-    """OVITO's data of periodic atoms; its cells have vectors as columns, and an origin."""
     data = import_module("ovito.data").DataCollection()
+    # OVITO's cells have their vectors as columns, and an origin.
     data.create_cell(np.column_stack([np.transpose(cell), np.zeros(3)]), pbc=(True, True, True))
     particles = data.create_particles(count=len(positions))
     particles.create_property("Position", data=positions)
     particles.create_property("Particle Type", data=numbers)
-    return data
+    data.apply(modifier)
+    pairs = zip(data.particles["Structure Type"], data.particles["Ordering Type"], strict=True)
+    return np.array([orders.get(int(o), "") + structures.get(int(s), _OTHER) for s, o in pairs])

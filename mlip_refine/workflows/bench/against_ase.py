@@ -30,7 +30,7 @@ def engine_against_ase(subject: Subject, workload: Workload, effort: Effort) -> 
     same number of steps further.
     """
     frozen = subject.frozen()
-    dynamics = MolecularDynamics(frozen, workload.points, workload.settings, SEED)
+    dynamics = MolecularDynamics.prepare(frozen, workload.points, workload.settings, SEED)
     dynamics.advance(effort.equilibration)
     with _default_dtype():
         runs = _ase_runs(subject, workload, current_frames(workload, dynamics))

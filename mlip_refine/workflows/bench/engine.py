@@ -24,7 +24,7 @@ def engine_against_model(
     of blocks. In NPT it computes the stress as well, as every step needs it.
     """
     frozen, n_atoms = subject.frozen(accelerate), workload.n_atoms
-    dynamics = MolecularDynamics(frozen, workload.points, workload.settings, SEED)
+    dynamics = MolecularDynamics.prepare(frozen, workload.points, workload.settings, SEED)
     dynamics.advance(effort.equilibration)
     npt = workload.points[0].ensemble == "npt"
     probes = ("energy", "forces", "stress") if npt else ("energy", "forces")

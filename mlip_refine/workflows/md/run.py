@@ -10,7 +10,7 @@ from mlip_refine.errors import InputError, SamplingError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
-from mlip_refine.sampling.md.settings import resolved
+from mlip_refine.sampling.md.settings import with_time_scales
 from mlip_refine.sampling.state_points import SERIES, Ensemble
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import (
@@ -115,7 +115,7 @@ def prepare(config: Config) -> Prepared:
         section=section,
         min_effective=config.sampling.min_effective_frames,
         potential=potential,
-        points={point.name: point for point in resolved(potential, points, settings)},
+        points={point.name: point for point in with_time_scales(potential, points, settings)},
         phases={source.name: source.phase for source in sources},
         settings=settings,
         timestep=step,

@@ -43,7 +43,7 @@ def test_an_ideal_gas_has_the_volumes_of_the_gamma_distribution(
             StatePoint(name, atoms, temperature, pressure, "npt", replicas=replicas, identity="none")
         )
     settings = open_guards(timestep=10.0, friction=8.0, barostat_time=150.0)
-    dynamics = MolecularDynamics(testing.IdealGas([22], 0.1), points, settings, seed=12)
+    dynamics = MolecularDynamics.prepare(testing.IdealGas([22], 0.1), points, settings, seed=12)
     volumes = observe(dynamics, frames=40, every=8, equilibration=80)["volume"].split(replicas)
     comparisons = {}
     for (n, temperature, pressure), point, volume in zip(cases, points, volumes, strict=True):

@@ -14,7 +14,7 @@ from mlip_refine import testing
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import MDSettings, MolecularDynamics, StatePoint, suitable_timestep
-from mlip_refine.sampling.md.defaults import (
+from mlip_refine.sampling.md.settings import (
     FS,
     MAX_TIMESTEP,
     barostat_time,
@@ -86,7 +86,7 @@ def test_every_phase_has_its_own_step_unless_told() -> None:
         StatePoint("loose", loose, 300.0),
         StatePoint("told", tight, 300.0, timestep=1.0, friction=2.0, barostat_time=333.0),
     ]
-    resolved = MolecularDynamics(potential, points, settings, seed=1).points
+    resolved = MolecularDynamics.prepare(potential, points, settings, seed=1).points
     assert resolved[0].timestep < resolved[1].timestep
     for point in resolved[:2]:
         period = shortest_period(potential, point.atoms)
@@ -130,7 +130,7 @@ def test_volume_oscillates_with_the_wanted_period(open_guards: Any) -> None:
     atoms = _relaxed(potential)
     atoms.set_cell(atoms.cell.array * 1.001, scale_atoms=True)
     point = StatePoint("cold", atoms, 1e-3, 0.0, "nph", barostat_time=400.0)
-    dynamics = MolecularDynamics(potential, [point], open_guards(timestep=5.0), seed=1)
+    dynamics = MolecularDynamics.prepare(potential, [point], open_guards(timestep=5.0), seed=1)
     volumes = []
     for _ in range(300):
         dynamics.advance(1)

@@ -12,7 +12,7 @@ from ase.build import bulk
 from mlip_refine import testing
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import Hamiltonian, MolecularDynamics, StatePoint, einstein
-from mlip_refine.sampling.md.defaults import FS
+from mlip_refine.sampling.md.settings import FS
 
 CONSERVING = {
     "NVE": {"ensemble": "nve"},
@@ -34,7 +34,7 @@ def _dynamics(settings: Any, replicas: int = 1, start: Any = None) -> Any:
         for name, kind in CONSERVING.items()
     ]
     potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
-    return MolecularDynamics(potential, points, settings, seed=41, start=start)
+    return MolecularDynamics.prepare(potential, points, settings, seed=41, start=start)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def conserved(open_guards: Callable[..., Any], observe: Callable[..., Any]) -> d
     """
     settings = open_guards(timestep=4.0, friction=20.0, barostat_time=200.0)
     al = bulk("Al", "fcc", a=3.9, cubic=True) * (2, 2, 1)
-    warm = MolecularDynamics(
+    warm = MolecularDynamics.prepare(
         testing.LennardJones([13], 0.25, 2.56, 4.4),
         [StatePoint("warm", al, 600.0, replicas=4)],
         settings,
@@ -128,7 +128,7 @@ def test_baoab_errs_in_momenta_and_not_in_positions(
     hamiltonian = Hamiltonian(0.0, 1.0, reference)
     point = StatePoint("one", atoms, 500.0, replicas=96, hamiltonian=hamiltonian, identity="none")
     settings = open_guards(timestep=timestep, friction=1e3 * 0.5 * omega * FS)
-    dynamics = MolecularDynamics(testing.IdealGas([13], 0.1), [point], settings, seed=42)
+    dynamics = MolecularDynamics.prepare(testing.IdealGas([13], 0.1), [point], settings, seed=42)
     # No frame falls into the same phase of the vibration as the one before.
     found = observe(dynamics, frames=70, every=round(4.2 / angle), equilibration=round(15 / angle))
     kinetic = 1.5 * kt * (1 + (n - 1) * (1 - angle**2 / 4))

@@ -102,7 +102,9 @@ def _points() -> list[StatePoint]:
 
 def _final(potential: Any, points: list[StatePoint], steps: int) -> dict[tuple[str, int], list[torch.Tensor]]:
     """The last state of every system by name and replica."""
-    dynamics = MolecularDynamics(potential, points, MDSettings(timestep=4.0, barostat_time=400.0), seed=9)
+    dynamics = MolecularDynamics.prepare(
+        potential, points, MDSettings(timestep=4.0, barostat_time=400.0), seed=9
+    )
     dynamics.advance(steps)
     state, found, system = dynamics.state, {}, 0
     for point in points:
@@ -147,7 +149,7 @@ def test_replicas_of_other_seeds_names_and_numbers_differ(open_guards: Callable[
     potential, settings = testing.LennardJones([22], 0.3, 2.6, 3.0), open_guards(timestep=4.0, friction=5.0)
     places = []
     for seed in (1, 2):
-        dynamics = MolecularDynamics(potential, points, settings, seed)
+        dynamics = MolecularDynamics.prepare(potential, points, settings, seed)
         dynamics.advance(3)
         places += list(dynamics.state.positions.view(4, -1, 3))
     assert all(not torch.allclose(one, two) for one, two in itertools.combinations(places, 2))

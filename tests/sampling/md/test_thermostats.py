@@ -44,7 +44,9 @@ def series(
         for case in cases
     ]
     settings = open_guards(timestep=4.0, friction=15.0, barostat_time=250.0)
-    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=51)
+    dynamics = MolecularDynamics.prepare(
+        testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=51
+    )
     found = observe(dynamics, frames=130, every=10, equilibration=200)
     parts = {name: values.split(REPLICAS) for name, values in found.items()}
     return {case: {name: part[i] for name, part in parts.items()} for i, case in enumerate(cases)}
@@ -141,7 +143,7 @@ def test_nose_hoover_keeps_the_canonical_ensemble_of_a_harmonic_crystal(
     start = {"salt": (places, torch.from_numpy(atoms.cell.array).expand(n, 3, 3))}
     point = StatePoint("salt", atoms, 500.0, thermostat="nose_hoover", replicas=n, identity="none")
     potential = testing.HarmonicCrystals([reference], atoms.numbers)
-    dynamics = MolecularDynamics(potential, [point], open_guards(timestep=1.5), 52, start)
+    dynamics = MolecularDynamics.prepare(potential, [point], open_guards(timestep=1.5), 52, start)
     draws = torch.randn(dynamics.state.chain_velocities.shape, generator=generator, dtype=torch.float64)
     dynamics.state.chain_velocities.copy_(draws * (kt / dynamics.integrator.chains.masses).sqrt())
     found = observe(dynamics, frames=15, every=13, equilibration=130)

@@ -22,7 +22,12 @@ from mlip_refine.sampling import (
     Trajectory,
     sample,
 )
-from mlip_refine.sampling.monitoring.guards import PARTS, Displacement, RollingAverage, hottest
+from mlip_refine.sampling.monitoring.guards import (
+    PARTS,
+    RollingAverage,
+    SiteDisplacement,
+    max_temperature_ratios,
+)
 from mlip_refine.sampling.monitoring.monitor import Failure
 
 SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress")
@@ -71,7 +76,7 @@ def _dynamics(ensemble: str, **options: Any) -> MolecularDynamics:
     ]
     settings = MDSettings(timestep=4.0, interval=4.0 * EVERY, barostat_time=800.0)
     potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
-    return MolecularDynamics(potential, points, settings, seed=3, **options)
+    return MolecularDynamics.prepare(potential, points, settings, seed=3, **options)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +177,9 @@ def test_restarts_are_bounded_and_healthy_frames_stay(
 def test_no_restarts_at_all_can_be_asked_for(inject: Callable[..., None]) -> None:
     points = [StatePoint("al", _aluminium(), 300.0, replicas=2)]
     settings = MDSettings(timestep=4.0, interval=40.0, guards=GuardSettings(restarts=0))
-    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    dynamics = MolecularDynamics.prepare(
+        testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3
+    )
     inject(dynamics, _lose_positions, 1, [25])
     run = dynamics.record(4)["al"]
     assert run.kept.tolist() == [[True] * 4, [False] * 4]
@@ -187,7 +194,7 @@ def _patient(forgiving_time: float) -> MolecularDynamics:
     guards = GuardSettings(forgiving_time=forgiving_time)
     points = [StatePoint("al", _aluminium(), 300.0, replicas=2)]
     settings = MDSettings(timestep=4.0, interval=4.0 * EVERY, guards=guards)
-    return MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    return MolecularDynamics.prepare(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
 
 
 @pytest.mark.parametrize(("forgiving_time", "forgiven"), [(400.0, True), (800.0, False)])
@@ -239,7 +246,7 @@ def test_a_restarted_system_has_new_noise_and_still_the_right_temperature(
     assert len(momenta) == 3
     assert not torch.equal(momenta[0], momenta[1])
     mass = dynamics.state.masses[-1]
-    dof, kt = 3 * 3 * 31, dynamics.integrator.controls.kt[2]
+    dof, kt = 3 * 3 * 31, dynamics.integrator.settings.kt[2]
     chi = sum((p.square().sum() / mass / kt).item() for p in momenta)
     low, high = testing.chi_squared_bounds(dof)
     assert low < chi < high
@@ -271,7 +278,9 @@ def test_drift_of_the_whole_crystal_is_not_a_departure() -> None:
 def test_an_identity_of_none_lets_atoms_go(inject: Callable[..., None]) -> None:
     points = [StatePoint("al", _aluminium(), 300.0, identity="none")]
     settings = MDSettings(timestep=4.0, interval=80.0)
-    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    dynamics = MolecularDynamics.prepare(
+        testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3
+    )
     inject(dynamics, _displace, 0, [30])
     assert dynamics.record(5)["al"].verdicts == ()
 
@@ -299,7 +308,7 @@ def test_a_liquid_beside_crystals_of_one_batch(inject: Callable[..., None]) -> N
     ]
     guards = GuardSettings(max_temperature_ratio=100.0)
     settings = MDSettings(timestep=4.0, interval=80.0, friction=20.0, guards=guards)
-    dynamics = MolecularDynamics(potential, points, settings, seed=3)
+    dynamics = MolecularDynamics.prepare(potential, points, settings, seed=3)
     inject(dynamics, _held_at(positions[0]), 0, range(100, 156))
     inject(dynamics, _held_at(torch.tensor(solid.positions)), 2, range(100, 192))
     runs = dynamics.record(12)
@@ -318,7 +327,9 @@ def test_a_time_step_too_long_is_healed_by_halving() -> None:
     """The fastest vibration of this crystal allows 40 fs at most; the other system keeps its own step."""
     points = [StatePoint("wild", _aluminium(), 300.0, timestep=64.0), StatePoint("calm", _aluminium(), 300.0)]
     settings = MDSettings(timestep=8.0, interval=160.0)
-    dynamics = MolecularDynamics(testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3)
+    dynamics = MolecularDynamics.prepare(
+        testing.LennardJones([13], 0.25, 2.56, 4.4), points, settings, seed=3
+    )
     runs = dynamics.record(10)
     assert runs["wild"].verdicts
     assert runs["wild"].kept[0, -1]
@@ -332,8 +343,8 @@ def test_an_unstable_barostat_sets_systems_back_and_not_the_batch() -> None:
     calm = replace(wild, name="calm", barostat_time=800.0)
     settings = MDSettings(timestep=8.0, interval=80.0)
     potential = testing.LennardJones([13], 0.25, 2.56, 4.4)
-    runs = MolecularDynamics(potential, [wild, calm], settings, seed=3).record(4)
-    alone = MolecularDynamics(potential, [calm], settings, seed=3).record(4)
+    runs = MolecularDynamics.prepare(potential, [wild, calm], settings, seed=3).record(4)
+    alone = MolecularDynamics.prepare(potential, [calm], settings, seed=3).record(4)
     assert runs["wild"].verdicts
     for name in (*SERIES, "kept"):
         assert torch.equal(getattr(runs["calm"], name), getattr(alone["calm"], name)), name
@@ -358,7 +369,7 @@ def test_the_dump_shows_how_it_went_wrong(inject: Callable[..., None]) -> None:
 
 def test_small_systems_may_fluctuate() -> None:
     settings, dof = GuardSettings(max_temperature_ratio=2.0), torch.tensor([0.0, 2.0, 32.0, 1e4])
-    assert hottest(settings, dof).tolist() == pytest.approx([1 + 8 * 2**0.5, 9.0, 3.0, 2.0])
+    assert max_temperature_ratios(settings, dof).tolist() == pytest.approx([1 + 8 * 2**0.5, 9.0, 3.0, 2.0])
 
 
 def test_rolling_average_is_that_of_the_last_parts() -> None:
@@ -373,14 +384,14 @@ def test_rolling_average_is_that_of_the_last_parts() -> None:
     sampled = [s for s in range(61, 101) if s % 2 == 0]
     expected = sum(sampled) / len(sampled) / 2.0
     torch.testing.assert_close(average.mean(), torch.full((3, 3), expected, dtype=torch.float64))
-    average.forget(1)
+    average.reset(1)
     assert average.ready.tolist() == [True, False]
 
 
 def test_displacement_follows_cells_and_not_drifts() -> None:
     sites = torch.rand(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     masses = torch.tensor([1.0, 3.0, 1.0, 1.0], dtype=torch.float64)
-    displacement = Displacement(sites, masses, torch.tensor([0, 0, 1, 1]))
+    displacement = SiteDisplacement(sites, masses, torch.tensor([0, 0, 1, 1]))
     cell = torch.tensor([[5.0, 0.2, 0.0], [0.0, 4.0, 0.1], [0.3, 0.0, 6.0]], dtype=torch.float64)
     cells = torch.stack([cell, cell.flip(0)])
     assert displacement(sites + 0.3, cells).max() < 1e-12

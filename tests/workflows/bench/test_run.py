@@ -45,7 +45,7 @@ def _is_sound(outcome: Outcome, unit: str) -> bool:
 def test_the_bare_model_is_given_the_frame_of_the_engine(subject, ensemble):
     """Its forces are those that the engine has."""
     workload, frozen = titanium(2, 16).under(ensemble), subject.frozen()
-    dynamics = MolecularDynamics(frozen, workload.points, workload.settings, 1)
+    dynamics = MolecularDynamics.prepare(frozen, workload.points, workload.settings, 1)
     dynamics.advance(3)
     graphs = current_graphs(frozen, workload, dynamics)
     forces = frozen.evaluate_chunked(graphs, ("forces",))["forces"]

@@ -141,10 +141,10 @@ def _stop_after(monkeypatch, steps: int) -> None:
     """Interrupt molecular dynamics after some steps, as Ctrl-C would."""
     step, left = MolecularDynamics._step, iter(range(steps))
 
-    def limited(dynamics: MolecularDynamics, recorder) -> None:
+    def limited(dynamics: MolecularDynamics) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        step(dynamics, recorder)
+        step(dynamics)
 
     monkeypatch.setattr(MolecularDynamics, "_step", limited)
 
