@@ -31,8 +31,8 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
 from mlip_refine.training.ensembles.sampler import EnsembleSampler
-from mlip_refine.training.ensembles.thermal_corrections import Thermal
-from mlip_refine.training.ensembles.tracker import FollowedEnsembles
+from mlip_refine.training.ensembles.thermal_corrections import ThermalCorrections
+from mlip_refine.training.ensembles.tracker import EnsembleTracker
 from mlip_refine.training.gradients.replay import batch_value
 from mlip_refine.training.gradients.streaming import (
     evaluate_losses,
@@ -115,12 +115,12 @@ class Trainer:
     folder: Path
     report: Callable[[StepReport], None] = lambda _: None
     step: int = 0
-    inside: int = 0
+    updates_within_tolerance: int = 0
     converged: bool = False
     earlier: float = 0.0
     resumed: bool = False
-    ensembles: FollowedEnsembles = field(init=False)
-    thermal: Thermal = field(init=False)
+    ensembles: EnsembleTracker = field(init=False)
+    thermal: ThermalCorrections = field(init=False)
     batches: list[Sequence[LabelledFrame]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -128,11 +128,11 @@ class Trainer:
         self._started = time.monotonic()
         self.schedule = make_schedule(self.settings, self.losses, self.replay)
         self.optimiser = self._optimiser()
-        self.thermal = Thermal(self.sampler)
+        self.thermal = ThermalCorrections(self.sampler)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
         self.potential_losses = [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
-        self.ensembles = FollowedEnsembles(self.sampler, self.ensemble_losses)
+        self.ensembles = EnsembleTracker(self.sampler, self.ensemble_losses)
         self.wanted = wanted_probes(self.ensemble_losses)
 
     def _optimiser(self) -> AdamW | GaussNewton:
@@ -181,15 +181,17 @@ class Trainer:
         probes = self._probes(self.ensembles.energies)
         results = self.optimiser.ensembles(self.ensemble_losses, self.ensembles.current, probes)
         results |= self._direct()
-        self.inside = self.inside + 1 if self._inside(results) else 0
-        self.converged = self.inside >= self.settings.patience
+        met = self._targets_met(results)
+        self.updates_within_tolerance = self.updates_within_tolerance + 1 if met else 0
+        self.converged = self.updates_within_tolerance >= self.settings.patience
         return results
 
     def _step(self, n_eff: Mapping[EnsembleSource, float]) -> tuple[float | None, Settled]:
         """Update the parameters; of ensembles that act, enough frames must still count at the end."""
         if self.converged:
             return None, Settled(1.0, self.ensembles.energies, ())
-        trial = ProposedStep(self, n_eff)
+        threshold = self.sampler.policy.threshold if self.settings.trust_region else 0.0
+        trial = ProposedStep(self.potential, self.ensembles, n_eff, threshold, self.objective)
         norm = self.optimiser.step(trial)
         return norm, trial.end
 
@@ -230,7 +232,7 @@ class Trainer:
             probes[source] = {"energy": energy, **further_probes(self.potential, structures, wanted)}
         return probes
 
-    def _inside(self, results: Mapping[str, LossResult]) -> bool:
+    def _targets_met(self, results: Mapping[str, LossResult]) -> bool:
         """Whether the current parameters meet every target, and so does their running mean, which is kept."""
         if not self._close(results):
             return False
@@ -300,7 +302,7 @@ class Trainer:
             **self.ensembles.state_dict(),
             "thermal": self.thermal.state_dict(),
             "md_steps": self.sampler.md_steps,
-            "inside": self.inside,
+            "inside": self.updates_within_tolerance,
             "converged": self.converged,
             "wall_time_s": self.earlier + time.monotonic() - self._started,
         }
@@ -319,7 +321,8 @@ class Trainer:
         self.optimiser.load_state_dict(content["optimiser"])
         if self.replay and content["replay"]:
             self.replay.load_state_dict(content["replay"])
-        self.step, self.inside, self.converged = content["step"], content["inside"], content["converged"]
+        self.step, self.converged = content["step"], content["converged"]
+        self.updates_within_tolerance = content["inside"]
         self.earlier, self.resumed = content["wall_time_s"], True
         self.sampler.md_steps = content["md_steps"]
         if not self._finished:
@@ -330,51 +333,56 @@ class Trainer:
 
 @dataclass
 class ProposedStep:
-    """A step of a trainer before it is taken.
+    """A step of the optimiser before it is taken.
 
     Attributes:
-        trainer: Whose potential moves.
-        n_eff: Effective frames of every source before it, in whole draws.
-        end: Where it ends.
+        potential: The potential, at the end of the step.
+        ensembles: Frames and energies of the sources that act.
+        n_eff: Effective frames of every source before the step, in whole draws.
+        threshold: Effective frames of a trust region, in whole draws; 0 without one.
+        losses: Weighted sum of the losses at the parameters as they are, from energies of all frames.
+        end: Where the step ends.
     """
 
-    trainer: Trainer
+    potential: Potential
+    ensembles: EnsembleTracker
     n_eff: Mapping[EnsembleSource, float]
+    threshold: float
+    losses: Callable[[Mapping[EnsembleSource, Tensor]], float]
     end: Settled = field(default_factory=lambda: Settled(1.0, {}, ()))
 
     def __post_init__(self) -> None:
-        """Know where it starts."""
-        self._start = self.trainer.potential.parameters()
+        """Remember where the step starts."""
+        self._start = self.potential.parameters()
         self._exhausted: set[EnsembleSource] = set()
 
     def settle(self, fewest: float = 0.0) -> float:
-        """Keep enough effective frames, of every draw at least `fewest`, and more in a trust region."""
-        trainer = self.trainer
-        threshold = trainer.sampler.policy.threshold if trainer.settings.trust_region else 0.0
-        if max(threshold, fewest) > 0 and self.n_eff:
-            region = TrustRegion(max(threshold, fewest))
-            self.end = region.settle(trainer.potential, self._start, trainer.ensembles.current, self.n_eff)
+        """Shorten the step so that every source keeps at least `fewest` effective frames, or the threshold."""
+        threshold = max(self.threshold, fewest)
+        if threshold > 0 and self.n_eff:
+            region = TrustRegion(threshold)
+            self.end = region.settle(self.potential, self._start, self.ensembles.current, self.n_eff)
             self._exhausted.update(self.end.exhausted)
         return self.end.alpha
 
     def objective(self) -> float:
-        """The losses at its end; infinite where they cannot be told."""
-        trainer, current = self.trainer, self.trainer.ensembles.current
+        """Return the losses at the end of the step; infinite where they cannot be evaluated."""
+        current = self.ensembles.current
         missing = {s: e for s, e in current.items() if s not in self.end.energies}
-        energies = {**self.end.energies, **probe_energies(trainer.potential, missing)}
+        energies = {**self.end.energies, **probe_energies(self.potential, missing)}
         self.end = replace(self.end, energies=energies)
         if not all(bool(e.isfinite().all()) for e in energies.values()):
             return math.inf
         try:
-            return trainer.objective({s: energies[s] for s in current})
+            return self.losses({s: energies[s] for s in current})
         except MlipRefineError:
             # Such as a crystal that does not come to rest.
             return math.inf
 
     def refuse(self) -> None:
-        """Stay; what was too poor for a step is sampled anew."""
-        exhausted = tuple(s for s in self.trainer.ensembles.current if s in self._exhausted)
-        self.end = Settled(0.0, self.trainer.ensembles.energies, exhausted)
+        """Take no step; sources with too few effective frames for one are sampled anew."""
+        exhausted = tuple(s for s in self.ensembles.current if s in self._exhausted)
+        self.end = Settled(0.0, self.ensembles.energies, exhausted)
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -28,7 +28,7 @@ from mlip_refine.quantities import Measured
 from mlip_refine.sampling import Length, MDSettings
 from mlip_refine.training.ensembles.ensemble import Draw
 from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy, stage_seed
-from mlip_refine.training.ensembles.tracker import FollowedEnsembles
+from mlip_refine.training.ensembles.tracker import EnsembleTracker
 from mlip_refine.training.gradients.replay import backpropagate_batch
 from mlip_refine.training.gradients.streaming import backpropagate, ensemble_losses
 from mlip_refine.training.optimisers.adamw import AdamW
@@ -344,7 +344,7 @@ def test_a_free_energy_needs_frames_of_the_initial_model(make):
     assert [line["md_steps"] for line in _log(trainer)] == [2] * 6
 
 
-def _moved_far(make, loss: EnsembleLoss) -> tuple[FollowedEnsembles, Springs]:
+def _moved_far(make, loss: EnsembleLoss) -> tuple[EnsembleTracker, Springs]:
     """Ensembles of a model that ten times stiffer springs have replaced since."""
     trainer = make([loss, _replay()])
     trainer.ensembles.begin(trainer.potential, acting=True)

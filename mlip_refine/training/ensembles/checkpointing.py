@@ -28,8 +28,8 @@ def saved_ensembles(ensembles: Mapping[EnsembleSource, Ensemble]) -> dict[str, A
                 "draws": [{"stage": d.stage, "source": _as_dict(by_name[d.point.name])} for d in e.draws],
                 "energies": e.energies,
                 "shift": [e.shift.value, e.shift.se],
-                "pull": e.pull,
-                "whole": e.whole,
+                "pull": e.shift_influence,
+                "whole": e.frames_per_draw,
             }
             for source, e in ensembles.items()
         ],
@@ -71,8 +71,8 @@ def _ensemble(sampler: EnsembleSampler, entry: Mapping[str, Any], found: Mapping
         draws=tuple(replace(d, energy=own[k][k]) for k, d in enumerate(draws)),
         energies=energies,
         shift=Measured(value, se, "eV"),
-        pull=entry["pull"],
-        whole=entry["whole"],
+        shift_influence=entry["pull"],
+        frames_per_draw=entry["whole"],
     )
 
 

@@ -123,16 +123,17 @@ class Ensemble:
         energies: Energies of every reference on all frames `[n_draws, n]`, eV.
         shift: Free energy of the anchor's reference minus that of the initial model, eV, whole cell. Its
             error is what comes from frames that are no longer held.
-        pull: What every frame contributes to the error of `shift` `[n]`, eV: it is also in later estimates.
-        whole: Frames of a whole draw, which `n_eff` is measured against.
+        shift_influence: Contribution of every frame to the error of `shift` `[n]`, eV, which later estimates
+            share.
+        frames_per_draw: Number of frames of a whole draw, the unit of `n_eff`.
     """
 
     point: StatePoint
     draws: tuple[Draw, ...]
     energies: Tensor
     shift: Measured
-    pull: Tensor
-    whole: int
+    shift_influence: Tensor
+    frames_per_draw: int
 
     @classmethod
     def of(cls, draw: Draw, shift: Measured | None = None) -> Self:
@@ -195,7 +196,7 @@ class Ensemble:
         """
         per_frame = self.independent / sum(len(d) for d in self.draws)
         # Ten digits: decisions that rest on it must not depend on how a product happens to be summed.
-        return float(f"{self.change(energy).n_eff / (self.whole * per_frame):.10g}")
+        return float(f"{self.change(energy).n_eff / (self.frames_per_draw * per_frame):.10g}")
 
     @cached_property
     def positions(self) -> Tensor:
@@ -248,7 +249,7 @@ class Ensemble:
     def error(self, energy: Tensor) -> float:
         """Standard error of the free energy of a model with energies `[n]` from the initial model's, eV."""
         last = self.mixture.influence(reduced(self.point, energy, self.volume)) / self.point.beta
-        return math.hypot(self.shift.se, self.stratified(self.pull + last))
+        return math.hypot(self.shift.se, self.stratified(self.shift_influence + last))
 
     def stratified(self, influence: Tensor) -> float:
         """Standard error of an estimate from what every frame contributes to it `[n]`."""

@@ -42,8 +42,8 @@ def joined(ensemble: Ensemble, draw: Draw, here: Tensor, energies: Energies) -> 
     """
     there = torch.stack([energies(d, draw.structures) for d in ensemble.draws])
     matrix = torch.cat([torch.cat([ensemble.energies, there], 1), torch.cat([here, draw.energy])[None]])
-    pull = torch.cat([ensemble.pull, torch.zeros_like(draw.energy)])
-    grown = replace(ensemble, draws=(*ensemble.draws, draw), energies=matrix, pull=pull)
+    influence = torch.cat([ensemble.shift_influence, torch.zeros_like(draw.energy)])
+    grown = replace(ensemble, draws=(*ensemble.draws, draw), energies=matrix, shift_influence=influence)
     what = f"the chain of references of {ensemble.point.name}"
     require_overlap(1.0 - grown.mixture.second_eigenvalue, what)
     return grown
@@ -60,13 +60,13 @@ def without(ensemble: Ensemble, index: int) -> Ensemble:
     gone = next(k for k, d in enumerate(moved.draws) if d is ensemble.draws[index])
     order = [k for k in range(len(moved.draws)) if k != gone]
     sizes = [len(d) for d in moved.draws]
-    columns, pulls = moved.energies.split(sizes, dim=1), moved.pull.split(sizes)
-    lost = stratified_error(pulls[gone], [sizes[gone]], [moved.draws[gone].inefficiency])
+    columns, influences = moved.energies.split(sizes, dim=1), moved.shift_influence.split(sizes)
+    lost = stratified_error(influences[gone], [sizes[gone]], [moved.draws[gone].inefficiency])
     return replace(
         moved,
         draws=tuple(moved.draws[k] for k in order),
         energies=torch.cat([columns[k][order] for k in order], dim=1),
-        pull=torch.cat([pulls[k] for k in order]),
+        shift_influence=torch.cat([influences[k] for k in order]),
         shift=moved.shift + Measured(0.0, lost, "eV"),
     )
 
@@ -76,13 +76,14 @@ def _anchored(ensemble: Ensemble, anchor: int) -> Ensemble:
     order = [anchor, *(k for k in range(len(ensemble.draws)) if k != anchor)]
     sizes, kt = [len(d) for d in ensemble.draws], 1.0 / ensemble.point.beta
     energy = ensemble.energies[anchor]
-    pull = ensemble.pull + kt * ensemble.mixture.influence(reduced(ensemble.point, energy, ensemble.volume))
-    columns, pulls = ensemble.energies.split(sizes, dim=1), pull.split(sizes)
+    newest = ensemble.mixture.influence(reduced(ensemble.point, energy, ensemble.volume))
+    influence = ensemble.shift_influence + kt * newest
+    columns, influences = ensemble.energies.split(sizes, dim=1), influence.split(sizes)
     return replace(
         ensemble,
         draws=tuple(ensemble.draws[k] for k in order),
         energies=torch.cat([columns[k][order] for k in order], dim=1),
-        pull=torch.cat([pulls[k] for k in order]),
+        shift_influence=torch.cat([influences[k] for k in order]),
         shift=ensemble.shift + Measured(kt * ensemble.mixture.difference(0, anchor)[0], 0.0, "eV"),
     )
 

@@ -66,4 +66,4 @@ def _helped(
         return ensemble, energy
     left, now = pruned(grown, grown.energies[-1], most)
     gain = left.n_eff(now) - ensemble.n_eff(energy)
-    return (left, now) if gain >= WORTH * len(draw) / ensemble.whole else (ensemble, energy)
+    return (left, now) if gain >= WORTH * len(draw) / ensemble.frames_per_draw else (ensemble, energy)

@@ -17,7 +17,7 @@ from mlip_refine.training.ensembles.sampler import EnsembleSampler
 from mlip_refine.training.gradients.streaming import further_probes, wanted_by
 
 
-class Thermal:
+class ThermalCorrections:
     """Draws frames for losses on the potential itself.
 
     Attributes:

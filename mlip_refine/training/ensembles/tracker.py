@@ -23,7 +23,7 @@ UNKNOWN = Measured(float("nan"), float("nan"), "eV")
 """Free energy of a reference from the initial model, where no chain of references leads back to it."""
 
 
-class FollowedEnsembles:
+class EnsembleTracker:
     """Frames of every source, with energies of the current model, sampled anew where too few still count.
 
     Updates in which no ensemble acts move the model without looking at frames. If they have moved it out of

@@ -16,7 +16,7 @@ from mlip_refine.observables.base import Probe, Probes, values_of
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.training.ensembles.ensemble import Ensemble
 
-type Wanted = Mapping[str, int]
+type Strides = Mapping[str, int]
 """Probes beside the energy, each on every so many frames."""
 
 SECOND_DERIVATIVES = frozenset({"born"})
@@ -47,7 +47,7 @@ def probe_energies(
 
 
 def further_probes(
-    potential: Potential, structures: Sequence[Structure], wanted: Wanted
+    potential: Potential, structures: Sequence[Structure], wanted: Strides
 ) -> dict[str, Tensor | Probe]:
     """Pass one of what is wanted beside the energy: float64, on the CPU, without a graph.
 

@@ -134,7 +134,7 @@ def test_useless_references_are_dropped(wells, energies):
     assert 2 <= len(kept) <= 5
     assert ensemble.energies.shape == (len(kept), 2000 * len(kept))
     exact = chain[kept[0]].free_energy(T) - chain[0].free_energy(T)
-    error = math.hypot(ensemble.shift.se, ensemble.stratified(ensemble.pull))
+    error = math.hypot(ensemble.shift.se, ensemble.stratified(ensemble.shift_influence))
     assert 0 < ensemble.shift.se < error
     assert abs(ensemble.shift.value - exact) < sigma_bound() * error
 

@@ -152,8 +152,8 @@ def test_restored_bit_for_bit(titanium, sampler, sampled, tmp_path, kind, most):
     for source, ensemble in before.items():
         again = after[source]
         assert [d.stage for d in again.draws] == [d.stage for d in ensemble.draws]
-        assert (again.shift, again.whole) == (ensemble.shift, ensemble.whole)
-        for name in ("energies", "pull", "volume", "log_q"):
+        assert (again.shift, again.frames_per_draw) == (ensemble.shift, ensemble.frames_per_draw)
+        for name in ("energies", "shift_influence", "volume", "log_q"):
             assert torch.equal(getattr(again, name), getattr(ensemble, name))
         energy = titanium.energies(again.structures)
         assert torch.equal(energy, titanium.energies(ensemble.structures))

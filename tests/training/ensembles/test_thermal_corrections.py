@@ -6,7 +6,7 @@ import torch
 
 from mlip_refine.losses import EnsembleSource, PotentialLoss
 from mlip_refine.losses.base import LossResult
-from mlip_refine.training.ensembles.thermal_corrections import Thermal
+from mlip_refine.training.ensembles.thermal_corrections import ThermalCorrections
 
 HOT = EnsembleSource("wells", 500.0, 0.0)
 
@@ -36,7 +36,7 @@ def test_every_loss_goes_on_from_its_own_frames(wells):
         return dict.fromkeys(sources, drawn[stage])
 
     sampler = SimpleNamespace(points={HOT: SimpleNamespace(name="hot")}, draw=draw)
-    thermal = Thermal(sampler)
+    thermal = ThermalCorrections(sampler)
     for step in range(3):
         for loss in (Looking("often", 1), Looking("seldom", 2)):
             thermal.follow(potential, loss, step)

@@ -308,13 +308,8 @@ def test_a_refused_step_samples_anew_what_was_too_poor(monkeypatch):
     ends = iter([Settled(0.01, {"a": 1}, ("a",)), Settled(0.02, {"a": 2}, ("b",))])
     region = SimpleNamespace(settle=lambda *_: next(ends))
     monkeypatch.setattr(loop, "TrustRegion", lambda _: region)
-    trainer = SimpleNamespace(
-        potential=SimpleNamespace(parameters=dict),
-        settings=SimpleNamespace(trust_region=True),
-        sampler=SimpleNamespace(policy=SimpleNamespace(threshold=0.5)),
-        ensembles=SimpleNamespace(current={"a": 0, "b": 0, "c": 0}, energies={"a": 5}),
-    )
-    step = ProposedStep(trainer, {"a": 0.51})
+    ensembles = SimpleNamespace(current={"a": 0, "b": 0, "c": 0}, energies={"a": 5})
+    step = ProposedStep(SimpleNamespace(parameters=dict), ensembles, {"a": 0.51}, 0.5, lambda _: 0.0)
     assert (step.settle(), step.settle()) == (0.01, 0.02)
     step.refuse()
     assert step.end == Settled(0.0, {"a": 5}, ("a", "b"))
@@ -333,13 +328,10 @@ def test_frames_must_tell_what_a_step_did(monkeypatch, trust_region, fewest, thr
         return SimpleNamespace(settle=lambda *_: Settled(0.4, {}, ()))
 
     monkeypatch.setattr(loop, "TrustRegion", region)
-    trainer = SimpleNamespace(
-        potential=SimpleNamespace(parameters=dict),
-        settings=SimpleNamespace(trust_region=trust_region),
-        sampler=SimpleNamespace(policy=SimpleNamespace(threshold=0.5)),
-        ensembles=SimpleNamespace(current={}),
-    )
-    assert ProposedStep(trainer, {"a": 1.0}).settle(fewest) == (0.4 if thresholds else 1.0)
+    potential, ensembles = SimpleNamespace(parameters=dict), SimpleNamespace(current={})
+    threshold = 0.5 if trust_region else 0.0
+    step = ProposedStep(potential, ensembles, {"a": 1.0}, threshold, lambda _: 0.0)
+    assert step.settle(fewest) == (0.4 if thresholds else 1.0)
     assert asked == thresholds
 
 
