@@ -16,7 +16,7 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured, Target
 
 PERFECT = 1.0
-"""Deviation, in standard uncertainties of the targets (r.m.s.), at which a run may stop."""
+"""Root mean square deviation, in standard uncertainties of the targets, at which a run may stop."""
 
 
 UNSTRAINED = (0.0,) * 6
@@ -29,11 +29,10 @@ class EnsembleSource:
 
     Attributes:
         phase: Name of a phase of the config.
-        temperature: K.
-        pressure: GPa.
-        lattice: Lattice constants (a,) or (a, c) of a fixed cell, Å; by default the phase says what its cell
-            is and does.
-        strain: Of that fixed cell: six components (xx, yy, zz, yz, xz, xy) of a symmetric tensor.
+        temperature: Temperature, K.
+        pressure: Pressure, GPa.
+        lattice: Lattice constants (a,) or (a, c) of a fixed cell, Å; empty: the cell of the phase.
+        strain: Strain of that fixed cell, six components (xx, yy, zz, yz, xz, xy) of a symmetric tensor.
     """
 
     phase: str
@@ -277,21 +276,21 @@ class PotentialLoss(Loss, ABC):
     every: int = 1
 
     def at(self, step: int) -> None:
-        """Know the number of the update, counted among those of experiments: it may tell a batch of data."""
+        """Set the number of the update, counted among those of experiments: it may choose a batch."""
 
     def follow(self, potential: Potential, frames: Mapping[EnsembleSource, Frames]) -> None:
-        """Learn from frames of the sources, drawn by the potential as it is now."""
+        """Update the thermal part of the loss from frames of the sources that this potential drew."""
 
     @abstractmethod
     def evaluate(self, potential: Potential) -> LossResult:
         """The loss, differentiable in the parameters of the potential."""
 
     def measure(self, potential: Potential) -> LossResult:
-        """The loss without need of derivatives; a loss that keeps graphs for them may do without here."""
+        """Return the loss where derivatives are not needed."""
         return self.evaluate(potential)
 
     def linearise(self, potential: Potential, add: Callable[[Tensor], None]) -> LossResult:
-        """Hand all residuals to `add`, which differentiates them; many parts may go one by one."""
+        """Pass all residuals to `add`, which differentiates them, part by part where memory asks for it."""
         result = self.evaluate(potential)
         if result.residuals is not None:
             add(result.residuals)

@@ -127,18 +127,17 @@ class Trainer:
         """Sort the losses, make the schedule and the optimiser."""
         self._started = time.monotonic()
         self.schedule = make_schedule(self.settings, self.losses, self.replay)
-        self.optimiser = self._optimiser()
+        self.optimiser: AdamW | GaussNewton = (
+            GaussNewton(self.potential, self.settings, self.sampler.seed)
+            if self.settings.optimiser == "gauss_newton"
+            else AdamW(self.potential, self.settings)
+        )
         self.thermal = ThermalCorrections(self.sampler)
         self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
         self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
         self.potential_losses = [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
         self.ensembles = EnsembleTracker(self.sampler, self.ensemble_losses)
         self.wanted = wanted_probes(self.ensemble_losses)
-
-    def _optimiser(self) -> AdamW | GaussNewton:
-        if self.settings.optimiser == "gauss_newton":
-            return GaussNewton(self.potential, self.settings, self.sampler.seed)
-        return AdamW(self.potential, self.settings)
 
     def run(self) -> None:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
@@ -181,6 +180,7 @@ class Trainer:
         probes = self._probes(self.ensembles.energies)
         results = self.optimiser.ensembles(self.ensemble_losses, self.ensembles.current, probes)
         results |= self._direct()
+        self._validate(results)
         met = self._targets_met(results)
         self.updates_within_tolerance = self.updates_within_tolerance + 1 if met else 0
         self.converged = self.updates_within_tolerance >= self.settings.patience
@@ -217,12 +217,17 @@ class Trainer:
             self.thermal.follow(self.potential, loss, turn)
             loss.at(turn)
             results[loss.name] = self.optimiser.direct(loss)
+        return results
+
+    def _validate(self, results: dict[str, LossResult]) -> None:
+        """Add what is measured on held-out data, of every loss for which it is due, to its diagnostics."""
+        turn = self.schedule.acted(Group.EXPERIMENT, self.step)
+        for loss in self.losses:
             validation = loss.validation
-            if validation is not None and turn % validation.every == 0:
+            if validation is not None and loss.name in results and turn % validation.every == 0:
                 result = results[loss.name]
                 measured = {**result.diagnostics, **validation.measure(self.potential)}
                 results[loss.name] = replace(result, diagnostics=measured)
-        return results
 
     def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, Probes]:
         """The probes of the potential as it is now on all frames, energies known."""
@@ -246,16 +251,15 @@ class Trainer:
         return self._close(averaged)
 
     def _close(self, results: Mapping[str, LossResult]) -> bool:
-        close = [
-            r.resolved and self._met(r.deviation, r.tolerance)
-            for r in results.values()
-            if r.deviation is not None
-        ]
+        """Whether every deviation is resolved and within its tolerance, and there is one at all."""
+        close = []
+        for result in results.values():
+            if result.deviation is not None:
+                limit = result.tolerance
+                if limit is None:
+                    limit = min(self.settings.tolerance, result.deviation.se)
+                close.append(result.resolved and abs(result.deviation.value) <= limit)
         return bool(close) and all(close)
-
-    def _met(self, deviation: Measured, tolerance: float | None) -> bool:
-        limit = min(self.settings.tolerance, deviation.se) if tolerance is None else tolerance
-        return abs(deviation.value) <= limit
 
     def _replay(self) -> dict[str, LossResult]:
         """Back-propagate the batch losses; the results are those of the last batch."""
@@ -357,7 +361,7 @@ class ProposedStep:
         self._exhausted: set[EnsembleSource] = set()
 
     def settle(self, fewest: float = 0.0) -> float:
-        """Shorten the step so that every source keeps at least `fewest` effective frames, or the threshold."""
+        """Shorten the step so that every source keeps `fewest` effective frames and the threshold."""
         threshold = max(self.threshold, fewest)
         if threshold > 0 and self.n_eff:
             region = TrustRegion(threshold)

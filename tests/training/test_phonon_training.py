@@ -14,6 +14,8 @@ from mlip_refine import testing
 from mlip_refine.config import Training, config_from_dict
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.losses import Replay, loss_specs
+from mlip_refine.losses.base import Validation
+from mlip_refine.quantities import Measured
 from mlip_refine.sampling import Length, MDSettings
 from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
 from mlip_refine.training.replay_batches import LabelledFrame
@@ -129,3 +131,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(make, tmp_path, schedule
     texts = [(tmp_path / word / "log.jsonl").read_text() for word in ("whole", "stopped")]
     assert texts[0] == texts[1]
     assert torch.equal(whole.potential.module.stiffness, resumed.potential.module.stiffness)
+
+
+def test_validation_is_measured_at_its_updates_and_logged(make, tmp_path):
+    trainer = make(steps=5, schedule="joint", epochs=None)
+    loss = trainer.losses[0]
+    measured = Measured(0.25, 0.0, "")
+    loss.validation = Validation(3, lambda _: {"loss": measured})
+    trainer.run()
+    found = [line["diagnostics"]["phonon_hvp"].get("validation, loss") for line in _log(tmp_path)]
+    assert [value is not None for value in found] == [True, False, False, True, False]
+    assert found[0] == {"value": 0.25, "se": 0.0, "unit": ""}
+    assert loss.validation.measure(trainer.potential) == {"validation, loss": measured}

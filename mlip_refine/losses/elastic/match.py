@@ -4,22 +4,68 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.crystals.symmetry import INDEPENDENT, find_symmetry
+from mlip_refine.crystals.symmetry import INDEPENDENT, Symmetry, find_symmetry
+from mlip_refine.crystals.tensors import stress_from_voigt, stress_to_voigt
 from mlip_refine.data import find_table
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses.base import PERFECT, UNSTRAINED, EnsembleSource, Loss, LossResult, Setting
-from mlip_refine.losses.elastic.stress import SymmetricStress
 from mlip_refine.losses.elastic.targets import CellTargets
 from mlip_refine.losses.options import ElasticConstantsOptions
-from mlip_refine.observables.cell import Pressure
+from mlip_refine.observables.base import Observable, Sample
+from mlip_refine.observables.cell import Pressure, Stress
 from mlip_refine.observables.elasticity import FluctuationElasticity
 from mlip_refine.quantities import Measured, Target
+
+
+class SymmetricStress(Observable):
+    """Total stress in the standard axes of a crystal, GPa: the components that symmetry leaves independent.
+
+    One of a cubic crystal, xx and zz of a hexagonal one. The others are noise or follow from these, and would
+    count too little or too often in a mean.
+    """
+
+    probes: ClassVar[frozenset[str]] = Stress.probes
+    unit = "GPa"
+
+    def __init__(self, symmetry: Symmetry) -> None:
+        """Choose the components for a symmetry.
+
+        Args:
+            symmetry: Of the ideal crystal, in the frame of the frames.
+        """
+        turns, standard = symmetry.rotations, symmetry.to_standard
+        units = stress_from_voigt(torch.eye(6, dtype=torch.float64))
+        mean = torch.einsum("rij,kjl,rml->kim", turns, units, turns) / len(turns)
+        rows = stress_to_voigt(standard @ mean @ standard.T).T
+        chosen: list[int] = []
+        for i in range(len(rows)):
+            if int(torch.linalg.matrix_rank(rows[[*chosen, i]], rtol=1e-8)) > len(chosen):
+                chosen.append(i)
+        self.labels = tuple(Stress.labels[i] for i in chosen)
+        self.rows = rows[chosen]
+        """From the six components in the frame of the crystal `[k, 6]`."""
+
+    def columns(self, sample: Sample) -> Tensor:
+        """Six components of every frame, in the frame of the crystal `[n, 6]`."""
+        return Stress().columns(sample)
+
+    def derive(self, means: Tensor, sample: Sample) -> Tensor:  # noqa: ARG002 - others need the state
+        """The components `[k]`."""
+        return self.of(means)
+
+    def of(self, stress: Tensor) -> Tensor:
+        """The components `[k]` of a stress in Voigt order `[6]`, in the frame of the crystal."""
+        return self.rows.to(stress) @ stress
+
+    def under(self, pressure: float) -> Tensor:
+        """The components `[k]` at a pressure."""
+        return torch.tensor([-pressure if label in {"xx", "yy", "zz"} else 0.0 for label in self.labels])
 
 
 @dataclass(frozen=True)

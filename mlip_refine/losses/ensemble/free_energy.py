@@ -84,11 +84,12 @@ class FreeEnergyDifference(EnsembleLoss):
         delta_g = self.initial.value + change
         residual = (delta_g - self.target.value) / self.target.uncertainty
         value = residual.square()
-        se = _root_sum(
+        errors = (
             self.initial.se,
             *(s * per_atom for s in (one.shift.se, two.shift.se)),
             *(e.se / f.beta * per_atom for e, f in ((change_one, one), (change_two, two))),
         )
+        se = float(torch.tensor(errors, dtype=torch.float64).norm())
         measured = Measured(float(delta_g.detach()), se, "meV/atom")
         state = Measured(self.options.temperature, 0.0, "K")
         diagnostics = {"delta_g": measured, "temperature": state}
@@ -113,7 +114,3 @@ def _entropy(
         return None
     delta_h = (two.enthalpy - one.enthalpy).scaled(per_atom, "meV/atom")
     return entropy_difference(temperature, delta_g, delta_h)
-
-
-def _root_sum(*errors: float) -> float:
-    return float(torch.tensor(errors, dtype=torch.float64).norm())

@@ -1,6 +1,6 @@
 """Phonon frequencies at wave vectors beside those of a reference."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Self
@@ -91,7 +91,8 @@ class PhononFrequencies(PhononLoss):
             counts.append(len(columns))
         products = [v.cpu().requires_grad_() for v in hessian_products(potential, structures, directions)]
         with torch.enable_grad():
-            hessians = _consecutive(products, counts)
+            rest = iter(products)
+            hessians = (list(islice(rest, count)) for count in counts)
             compared = [self._compared(n, torch.stack(h)) for n, h in zip(materials, hessians, strict=True)]
             value = torch.stack([error for error, _ in compared]).mean()
         gradients: Gradients = []
@@ -117,9 +118,3 @@ class PhononFrequencies(PhononLoss):
         if number not in self._wanted:
             self._wanted[number] = _ReferenceFrequencies.of(self.references[number], self.options.mesh)
         return self._wanted[number]
-
-
-def _consecutive(values: Sequence[Tensor], counts: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Consecutive parts of a list, of given lengths."""
-    rest = iter(values)
-    return (list(islice(rest, count)) for count in counts)

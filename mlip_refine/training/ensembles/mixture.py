@@ -1,18 +1,29 @@
-"""The references of an ensemble: joining a draw to the others, dropping those that have become useless."""
+"""The references of an ensemble: joining a draw to the others, and dropping those that have become useless.
 
-from collections.abc import Callable, Sequence
+Draws may also be lent between state points of a phase: neighbours in temperature and pressure help each
+other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mlip_refine.errors import StatisticsError
+from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential, Structure
 from mlip_refine.quantities import Measured
+from mlip_refine.sampling import StatePoint
 from mlip_refine.statistics import require_overlap, stratified_error
 from mlip_refine.training.ensembles.ensemble import Draw, Ensemble, reduced
 
 USELESS = 0.05
 """A reference is dropped if at most this share of the effective frames of the current model goes with it."""
+
+WORTH = 0.25
+"""A lent frame must add at least this fraction of what a frame of the state itself would add."""
 
 type Energies = Callable[[Draw, Sequence[Structure]], Tensor]
 """Energies `[n]`, eV, of the reference of a draw on any frames."""
@@ -56,7 +67,11 @@ def without(ensemble: Ensemble, index: int) -> Ensemble:
     its error is kept frame by frame, for they are also in all later estimates; the latter's is kept as a
     number.
     """
-    moved = _anchored(ensemble, _successor(ensemble)) if index == 0 else ensemble
+    moved = ensemble
+    if index == 0:
+        own = ensemble.point.name
+        successor = next(k for k, d in enumerate(ensemble.draws) if k > 0 and d.point.name == own)
+        moved = _anchored(ensemble, successor)
     gone = next(k for k, d in enumerate(moved.draws) if d is ensemble.draws[index])
     order = [k for k in range(len(moved.draws)) if k != gone]
     sizes = [len(d) for d in moved.draws]
@@ -88,11 +103,6 @@ def _anchored(ensemble: Ensemble, anchor: int) -> Ensemble:
     )
 
 
-def _successor(ensemble: Ensemble) -> int:
-    own = ensemble.point.name
-    return next(k for k, d in enumerate(ensemble.draws) if k > 0 and d.point.name == own)
-
-
 def pruned(ensemble: Ensemble, energy: Tensor, most: int) -> tuple[Ensemble, Tensor]:
     """Drop references that the current model no longer needs, and the least needed ones beyond `most`.
 
@@ -122,3 +132,57 @@ def _dropped(ensemble: Ensemble, energy: Tensor, index: int) -> tuple[Ensemble, 
     smaller = without(ensemble, index)
     kept = dict(zip(map(id, ensemble.draws), energy.split([len(d) for d in ensemble.draws]), strict=True))
     return smaller, torch.cat([kept[id(d)] for d in smaller.draws])
+
+
+def may_lend(one: StatePoint, other: StatePoint) -> bool:
+    """Whether frames of one state are configurations of the other: cells free alike, or one fixed cell."""
+    kinds = (one.ensemble, one.cell_freedom) == (other.ensemble, other.cell_freedom)
+    same_cell = np.array_equal(one.atoms.cell.array, other.atoms.cell.array)
+    return kinds and (one.ensemble == "npt" or same_cell)
+
+
+def with_lent(
+    ensembles: Mapping[EnsembleSource, Ensemble],
+    drawn: Mapping[EnsembleSource, Draw],
+    energies: Mapping[EnsembleSource, Tensor],
+    references: Energies,
+    most: int,
+) -> tuple[dict[EnsembleSource, Ensemble], dict[EnsembleSource, Tensor]]:
+    """Lend the newest draws to the other state points of their phase, where they are worth their evaluation.
+
+    Args:
+        ensembles: Of all sources.
+        drawn: New draws, of the current model.
+        energies: Of the current model on all frames of every source `[n]`, eV.
+        references: Evaluates older references on the frames of a new draw.
+        most: References that may stay at a state, lent ones among them (see `pruned`).
+
+    Returns:
+        The ensembles that have changed, and the energies of the current model on their frames.
+    """
+    changed: dict[EnsembleSource, Ensemble] = {}
+    known: dict[EnsembleSource, Tensor] = {}
+    for source, ensemble in ensembles.items():
+        current, energy = ensemble, energies[source]
+        for lender, draw in drawn.items():
+            if lender.phase == source.phase and lender != source and may_lend(draw.point, ensemble.point):
+                current, energy = _helped(current, draw, energy, references, most)
+        if current is not ensemble:
+            changed[source], known[source] = current, energy
+    return changed, known
+
+
+def _helped(
+    ensemble: Ensemble, draw: Draw, energy: Tensor, references: Energies, most: int
+) -> tuple[Ensemble, Tensor]:
+    """The ensemble with a lent draw of the current model, if it overlaps and is worth it.
+
+    It counts with what the state gains once references that then help least have made room for it.
+    """
+    try:
+        grown = joined(ensemble, draw, energy, references)
+    except StatisticsError:
+        return ensemble, energy
+    left, now = pruned(grown, grown.energies[-1], most)
+    gain = left.n_eff(now) - ensemble.n_eff(energy)
+    return (left, now) if gain >= WORTH * len(draw) / ensemble.frames_per_draw else (ensemble, energy)

@@ -11,8 +11,7 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
-from mlip_refine.training.ensembles.mixture import joined, pruned, reference_energies
-from mlip_refine.training.ensembles.sharing import with_lent
+from mlip_refine.training.ensembles.mixture import joined, pruned, reference_energies, with_lent
 
 Start = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -104,7 +103,9 @@ class EnsembleSampler:
             SamplingError: If a phase does not survive.
             StatisticsError: If the frames are too few or too correlated.
         """
-        points, length = [self.points[s] for s in sources], self._shortened(share)
+        points = [self.points[s] for s in sources]
+        frames = max(1, round(share * self.length.frames))
+        length = Length(share * self.length.equilibration, frames, self.length.segment)
         frozen = potential.frozen_copy(self.sampling_dtype, self.accelerate)
         seed = stage_seed(self.seed, stage)
         runs = sample(
@@ -118,10 +119,6 @@ class EnsembleSampler:
         for one in drawn.values():
             one.require_frames(self.min_effective * share)
         return drawn
-
-    def _shortened(self, share: float) -> Length:
-        frames = max(1, round(share * self.length.frames))
-        return Length(share * self.length.equilibration, frames, self.length.segment)
 
     def _cost(self, points: Sequence[StatePoint], length: Length) -> int:
         """Steps times atoms of a draw."""

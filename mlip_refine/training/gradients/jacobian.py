@@ -148,7 +148,11 @@ def _add_rows(
     for work, group in work_of(names).items():
         places = [names.index(name) for name in group]
         # A residual of another ensemble has no gradient here.
-        mine = [k for k, g in enumerate(gradients) if any(_some(g[i]) for i in places)]
+        mine = [
+            k
+            for k, gradient in enumerate(gradients)
+            if any(g is not None and bool(g.any()) for g in (gradient[i] for i in places))
+        ]
         if not mine:
             continue
         adjoints = {
@@ -174,10 +178,6 @@ def _jacobian(potential: Potential, adjoints: Mapping[str, Tensor]) -> Callable[
         return torch.stack([flat(parameters, g) for g in each_gradient(values, parameters, weights)])
 
     return evaluate
-
-
-def _some(gradient: Tensor | None) -> bool:
-    return gradient is not None and bool(gradient.any())
 
 
 def _stacked(leaf: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:

@@ -18,8 +18,7 @@ from mlip_refine.data import read_table
 from mlip_refine.errors import InputError
 from mlip_refine.losses import Frames
 from mlip_refine.losses.base import UNSTRAINED
-from mlip_refine.losses.elastic.match import CellValues, ElasticMatch
-from mlip_refine.losses.elastic.stress import SymmetricStress
+from mlip_refine.losses.elastic.match import CellValues, ElasticMatch, SymmetricStress
 from mlip_refine.losses.elastic.targets import CellTargets
 from mlip_refine.losses.options import ElasticConstantsOptions
 from mlip_refine.observables import Pressure, Stress, measure

@@ -12,9 +12,9 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory
 from mlip_refine.training.checkpoint import read_latest, write_checkpoint
 from mlip_refine.training.ensembles import sampler as resampling
-from mlip_refine.training.ensembles.checkpointing import restored_ensembles, saved_ensembles
+from mlip_refine.training.ensembles.mixture import may_lend
 from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy, stage_seed
-from mlip_refine.training.ensembles.sharing import may_lend
+from mlip_refine.training.ensembles.tracker import restored_ensembles, saved_ensembles
 
 HCP, BCC = EnsembleSource("hcp", 1000.0, 2.0), EnsembleSource("bcc", 1000.0, 2.0)
 
