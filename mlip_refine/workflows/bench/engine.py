@@ -1,18 +1,27 @@
-"""The engine against what it cannot do without: the bare model."""
+"""The engine against the bare model, which it cannot do without, and against ASE, system after system."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from ase import Atoms
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.md.langevin import Langevin
 
-from mlip_refine.potential import Acceleration, Graphs, Potential
+from mlip_refine.potential import Acceleration, Graphs, Potential, ase_calculator
 from mlip_refine.sampling import MolecularDynamics
 from mlip_refine.workflows.bench.records import Outcome
-from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.timing import Side, compare, repeat, repetitions
-from mlip_refine.workflows.bench.workloads import Workload
+from mlip_refine.workflows.bench.workloads import Effort, Subject, Workload
 
 SEED = 1
 UNIT = "atom·steps/s"
+
+# Where the engine chooses its own for every phase, fs and 1/ps.
+TIMESTEP, FRICTION = 2.0, 5.0
+
+# Steps of either side in a block, at least.
+_STEPS = 2
 
 
 def engine_against_model(
@@ -48,7 +57,7 @@ def engine_against_model(
         prepare=refresh,
     )
     details = {"edges": graphs.edge_index.shape[1], "steps_per_block": steps}
-    return replace(pairs.outcome(pairs.time_ratio, details), ran=frozen.backend)
+    return pairs.outcome(pairs.time_ratio, details).model_copy(update={"ran": frozen.backend})
 
 
 def current_frames(workload: Workload, dynamics: MolecularDynamics) -> list[Atoms]:
@@ -66,3 +75,65 @@ def current_graphs(potential: Potential, workload: Workload, dynamics: Molecular
     """The engine's systems as a batch with exact neighbours, edges sorted by receiver."""
     frames = current_frames(workload, dynamics)
     return potential.graphs.collate([potential.graphs.from_atoms(atoms) for atoms in frames])
+
+
+def engine_against_ase(subject: Subject, workload: Workload, effort: Effort) -> Outcome:
+    """Time Langevin dynamics in the engine and in ASE, from the same frames in the same precision.
+
+    ASE runs MACE's own calculator of the saved potential, as its users do; one block takes every system the
+    same number of steps further.
+    """
+    frozen = subject.frozen()
+    dynamics = MolecularDynamics.prepare(frozen, workload.points, workload.settings, SEED)
+    dynamics.advance(effort.equilibration)
+    with _default_dtype():
+        runs = _ase_runs(subject, workload, current_frames(workload, dynamics))
+        steps = repetitions(lambda: dynamics.advance(1), frozen.device, effort.block, _STEPS)
+        ase_steps = repetitions(lambda: _advance(runs, 1), frozen.device, effort.block, _STEPS)
+        pairs = compare(
+            Side(lambda: dynamics.advance(steps), steps * workload.n_atoms),
+            Side(lambda: _advance(runs, ase_steps), ase_steps * workload.n_atoms),
+            effort,
+            frozen.device,
+            UNIT,
+        )
+    return pairs.outcome(pairs.speed_ratio, {"steps_per_block": steps, "ase_steps_per_block": ase_steps})
+
+
+def _ase_runs(subject: Subject, workload: Workload, frames: list[Atoms]) -> list[Langevin]:
+    """Dynamics of every frame, each with a calculator of its own, as separate runs have it."""
+    temperatures = [p.temperature for p in workload.points for _ in range(p.replicas)]
+    device, settings = str(subject.potential.device), workload.settings
+    runs = []
+    for i, (atoms, temperature) in enumerate(zip(frames, temperatures, strict=True)):
+        options = {"head": subject.potential.head} if len(subject.potential.heads) > 1 else {}
+        atoms.calc = ase_calculator(subject.file, device=device, default_dtype=subject.dtype, **options)
+        rng = np.random.default_rng(i)
+        spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
+        atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread)
+        runs.append(
+            Langevin(
+                atoms,
+                timestep=(settings.timestep or TIMESTEP) * units.fs,
+                temperature_K=temperature,
+                friction=(settings.friction or FRICTION) * 1e-3 / units.fs,
+                fixcm=False,
+                rng=rng,
+            )
+        )
+    return runs
+
+
+def _advance(runs: list[Langevin], steps: int) -> None:
+    for run in runs:
+        run.run(steps)
+
+
+@contextmanager
+def _default_dtype() -> Iterator[None]:
+    """Keep the default dtype of the process, which MACE's calculator changes."""
+    default = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)

@@ -12,9 +12,8 @@ from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.training.ensembles.ensemble import Ensemble
 from mlip_refine.training.gradients.streaming import backpropagate, probe_energies
 from mlip_refine.workflows.bench.records import Outcome
-from mlip_refine.workflows.bench.subject import Effort, Subject
 from mlip_refine.workflows.bench.timing import Side, compare
-from mlip_refine.workflows.bench.workloads import Workload
+from mlip_refine.workflows.bench.workloads import Effort, Subject, Workload
 
 # Thermal displacements of titanium at its transition, Å.
 _AMPLITUDE = 0.12

@@ -6,6 +6,7 @@ prints what one process needed, as JSON.
 """
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -22,11 +23,11 @@ from ase import Atoms
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.files import write_json
 from mlip_refine.potential import Potential, Structure
+from mlip_refine.quantities import Measured
 from mlip_refine.sampling import StatePoint
 from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_gradient
-from mlip_refine.workflows.bench.records import Outcome, Reading
-from mlip_refine.workflows.bench.subject import Effort, Subject
-from mlip_refine.workflows.bench.workloads import Workload
+from mlip_refine.workflows.bench.records import Outcome
+from mlip_refine.workflows.bench.workloads import Effort, Subject, Workload
 
 MEBIBYTE = 2**20
 
@@ -65,9 +66,9 @@ def memory_of_frames(subject: Subject, workload: Workload, effort: Effort) -> Ou
     with ThreadPoolExecutor() as pool:
         few, many = pool.map(partial(_peak, subject, workload.points[0]), effort.memory_frames)
     return Outcome(
-        ours=Reading(many["peak"] / MEBIBYTE, None, "MiB"),
-        reference=Reading(few["peak"] / MEBIBYTE, None, "MiB"),
-        ratio=Reading(many["peak"] / few["peak"], None, ""),
+        ours=Measured(many["peak"] / MEBIBYTE, math.nan, "MiB"),
+        reference=Measured(few["peak"] / MEBIBYTE, math.nan, "MiB"),
+        ratio=Measured(many["peak"] / few["peak"], math.nan, ""),
         details={"loaded_MiB": few["loaded"] / MEBIBYTE, "frames_MiB": many["frames"] / MEBIBYTE},
     )
 

@@ -1,40 +1,20 @@
-"""What a bench measured: pairs of numbers, their ratio and the goal of the ratio."""
+"""Results of a bench: pairs of measured numbers, their ratio and the goal of the ratio."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
-from mlip_refine.quantities import Measured
+from pydantic import Field, computed_field
 
-FORMAT_VERSION = 1
-"""Of the JSON file; it changes when a key is renamed, removed or changes its meaning."""
+from mlip_refine.workflows.records import MeasuredField, Record
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A number read off this machine.
+class Goal(Record):
+    """What a ratio should be.
 
     Attributes:
-        value: The median, or the only reading.
-        se: Its standard error; `None` where it was read once.
-        unit: Of both; empty for a ratio.
+        relation: Side of the limit where the ratio should be.
+        limit: The limit.
     """
-
-    value: float
-    se: float | None
-    unit: str
-
-    def __str__(self) -> str:
-        """Return the value with its error where it has one, without the unit."""
-        if self.se is None or self.se <= 0:
-            return f"{self.value:.4g}"
-        return str(Measured(self.value, self.se, ""))
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a ratio should be."""
 
     relation: Literal["at most", "at least"]
     limit: float
@@ -58,35 +38,33 @@ class Topic(StrEnum):
 
 
 GOALS = {
-    Topic.ENGINE: Goal("at most", 1.05),
-    Topic.ASE: Goal("at least", 2.25),
-    Topic.GRADIENT: Goal("at most", 1.10),
-    Topic.MEMORY: Goal("at most", 1.05),
+    Topic.ENGINE: Goal(relation="at most", limit=1.05),
+    Topic.ASE: Goal(relation="at least", limit=2.25),
+    Topic.GRADIENT: Goal(relation="at most", limit=1.10),
+    Topic.MEMORY: Goal(relation="at most", limit=1.05),
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Record):
     """The numbers of one row.
 
     Attributes:
-        ours: Of this package.
-        reference: Of what it is measured against.
-        ratio: Of our time or memory to the reference's where the goal is at most something; of our speed to
-            the reference's where it is at least something.
+        ours: Speed or memory of this package: a median, or a number that was read once and has no error.
+        reference: That of what it is measured against.
+        ratio: Ratio of our time or memory to the reference's where the goal is at most something; of our
+            speed to the reference's where it is at least something.
         details: Further numbers, by name.
         ran: How forces were really found: an acceleration that fails or does not pay is left for `none`.
     """
 
-    ours: Reading
-    reference: Reading
-    ratio: Reading
-    details: Mapping[str, float] = field(default_factory=dict)
+    ours: MeasuredField
+    reference: MeasuredField
+    ratio: MeasuredField
+    details: dict[str, float] = Field(default_factory=dict)
     ran: str = "none"
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """One row.
 
     Attributes:
@@ -105,35 +83,32 @@ class Comparison:
     outcome: Outcome | None = None
     failure: str = ""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def goal(self) -> Goal:
         """What the ratio should be."""
         return GOALS[self.topic]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def met(self) -> bool | None:
         """Whether it is; `None` without numbers."""
         return None if self.outcome is None else self.goal.met(self.outcome.ratio.value)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the row as plain data, with its goal and whether it is met."""
-        return asdict(self) | {"goal": asdict(self.goal), "met": self.met}
 
-
-@dataclass(frozen=True)
-class Machine:
+class Machine(Record):
     """Where it was measured.
 
     Attributes:
         processor: Model of the CPU.
-        cores: That this process may use.
-        threads: Of torch.
+        cores: Number of cores that this process may use.
+        threads: Number of threads of torch.
         load: Processes that were running on average in the minute before; `None` where it is not known.
         device: `cpu`, or the name of the GPU.
-        python: Version.
-        torch: Version.
-        mace: Version.
-        dtype: Of dynamics and gradients.
+        python: Version of Python.
+        torch: Version of torch.
+        mace: Version of MACE.
+        dtype: Precision of dynamics and gradients.
     """
 
     processor: str
@@ -147,18 +122,17 @@ class Machine:
     dtype: str
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """All that a bench measured, in one run on one machine."""
+class BenchResult(Record):
+    """All that a bench measured, in one run on one machine.
 
+    Attributes:
+        format: Name of the format.
+        version: Version of the format; it changes when a key is renamed, removed or changes its meaning.
+        machine: Where it was measured.
+        rows: The comparisons.
+    """
+
+    format: Literal["mlip-refine bench"] = "mlip-refine bench"
+    version: Literal[1] = 1
     machine: Machine
-    rows: Sequence[Comparison]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain data for a JSON file."""
-        return {
-            "format": "mlip-refine bench",
-            "version": FORMAT_VERSION,
-            "machine": asdict(self.machine),
-            "rows": [row.as_json() for row in self.rows],
-        }
+    rows: tuple[Comparison, ...]

@@ -1,29 +1,95 @@
 """What the engine and the streamed gradient cost on this machine, each beside its floor."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import gc
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from mlip_refine.config import Config
-from mlip_refine.errors import InputError, nearest
+from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.progress import progress
-from mlip_refine.workflows.bench.against_ase import engine_against_ase
-from mlip_refine.workflows.bench.engine import engine_against_model
+from mlip_refine.workflows.bench.engine import engine_against_ase, engine_against_model
 from mlip_refine.workflows.bench.gradient import streamed_against_floor
-from mlip_refine.workflows.bench.jobs import Job
-from mlip_refine.workflows.bench.machine import this_machine
 from mlip_refine.workflows.bench.memory import memory_of_frames
-from mlip_refine.workflows.bench.records import BenchResult, Comparison, Topic
-from mlip_refine.workflows.bench.scaling import medium_subject, scaling_jobs
-from mlip_refine.workflows.bench.subject import FULL, QUICK, Effort, Subject, dtype_name
-from mlip_refine.workflows.bench.workloads import Workload, configured, parse_size, repeated, titanium
+from mlip_refine.workflows.bench.random_model import medium_mace
+from mlip_refine.workflows.bench.records import BenchResult, Comparison, Machine, Outcome, Topic
+from mlip_refine.workflows.bench.workloads import (
+    FULL,
+    QUICK,
+    Effort,
+    Subject,
+    Workload,
+    configured,
+    dtype_name,
+    parse_size,
+    repeated,
+    titanium,
+)
 from mlip_refine.workflows.from_config import load_potential
 
 DEFAULT_MODEL = "titanium-compact"
+CPU_INFO = Path("/proc/cpuinfo")
+
+GPU_BATCHES = ((4, 54), (20, 54), (100, 54), (400, 54), (925, 54))
+CPU_BATCHES = ((1, 16), (4, 16))
+
+# Steps before the timing: what is compiled is compiled within them.
+WARM_UP = 12
+
+# Random weights bind no crystal: cold atoms keep their places for as long as this takes.
+TEMPERATURE = 100.0
+
 ACCELERATIONS: tuple[Acceleration, ...] = ("none", "compile", "cueq", "auto")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the table before it is measured.
+
+    Attributes:
+        topic: What is measured against what.
+        model: Name of the potential.
+        workload: Systems and ensemble.
+        run: Measures it.
+        accelerate: How the potential is accelerated.
+    """
+
+    topic: Topic
+    model: str
+    workload: str
+    run: Callable[[], Outcome]
+    accelerate: str = "none"
+
+    def result(self) -> Comparison:
+        """Measure; a row that needs too much memory, or what is not installed, says so instead."""
+        try:
+            return self._row(self.run(), "")
+        except torch.OutOfMemoryError:
+            failure = "out of memory"
+        except MlipRefineError as error:
+            failure = str(error)
+        # Only here has the traceback let go of what the row had allocated.
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self._row(None, failure)
+
+    def _row(self, outcome: Outcome | None, failure: str) -> Comparison:
+        return Comparison(
+            topic=self.topic,
+            model=self.model,
+            workload=self.workload,
+            accelerate=self.accelerate,
+            outcome=outcome,
+            failure=failure,
+        )
 
 
 def bench(
@@ -77,8 +143,8 @@ def bench(
     with TemporaryDirectory(prefix="mlip-refine-bench-") as folder:
         subject = Subject(Path(name).name, potential, potential.save(Path(folder), "potential")[0])
         jobs = planned(subject, config, modes, effort, medium=medium)
-        rows = list(_measured(jobs))
-    return BenchResult(machine, rows)
+        rows = tuple(_measured(jobs))
+    return BenchResult(machine=machine, rows=rows)
 
 
 def _refuse_beside_config(**options: object) -> None:
@@ -166,3 +232,52 @@ def _measured(jobs: Sequence[Job]) -> Iterator[Comparison]:
         for i, job in enumerate(jobs, start=1):
             yield job.result()
             tick(i)
+
+
+def scaling_jobs(
+    subjects: Sequence[Subject], accelerate: Sequence[Acceleration], effort: Effort
+) -> Iterator[Job]:
+    """The engine against the bare model in NVT, for every potential, acceleration and batch."""
+    short = replace(effort, rounds=3, duration=4.0, steps=4, equilibration=WARM_UP)
+    for subject in subjects:
+        batches = GPU_BATCHES if subject.potential.device.type == "cuda" else CPU_BATCHES
+        for mode in accelerate:
+            for size in batches:
+                workload = titanium(*size, TEMPERATURE).under("nvt")
+                run = partial(engine_against_model, subject, workload, short, mode)
+                yield Job(Topic.ENGINE, subject.name, workload.label, run, mode)
+
+
+def medium_subject(device: torch.device, dtype: str, folder: Path) -> Subject:
+    """A MACE of the size of MACE-MP's `medium`, with random weights."""
+    potential = Potential.from_module(medium_mace([22]), copy=False, default_dtype=dtype, device=str(device))
+    return Subject("medium, random weights", potential, potential.save(folder, "medium")[0])
+
+
+def this_machine(device: torch.device, dtype: str) -> Machine:
+    """Describe the machine, and the device of it that works."""
+    return Machine(
+        processor=_processor(),
+        cores=_cores(),
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        mace=version("mace-torch"),
+        dtype=dtype,
+    )
+
+
+def _processor() -> str:
+    """Model of the CPU; `platform` does not know it on Linux."""
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

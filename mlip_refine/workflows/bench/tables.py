@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlip_refine.quantities import Measured
+from mlip_refine.report.tables import number
 from mlip_refine.workflows.bench.records import BenchResult, Comparison, Machine, Topic
 
 _SIDES = {
@@ -22,8 +24,8 @@ def print_bench(console: Console, result: BenchResult) -> None:
     """Print the machine, a table per topic, and how many goals were met and missed.
 
     Args:
-        console: Of rich.
-        result: What was measured.
+        console: Console to print to.
+        result: Result of a bench.
     """
     models = {row.model: None for row in result.rows}
     for line in (*_machine_lines(result.machine), f"potential: {' and '.join(models)}"):
@@ -70,8 +72,13 @@ def _cells(row: Comparison, *, name_model: bool) -> tuple[str, ...]:
     label = escape(f"{row.model}: " if name_model else "") + row.workload + _acceleration(row)
     if row.outcome is None:
         return (f"{label}: {escape(row.failure)}",)
-    numbers = (row.outcome.ours, row.outcome.reference, row.outcome.ratio, row.goal)
-    return label, *map(str, numbers), "met" if row.met else "missed"
+    numbers = (row.outcome.ours, row.outcome.reference, row.outcome.ratio)
+    return label, *map(_number, numbers), str(row.goal), "met" if row.met else "missed"
+
+
+def _number(measured: Measured) -> str:
+    """Return a value without its unit; one that was read once, or that never differed, has no error."""
+    return number(measured) if measured.se > 0 else f"{measured.value:.4g}"
 
 
 def _acceleration(row: Comparison) -> str:

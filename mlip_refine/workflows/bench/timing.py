@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlip_refine.quantities import Measured
 from mlip_refine.statistics import block_bootstrap
-from mlip_refine.workflows.bench.records import Outcome, Reading
-from mlip_refine.workflows.bench.subject import Effort
+from mlip_refine.workflows.bench.records import Outcome
+from mlip_refine.workflows.bench.workloads import Effort
 
 RESAMPLES = 400
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two things that are timed.
 
     Attributes:
         run: Runs one block.
@@ -38,8 +39,8 @@ class Pairs:
 
     Attributes:
         ours: Work per second of every block `[n_pairs]`, float64.
-        reference: Of the other side `[n_pairs]`.
-        unit: Of the speeds.
+        reference: Work per second of the other side `[n_pairs]`.
+        unit: Unit of the speeds.
     """
 
     ours: Tensor
@@ -47,37 +48,39 @@ class Pairs:
     unit: str
 
     @property
-    def our_speed(self) -> Reading:
+    def our_speed(self) -> Measured:
         """Median of our speeds."""
         return median(self.ours, self.unit)
 
     @property
-    def reference_speed(self) -> Reading:
+    def reference_speed(self) -> Measured:
         """Median of the reference's speeds."""
         return median(self.reference, self.unit)
 
     @property
-    def time_ratio(self) -> Reading:
+    def time_ratio(self) -> Measured:
         """Our time over the reference's for the same work."""
         return median(self.reference / self.ours, "")
 
     @property
-    def speed_ratio(self) -> Reading:
+    def speed_ratio(self) -> Measured:
         """Our speed over the reference's."""
         return median(self.ours / self.reference, "")
 
-    def outcome(self, ratio: Reading, details: Mapping[str, float]) -> Outcome:
+    def outcome(self, ratio: Measured, details: Mapping[str, float]) -> Outcome:
         """A row of the table with one of the ratios."""
-        return Outcome(self.our_speed, self.reference_speed, ratio, details)
+        return Outcome(
+            ours=self.our_speed, reference=self.reference_speed, ratio=ratio, details=dict(details)
+        )
 
 
-def median(values: Sequence[float] | Tensor, unit: str) -> Reading:
+def median(values: Sequence[float] | Tensor, unit: str) -> Measured:
     """Median of readings `[n]` with its bootstrap error."""
     series = torch.as_tensor(values, dtype=torch.float64)
     if len(series) < 2:
-        return Reading(float(series[0]), None, unit)
+        return Measured(float(series[0]), math.nan, unit)
     error = block_bootstrap(lambda s: s[0].quantile(0.5), [series], RESAMPLES, inefficiencies=[1.0])
-    return Reading(float(series.quantile(0.5)), error, unit)
+    return Measured(float(series.quantile(0.5)), error, unit)
 
 
 def compare(
@@ -95,7 +98,7 @@ def compare(
         reference: What it is measured against.
         effort: How many pairs of blocks, for how long; which side goes first changes from pair to pair.
         device: Where the work is done.
-        unit: Of work per second.
+        unit: Unit of work per second.
         prepare: Called before every pair, outside the timing.
     """
     sides: tuple[Side, Side] = (ours, reference)
@@ -126,13 +129,13 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def repeat(run: Callable[[], object], times: int) -> None:
-    """Run something so often."""
+    """Run something a number of times."""
     for _ in range(times):
         run()
 
 
 def repetitions(run: Callable[[], object], device: torch.device, target: float, least: int) -> int:
-    """How often something runs in about `target` seconds, at least `least` times."""
+    """Return how often something runs in about `target` seconds, at least `least` times."""
     run()
     return max(least, math.ceil(target / max(seconds(run, device), 1e-6)))
 

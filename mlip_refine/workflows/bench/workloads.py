@@ -1,7 +1,8 @@
-"""What a bench runs: titanium crystals of the wanted sizes, or the phases of a config."""
+"""What a bench runs, and for how long: a potential with titanium crystals, or with the phases of a config."""
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ase import Atoms
 
@@ -9,16 +10,100 @@ from mlip_refine.config import Config
 from mlip_refine.data import build_phase
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleLoss, loss_specs
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.sampling import MDSettings, StatePoint
 from mlip_refine.sampling.state_points import Ensemble
 from mlip_refine.workflows.from_config import bind_losses, md_settings
 
 TEMPERATURE = 1155.0
-"""Of titanium crystals, K: the hcp-bcc transition."""
+"""Temperature of titanium crystals, K: that of the hcp-bcc transition."""
 
 # The same work in every block: no system is stopped, whatever it does. The guards still look.
 _NEVER = 1e6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A potential in all the forms that a bench needs.
+
+    Attributes:
+        name: Name in tables.
+        potential: The potential as training has it.
+        file: File of the potential for ASE: a plain MACE.
+    """
+
+    name: str
+    potential: Potential
+    file: Path
+
+    @property
+    def dtype(self) -> str:
+        """Name of the floating type."""
+        return dtype_name(self.potential)
+
+    def frozen(self, accelerate: Acceleration = "none") -> Potential:
+        """Return the copy of the potential that sampling gets."""
+        return self.potential.frozen_copy(accelerate=accelerate)
+
+
+def dtype_name(potential: Potential) -> str:
+    """Return the precision of a potential, `float32` or `float64`."""
+    return str(potential.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is timed.
+
+    Attributes:
+        sizes: Systems and atoms per system of the engine's workloads.
+        rounds: Least number of pairs of blocks.
+        most_rounds: Largest number of pairs of blocks.
+        duration: Time after which a row ends once it has `rounds` pairs, s.
+        block: Least duration of a block, s.
+        steps: Least steps of the engine in a block: several neighbour lists must fall into it.
+        equilibration: Steps before anything is timed.
+        cells: Systems of the comparison with ASE, and atoms of each.
+        frames: Number of frames of the gradient.
+        memory_frames: Numbers of frames of the two processes whose memory is compared.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    rounds: int
+    most_rounds: int
+    duration: float
+    block: float
+    steps: int
+    equilibration: int
+    cells: tuple[int, int]
+    frames: int
+    memory_frames: tuple[int, int]
+
+
+FULL = Effort(
+    sizes=((4, 54), (8, 128)),
+    rounds=6,
+    most_rounds=24,
+    duration=12.0,
+    block=0.3,
+    steps=16,
+    equilibration=40,
+    cells=(16, 54),
+    frames=100,
+    memory_frames=(200, 2000),
+)
+QUICK = Effort(
+    sizes=((4, 54),),
+    rounds=3,
+    most_rounds=12,
+    duration=1.5,
+    block=0.1,
+    steps=6,
+    equilibration=10,
+    cells=(4, 54),
+    frames=30,
+    memory_frames=(50, 200),
+)
 
 
 @dataclass(frozen=True)
@@ -26,9 +111,9 @@ class Workload:
     """Systems that step together.
 
     Attributes:
-        label: Such as `4 x 54`.
-        points: Their state points.
-        settings: How they are integrated.
+        label: Name in tables, such as `4 x 54`.
+        points: State points of the systems.
+        settings: Settings of the integrator.
     """
 
     label: str

@@ -14,17 +14,14 @@ from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential, model
 from mlip_refine.potential.acceleration.choose import Accelerator
 from mlip_refine.sampling import MolecularDynamics
-from mlip_refine.workflows.bench import memory, scaling
-from mlip_refine.workflows.bench.against_ase import engine_against_ase
-from mlip_refine.workflows.bench.engine import current_graphs, engine_against_model
+from mlip_refine.workflows.bench import memory
+from mlip_refine.workflows.bench import run as workflow
+from mlip_refine.workflows.bench.engine import current_graphs, engine_against_ase, engine_against_model
 from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_against_floor, streamed_gradient
-from mlip_refine.workflows.bench.jobs import Job
-from mlip_refine.workflows.bench.machine import this_machine
 from mlip_refine.workflows.bench.random_model import medium_mace
 from mlip_refine.workflows.bench.records import Outcome, Topic
-from mlip_refine.workflows.bench.run import bench, planned
-from mlip_refine.workflows.bench.subject import QUICK, Subject
-from mlip_refine.workflows.bench.workloads import titanium
+from mlip_refine.workflows.bench.run import Job, bench, planned, this_machine
+from mlip_refine.workflows.bench.workloads import QUICK, Subject, titanium
 
 TINY = replace(QUICK, rounds=2, duration=0.0, block=0.0, steps=2, equilibration=2, cells=(2, 16), frames=4)
 
@@ -180,7 +177,7 @@ def test_a_row_that_breaks_the_program_is_not_hidden():
 
 def test_the_rows_of_a_bench(subject, monkeypatch):
     small = partial(medium_mace, hidden_irreps="1x0e+1x1o")
-    monkeypatch.setattr(scaling, "medium_mace", small)
+    monkeypatch.setattr(workflow, "medium_mace", small)
     effort = replace(TINY, sizes=((2, 16), (1, 54)))
     jobs = planned(subject, None, ("none", "compile"), effort, medium=True)
     engine = ["2 x 16, NVT", "2 x 16, NPT", "1 x 54, NVT", "1 x 54, NPT"]

@@ -1,11 +1,12 @@
 """What a bench prints and writes: numbers with errors, goals, and whether they are met."""
 
 import json
-from dataclasses import replace
+import math
 
 import pytest
 from rich.console import Console
 
+from mlip_refine.quantities import Measured
 from mlip_refine.workflows.bench.records import (
     GOALS,
     BenchResult,
@@ -13,32 +14,58 @@ from mlip_refine.workflows.bench.records import (
     Goal,
     Machine,
     Outcome,
-    Reading,
     Topic,
 )
 from mlip_refine.workflows.bench.tables import print_bench
 
-MACHINE = Machine("A CPU [4.0]", 2, 1, 0.25, "cpu", "3.12.1", "2.11", "0.3.16", "float32")
+MACHINE = Machine(
+    processor="A CPU [4.0]",
+    cores=2,
+    threads=1,
+    load=0.25,
+    device="cpu",
+    python="3.12.1",
+    torch="2.11",
+    mace="0.3.16",
+    dtype="float32",
+)
 
 
-def _outcome(ratio: float) -> Outcome:
-    speeds = (Reading(7901.2, 41.0, "atom·steps/s"), Reading(8642.0, 38.0, "atom·steps/s"))
-    return Outcome(*speeds, Reading(ratio, 0.006, ""), {"edges": 5852})
+def _outcome(ratio: float, ran: str = "none") -> Outcome:
+    return Outcome(
+        ours=Measured(7901.2, 41.0, "atom·steps/s"),
+        reference=Measured(8642.0, 38.0, "atom·steps/s"),
+        ratio=Measured(ratio, 0.006, ""),
+        details={"edges": 5852},
+        ran=ran,
+    )
+
+
+def _row(topic: Topic, model: str, workload: str, accelerate: str = "none", **found: object) -> Comparison:
+    return Comparison(topic=topic, model=model, workload=workload, accelerate=accelerate, **found)
 
 
 ROWS = [
-    Comparison(Topic.ENGINE, "small", "4 x 54, NVT", outcome=_outcome(1.096)),
-    Comparison(
-        Topic.ENGINE, "small", "8 x 128, NVT", "compile", outcome=replace(_outcome(1.031), ran="compile")
+    _row(Topic.ENGINE, "small", "4 x 54, NVT", outcome=_outcome(1.096)),
+    _row(
+        Topic.ENGINE,
+        "small",
+        "8 x 128, NVT",
+        "compile",
+        outcome=_outcome(1.031, "compile"),
     ),
-    Comparison(Topic.ENGINE, "small", "8 x 128, NPT", "cueq", outcome=_outcome(1.031)),
-    Comparison(Topic.ENGINE, "large", "925 x 54, NVT", "cueq", failure="out of memory"),
-    Comparison(Topic.ASE, "small", "16 x 54, NVT", outcome=_outcome(2.31)),
-    Comparison(
+    _row(Topic.ENGINE, "small", "8 x 128, NPT", "cueq", outcome=_outcome(1.031)),
+    _row(Topic.ENGINE, "large", "925 x 54, NVT", "cueq", failure="out of memory"),
+    _row(Topic.ASE, "small", "16 x 54, NVT", outcome=_outcome(2.31)),
+    _row(
         Topic.MEMORY,
         "small",
         "2000 and 200 frames",
-        outcome=Outcome(*(Reading(x, None, u) for x, u in ((1350.0, "MiB"), (1295.0, "MiB"), (1.0425, "")))),
+        outcome=Outcome(
+            ours=Measured(1350.0, math.nan, "MiB"),
+            reference=Measured(1295.0, math.nan, "MiB"),
+            ratio=Measured(1.0425, math.nan, ""),
+        ),
     ),
 ]
 
@@ -47,7 +74,7 @@ ROWS = [
 def printed() -> list[str]:
     console = Console(width=120, highlight=False)
     with console.capture() as capture:
-        print_bench(console, BenchResult(MACHINE, ROWS))
+        print_bench(console, BenchResult(machine=MACHINE, rows=ROWS))
     return capture.get().splitlines()
 
 
@@ -90,13 +117,13 @@ def test_topics_units_machine_and_the_count_of_goals(printed):
 def test_the_model_is_named_once_if_there_is_one():
     console = Console(width=120, highlight=False)
     with console.capture() as capture:
-        print_bench(console, BenchResult(MACHINE, ROWS[:2]))
+        print_bench(console, BenchResult(machine=MACHINE, rows=ROWS[:2]))
     assert capture.get().count("small") == 1
     assert "goals: 1 met, 1 missed\n" in capture.get()
 
 
 def test_json_holds_the_same_numbers_goals_and_a_version():
-    data = json.loads(json.dumps(BenchResult(MACHINE, ROWS).as_json(), allow_nan=False))
+    data = json.loads(json.dumps(BenchResult(machine=MACHINE, rows=ROWS).as_json(), allow_nan=False))
     assert (data["format"], data["version"]) == ("mlip-refine bench", 1)
     assert data["machine"]["threads"] == 1
     first, _, _, failed, *_, memory = data["rows"]
@@ -108,10 +135,10 @@ def test_json_holds_the_same_numbers_goals_and_a_version():
 
 
 def test_goals_hold_at_their_limits():
-    assert Goal("at most", 1.05).met(1.05)
-    assert not Goal("at most", 1.05).met(1.0501)
-    assert Goal("at least", 2.25).met(2.25)
-    assert not Goal("at least", 2.25).met(2.2499)
+    assert Goal(relation="at most", limit=1.05).met(1.05)
+    assert not Goal(relation="at most", limit=1.05).met(1.0501)
+    assert Goal(relation="at least", limit=2.25).met(2.25)
+    assert not Goal(relation="at least", limit=2.25).met(2.2499)
     assert {topic: str(goal) for topic, goal in GOALS.items()} == {
         Topic.ENGINE: "≤ 1.05",
         Topic.ASE: "≥ 2.25",

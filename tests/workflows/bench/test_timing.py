@@ -7,8 +7,8 @@ import torch
 
 from mlip_refine.testing import sigma_bound
 from mlip_refine.workflows.bench import timing
-from mlip_refine.workflows.bench.subject import QUICK, Effort
 from mlip_refine.workflows.bench.timing import Side, compare, median, repetitions
+from mlip_refine.workflows.bench.workloads import QUICK, Effort
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_the_error_of_a_median_is_that_of_normal_numbers():
     expected = (torch.pi / 2 / 400) ** 0.5
     assert abs(found.value) < sigma_bound() * expected
     assert found.se == pytest.approx(expected, rel=0.35)
-    assert median([2.0], "s").se is None
+    assert median([2.0], "s").known_se is None
 
 
 def test_blocks_last_as_long_as_wanted(clock):
