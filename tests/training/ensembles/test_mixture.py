@@ -119,7 +119,7 @@ def test_old_frames_count(wells, energies):
     chain = [wells(2.0), wells(2.02)]
     ensemble = _followed(wells, energies, chain, [m.draw(s) for s, m in enumerate(chain)], 6)
     assert ensemble.n_eff(ensemble.energies[1]) == pytest.approx(2.0, rel=0.05)
-    assert ensemble.n_eff(wells(3.0).energies(ensemble.structures)) < 1.0
+    assert ensemble.n_eff(wells(4.0).energies(ensemble.structures)) < 1.0
 
 
 @pytest.mark.statistical
