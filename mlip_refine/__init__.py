@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mlip_refine.workflows.elastic import elastic as elastic
     from mlip_refine.workflows.finetune import finetune as finetune
     from mlip_refine.workflows.finetune.run import FinetuneResult as FinetuneResult
+    from mlip_refine.workflows.free_energy import free_energies as free_energies
     from mlip_refine.workflows.free_energy import free_energy as free_energy
-    from mlip_refine.workflows.free_energy.run import free_energies as free_energies
     from mlip_refine.workflows.from_config import load_potential as load_potential
     from mlip_refine.workflows.md import md as md
     from mlip_refine.workflows.phonons import phonons as phonons
@@ -40,7 +40,7 @@ _HOMES = {
     "ase_calculator": "mlip_refine.potential",
     "bench": "mlip_refine.workflows.bench.run",
     "config_from_dict": "mlip_refine.config",
-    "free_energies": "mlip_refine.workflows.free_energy.run",
+    "free_energies": "mlip_refine.workflows.free_energy",
     "load_config": "mlip_refine.config",
     "load_potential": "mlip_refine.workflows.from_config",
     **{name: module for module, _, name in (workflow.partition(":") for workflow in WORKFLOWS)},

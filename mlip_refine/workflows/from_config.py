@@ -3,8 +3,9 @@
 Below the workflows nobody sees a config: they get what these functions make of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -18,7 +19,6 @@ from mlip_refine.losses import EnsembleSource, Loss, LossSpec, Setting
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import VOIGT
 from mlip_refine.sampling import (
-    FrameStore,
     GuardSettings,
     Length,
     MDSettings,
@@ -196,16 +196,13 @@ def sampling_length(config: Config) -> Length:
     return Length(config.sampling.equilibration, config.sampling.frames)
 
 
-def ensemble_sampler(
-    config: Config, points: Mapping[EnsembleSource, StatePoint], store: FrameStore
-) -> EnsembleSampler:
-    """Return the sampler of a training on the points of its losses, by the section `sampling`."""
+def ensemble_sampling(config: Config) -> partial[EnsembleSampler]:
+    """Return how a training draws ensembles, by the section `sampling`; points and store are missing."""
     section = config.sampling
-    return EnsembleSampler(
-        points=points,
+    return partial(
+        EnsembleSampler,
         settings=md_settings(config),
         length=sampling_length(config),
-        store=store,
         seed=config.seed,
         sampling_dtype=section.dtype,
         accelerate=section.accelerate,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -16,6 +17,9 @@ MOST_ROWS = 6
 
 WORST = 3
 """Quantities shown of a loss that measures more: those furthest from their targets."""
+
+if TYPE_CHECKING:
+    from mlip_refine.workflows.finetune.run import FinetuneResult
 
 type Row = tuple[str, str, str, str]
 
@@ -33,7 +37,15 @@ def print_summary(console: Console, folder: Path) -> None:
     Raises:
         InputError: If the summary is missing or cannot be read.
     """
-    summary = read_summary(folder)
+    _print(console, read_summary(folder), Path(folder))
+
+
+def print_result(console: Console, result: "FinetuneResult") -> None:
+    """Print what a run changed (see `print_summary`)."""
+    _print(console, result.summary, result.folder)
+
+
+def _print(console: Console, summary: Summary, folder: Path) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     table.add_column(summary.name, overflow="fold")
     for title in ("before", "after", "change"):
@@ -44,7 +56,7 @@ def print_summary(console: Console, folder: Path) -> None:
             table.add_row(f"  {label}", *values)
     console.print()
     console.print(table)
-    for line in _lines_below(summary, Path(folder)):
+    for line in _lines_below(summary, folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -88,6 +89,27 @@ class FreeEnergyResult(Record):
         return validated(
             cls, _from_format_1(data) if known == FORMAT_1 else data, str(path), "free-energy file"
         )
+
+
+@dataclass(frozen=True)
+class FreeEnergies:
+    """Differences of a run of `free-energy`.
+
+    Attributes:
+        folder: The run folder.
+        results: The differences by name of the loss.
+    """
+
+    folder: Path
+    results: dict[str, FreeEnergyResult]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the differences by name of the loss."""
+        return {name: result.as_json() for name, result in self.results.items()}
+
+    def files(self) -> dict[str, Any]:
+        """Return the JSON files of the run folder by name."""
+        return {f"initial-{name}.json": result.as_json() for name, result in self.results.items()}
 
 
 def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,64 +1,87 @@
-"""`mlip-refine free-energy`: free-energy differences of the phases, without changing the potential."""
+"""`mlip-refine free-energy`: what it checks, computes and prints."""
 
-import shutil
+from dataclasses import dataclass
 
-from mlip_refine.config import Config, LocatedNode
-from mlip_refine.errors import InputError
-from mlip_refine.losses import FreeEnergyDifference, loss_specs
-from mlip_refine.sampling import FrameStore
+from rich.console import Console
+
+from mlip_refine.config import Config
+from mlip_refine.losses import EnsembleSource, FreeEnergyDifference, loss_specs
+from mlip_refine.potential import Potential
+from mlip_refine.sampling import StatePoint
+from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.free_energy.differences import (
+    FreeEnergySettings,
     initial_free_energies,
     require_crystals,
     require_equal_sizes,
 )
-from mlip_refine.workflows.free_energy.records import FreeEnergyResult
+from mlip_refine.workflows.free_energy.records import FreeEnergies
 from mlip_refine.workflows.from_config import bind_losses, free_energy_settings, load_potential, with_timestep
-from mlip_refine.workflows.run_folder import open_run_folder, packages
 
 
-def free_energies(config: Config, *, resume: bool = False) -> dict[str, FreeEnergyResult]:
-    """Compute ΔG of the potential at the state of every `free_energy_difference` loss, ignoring `initial`.
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a calculation starts from.
 
-    The results are written to the run folder as `initial-NAME.json`, for `initial:` of later runs.
+    Attributes:
+        potential: The potential.
+        losses: Losses whose initial difference is computed.
+        points: State points of their sources, in starting cells.
+        settings: How the differences are computed.
+    """
 
-    Args:
-        config: The config.
-        resume: Whether an interrupted run is continued.
+    potential: Potential
+    losses: list[FreeEnergyDifference]
+    points: dict[EnsembleSource, StatePoint]
+    settings: FreeEnergySettings
+
+
+def prepare(config: Config) -> Prepared:
+    """Check the input, and turn the config into the state points and settings of the calculation.
 
     Raises:
-        InputError: For bad input; nothing has been overwritten.
-        StatisticsError: If the samples do not determine the numbers.
-        SamplingError: If a phase does not stay what it is.
+        InputError: For bad input.
     """
-    config = config.model_copy(update={"losses": tuple(_to_compute(node) for node in config.losses)})
     specs = loss_specs(config.losses)
-    differences = [spec for spec in specs if issubclass(spec.type.loss_class, FreeEnergyDifference)]
-    if not differences:
-        raise InputError(
-            "there is nothing to compute: the config has no loss free_energy_difference",
-            where=config.where("losses"),
-            fix="Add one for every pair of phases, with from, to and temperature.",
-        )
     potential = load_potential(config)
     # A time step that is not given is that of all crystals of the config, as in finetune: it takes no results
     # of another one.
-    chosen = specs if config.sampling.timestep is None else differences
-    losses, points = bind_losses(config, chosen, potential, trained=False)
-    wanted = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
-    for loss in wanted:
+    if config.sampling.timestep is not None:
+        specs = [spec for spec in specs if issubclass(spec.type.loss_class, FreeEnergyDifference)]
+    losses, points = bind_losses(config, specs, potential, trained=False)
+    computed = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
+    for loss in computed:
         require_equal_sizes(loss, points)
         require_crystals(loss, points, config.where)
     settings = free_energy_settings(with_timestep(config, potential, points.values()))
-    folder = open_run_folder(config, resume=resume)
-    store = FrameStore(folder / "frames", {"seed": config.seed, "packages": packages()})
-    results = initial_free_energies(wanted, {}, points, potential, settings, store, folder)
-    if not config.output.keep_frames:
-        shutil.rmtree(store.folder, ignore_errors=True)
-    return results
+    return Prepared(potential, computed, points, settings)
 
 
-def _to_compute(node: LocatedNode) -> LocatedNode:
-    """Return a loss without the file of its initial difference."""
-    if node.type != "free_energy_difference":
-        return node
-    return LocatedNode(node.to_dict() | {"initial": "compute"}, node.places, node.label)
+def run(prepared: Prepared, run: Run) -> FreeEnergies:
+    """Compute the differences that are not in the run folder yet.
+
+    Raises:
+        InputError: If a file in the folder belongs to another model, state or crystal.
+        StatisticsError: If windows do not overlap, or the error of a difference is too large.
+        SamplingError: If a phase does not stay what it is.
+    """
+    results = initial_free_energies(
+        prepared.losses,
+        {},
+        prepared.points,
+        prepared.potential,
+        prepared.settings,
+        run.store,
+        run.folder,
+    )
+    return FreeEnergies(run.folder, results)
+
+
+def show(console: Console, result: FreeEnergies) -> None:
+    """Print every difference, and where it was written."""
+    for name, found in result.results.items():
+        console.print(
+            f"{name}: G({found.to.phase}) - G({found.from_.phase}) = {found.delta_g} at "
+            f"{found.temperature_K:g} K, {found.pressure_GPa:g} GPa, N = {found.n_atoms}"
+        )
+    console.print(f"written to {result.folder}")

@@ -16,7 +16,7 @@ from mlip_refine.training.trainer import Trainer
 from mlip_refine.workflows.elastic import elastic
 from mlip_refine.workflows.elastic.records import read_thermal_elastic
 from mlip_refine.workflows.elastic.tables import print_thermal_elastic
-from mlip_refine.workflows.finetune.run import finetune
+from mlip_refine.workflows.finetune import finetune
 
 HCP = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16}}
 SAMPLING = {"timestep": 4.0, "replicas": 3, "equilibration": 80.0, "interval": 40.0, "frames": 12}

@@ -10,7 +10,8 @@ import torch
 from mlip_refine.config import Config
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
-from mlip_refine.workflows.finetune.run import FinetuneResult, finetune, prepare
+from mlip_refine.workflows.finetune import finetune
+from mlip_refine.workflows.finetune.run import FinetuneResult
 from mlip_refine.workflows.from_config import load_replay
 
 ELASTIC = {
@@ -61,12 +62,12 @@ def test_a_finished_run_that_goes_on_is_not_shifted_twice(configured, finished):
 def test_a_shift_needs_frames(configured):
     config = configured(name="bare", training=TRAINING, replay=None)
     with pytest.raises(InputError, match="energy_shift needs labelled frames, but the config has no section"):
-        prepare(config, resume=False)
+        finetune(config)
     assert not config.run_folder.exists()
 
 
 def test_turns_without_losses_are_refused_before_anything_is_written(configured):
     config = configured(name="turns", training={"schedule": "alternate"})
     with pytest.raises(InputError, match="the schedule alternate has no turns to take; found no loss of lab"):
-        prepare(config, resume=False)
+        finetune(config)
     assert not config.run_folder.exists()

@@ -8,7 +8,8 @@ import pytest
 
 from mlip_refine.errors import InputError
 from mlip_refine.losses import FreeEnergyDifference
-from mlip_refine.workflows.finetune.run import finetune, prepare
+from mlip_refine.workflows.finetune import finetune
+from mlip_refine.workflows.finetune.run import prepare
 
 STATE = {"temperature": 1150.0, "pressure": 0.0}
 
@@ -82,14 +83,14 @@ def test_a_loss_on_an_observable_needs_no_free_energy(tiny):
 def test_what_does_not_fit_is_refused_before_anything_is_sampled(tiny, node, message):
     config = _with(tiny, {**node, **STATE})
     with pytest.raises(InputError, match=message):
-        prepare(config, resume=False)
+        finetune(config)
     assert not config.run_folder.exists()
 
 
 def test_losses_that_share_states_share_state_points(tiny):
     between = {"from": "hcp", "to": "bcc", **STATE, "uncertainty": 1}
     nodes = [{"type": kind, **between, "target": 1} for kind in ("enthalpy_difference",)]
-    run = prepare(_with(tiny, *nodes), resume=False)
+    run = prepare(_with(tiny, *nodes))
     (matched,) = (loss for loss in run.losses if isinstance(loss, FreeEnergyDifference))
-    assert set(run.sampler.points) == set(matched.sources)
-    assert all(set(loss.sources) <= set(run.sampler.points) for loss in run.losses)
+    assert set(run.points) == set(matched.sources)
+    assert all(set(loss.sources) <= set(run.points) for loss in run.losses)

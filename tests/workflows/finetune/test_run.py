@@ -18,15 +18,12 @@ from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling.md.engine import MolecularDynamics
 from mlip_refine.training.optimisers.gauss_newton import GaussNewton
+from mlip_refine.workflows.base import Run
+from mlip_refine.workflows.finetune import finetune
 from mlip_refine.workflows.finetune import run as workflow
 from mlip_refine.workflows.finetune.records import read_summary
-from mlip_refine.workflows.finetune.run import (
-    FinetuneResult,
-    finetune,
-    make_trainer,
-    prepare,
-)
-from mlip_refine.workflows.free_energy.run import free_energies
+from mlip_refine.workflows.finetune.run import FinetuneResult, anchored, make_trainer, prepare
+from mlip_refine.workflows.free_energy import free_energies
 
 TRANSITION_KEYS = (
     *("name", "from", "to", "n_atoms", "temperature_K", "pressure_GPa"),
@@ -56,7 +53,7 @@ def test_run_folder_is_complete(finished):
     names = {p.name for p in finished.folder.iterdir()}
     assert names == {
         *("config.yaml", "log.jsonl", "checkpoints", "frames", "summary.json"),
-        *("tiny.model", "tiny.safetensors", "tiny.json"),
+        *("tiny.model", "tiny.safetensors", "tiny.json", "provenance.json", "log.txt"),
     }
     assert finished.model == finished.folder / "tiny.model"
     assert finished.safetensors == finished.folder / "tiny.safetensors"
@@ -222,7 +219,7 @@ def test_gauss_newton_takes_losses_on_targets_alone(tiny):
     losses = [{"type": "phonon_hvp", "data": "nowhere.csv"}]
     config = tiny(losses=losses, training={"optimiser": "gauss_newton", "ema_decay": 0.9})
     with pytest.raises(InputError, match="'phonon_hvp' is no mean of squared deviations"):
-        prepare(config, resume=False)
+        finetune(config)
     assert not config.run_folder.exists()
 
 
@@ -233,7 +230,8 @@ def test_resuming_a_finished_run_changes_nothing(finished, monkeypatch):
         json.loads((finished.folder / "summary.json").read_text()),
     )
     printed = io.StringIO()
-    monkeypatch.setattr(cli, "out", Console(file=printed, width=120, highlight=False))
+    console = Console(file=printed, width=120, highlight=False)
+    monkeypatch.setattr(cli, "terminal", lambda **_: console)
     config = str(finished.folder / "config.yaml")
     monkeypatch.setattr(sys, "argv", ["mlip-refine", "finetune", config, "output.figures=true", "--resume"])
     with pytest.raises(SystemExit) as end:
@@ -266,7 +264,7 @@ def test_replay_alone_lowers_its_error(tiny):
 
 def test_replay_frames_are_needed_for_a_replay_loss(tiny):
     with pytest.raises(InputError, match="the config has no section replay"):
-        prepare(tiny(replay=None), resume=False)
+        prepare(tiny(replay=None))
 
 
 def test_no_losses_is_nothing_to_do(tiny):
@@ -297,11 +295,11 @@ def test_the_evaluation_samples_what_has_a_free_energy(tiny, monkeypatch):
         "uncertainty": 1.0,
         "lattice": [2.95, 4.68],
     }
-    run = prepare(tiny(name="verdict", losses=[transition, stress]), resume=False)
-    assert len(run.sampler.points) == 3
+    run = prepare(tiny(name="verdict", losses=[transition, stress]))
+    assert len(run.points) == 3
     asked = []
     monkeypatch.setattr(workflow, "phase_changes", lambda *arguments: asked.append(arguments[2]) or {})
-    workflow.evaluate(run, run.potential, run.sampler.points)
+    workflow.evaluate(run, run.potential, None)
     assert [sorted(s.phase for s in points) for points in asked] == [["bcc", "hcp"]]
     assert all(s.temperature == transition["temperature"] for s in asked[0])
 
@@ -311,7 +309,7 @@ def test_single_precision_is_refused_before_a_run_is_made(tiny):
     loss = {"type": "elastic_constants", "phase": "hcp", "method": "static", "targets": [target]}
     config = tiny(name="single", losses=[loss], potential={"default_dtype": "float32"})
     with pytest.raises(InputError, match="double precision"):
-        prepare(config, resume=False)
+        finetune(config)
     assert not config.run_folder.exists()
 
 
@@ -321,8 +319,9 @@ def test_training_stops_where_the_targets_are_met(tiny):
     losses = [dict(transition) | {"target": -1.5}]
     config = tiny(losses=losses, training={"patience": 2, "learning_rate": 1e-9, "steps": 9})
     for _ in range(2):
-        run = prepare(config, resume=True)
-        trainer = make_trainer(run, lambda _: None)
+        config.run_folder.mkdir(parents=True, exist_ok=True)
+        run = Run(config.run_folder, config.seed)
+        trainer = make_trainer(anchored(prepare(config), run), run)
         trainer.resume()
         trainer.run()
         assert (trainer.step, trainer.converged) == (2, True)

@@ -9,8 +9,8 @@ import pytest
 from mlip_refine.config import Config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.workflows.finetune.run import prepare
+from mlip_refine.workflows.free_energy import free_energies
 from mlip_refine.workflows.free_energy.records import FreeEnergyResult
-from mlip_refine.workflows.free_energy.run import free_energies
 
 STATE = {"temperature": 300.0, "pressure": 0.0}
 CHANGES: dict[str, Any] = {
@@ -67,7 +67,9 @@ def test_a_frozen_model_without_replay_files_is_enough(finished: Any) -> None:
 
 def test_frames_are_not_kept_where_not_wanted(finished: Any) -> None:
     folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "initial-low.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "initial-low.json", "provenance.json", "log.txt"),
+    }
 
 
 def test_a_finished_calculation_is_read_again(finished: Any) -> None:
@@ -75,10 +77,10 @@ def test_a_finished_calculation_is_read_again(finished: Any) -> None:
     assert free_energies(load_config(folder / "config.yaml"), resume=True) == results
 
 
-def test_finetune_starts_from_the_file(finished: Any, short: Any, tmp_path: Path) -> None:
+def test_finetune_starts_from_the_file(finished: Any, short: Any) -> None:
     folder, results = finished
     loss = CHANGES["losses"][0] | {"initial": str(folder / "initial-low.json")}
-    run = prepare(short(name="start", losses=[loss], output={"folder": str(tmp_path)}), resume=False)
+    run = prepare(short(name="start", losses=[loss]))
     assert run.given == results
 
 
