@@ -14,7 +14,7 @@ from ase import Atoms
 from mlip_refine.config import Config, Phase
 from mlip_refine.config.sections.phases import Prototype
 from mlip_refine.data import ReplayBuffer, build_phase, load_structure, read_frames
-from mlip_refine.errors import InputError, MlipRefineError, nearest
+from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses import EnsembleSource, Loss, LossSpec, Setting
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import VOIGT
@@ -29,6 +29,7 @@ from mlip_refine.sampling.monitoring.phase_identity import require_ovito
 from mlip_refine.sampling.state_points import Identity
 from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
 from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.workflows.checks import require_phase
 from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
 from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
@@ -79,28 +80,6 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
         )
     a, c = (*lattice, None)[:2] if lattice else phase.lattice
     return build_phase(cast("Prototype", phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
-
-
-def require_phase(config: Config, name: str, who: str, where: str | None) -> None:
-    """Refuse the name of a phase that the config does not have.
-
-    Args:
-        config: The config.
-        name: Name of the phase.
-        who: What names it, such as "a loss".
-        where: Place of the name in the config.
-
-    Raises:
-        InputError: With the nearest known name.
-    """
-    if name not in config.phases:
-        word = nearest(name, config.phases)
-        raise InputError(
-            f"{who} names the phase {name!r}, which is not among phases",
-            where=where,
-            expected=f"one of {', '.join(config.phases) or '(none)'}",
-            fix=f"Did you mean {word!r}?" if word else None,
-        )
 
 
 def identity(config: Config, name: str, given: Identity | None = None) -> Identity:

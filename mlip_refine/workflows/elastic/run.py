@@ -19,9 +19,10 @@ from mlip_refine.progress import progress
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore
 from mlip_refine.workflows.base import FRAMES, Run
+from mlip_refine.workflows.checks import require_phase
 from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult, PolycrystalModuli
 from mlip_refine.workflows.elastic.thermal import ThermalSettings, thermal_elasticity, thermal_settings
-from mlip_refine.workflows.from_config import crystal, load_potential, require_phase
+from mlip_refine.workflows.from_config import crystal, load_potential
 
 
 @dataclass(frozen=True)

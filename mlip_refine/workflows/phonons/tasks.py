@@ -11,7 +11,8 @@ from mlip_refine.crystals.symmetry import primitive_cell, supercell_matrix
 from mlip_refine.data.phonons.collections import calculation_names, read_phonon_set, second_order
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.workflows.from_config import crystal, require_phase
+from mlip_refine.workflows.checks import require_phase
+from mlip_refine.workflows.from_config import crystal
 
 
 @dataclass(frozen=True)
