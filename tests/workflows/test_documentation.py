@@ -22,6 +22,15 @@ PROJECT = Path(__file__).parents[2]
 GUIDE = Path(mlip_refine.__file__).parent / "guide"
 PAGES = [PROJECT / "README.md", *sorted(GUIDE.glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LADDER = {
+    "windows": 2,
+    "replicas": 1,
+    "fit": 800.0,
+    "equilibration": 80.0,
+    "production": 240.0,
+    "interval": 8.0,
+    "max_error": None,
+}
 # What the README's and the guide's commands read, made so small that a command takes seconds.
 SHORT: dict[str, dict[str, Any]] = {
     "md": {
@@ -58,7 +67,7 @@ def home(
     configs = tmp_path / "configs"
     configs.mkdir()
     tiny_in(configs)
-    data = tiny_data(tmp_path, name="quickstart", base=str(configs))
+    data = tiny_data(tmp_path, name="quickstart", base=str(configs), free_energy=LADDER)
     (configs / "quickstart.yaml").write_text(yaml.safe_dump(data))
     for name, changes in SHORT.items():
         original = yaml.safe_load((PROJECT / "configs" / f"{name}.yaml").read_text())
