@@ -48,7 +48,8 @@ def blocks(*languages: str) -> list[Any]:
     for page in PAGES:
         for number, (language, text) in enumerate(BLOCK.findall(page.read_text())):
             if language in languages:
-                found.append(pytest.param(text, id=f"{page.stem}-{number}"))
+                slow = [pytest.mark.slow] if "mlip-refine bench" in text else []
+                found.append(pytest.param(text, id=f"{page.stem}-{number}", marks=slow))
     return found
 
 
@@ -119,7 +120,7 @@ def python_of(page: Path) -> list[str]:
     return [text for language, text in BLOCK.findall(page.read_text()) if language == "python"]
 
 
-@pytest.mark.parametrize("page", filter(python_of, PAGES), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", list(filter(python_of, PAGES)), ids=lambda page: page.stem)
 def test_python(page: Path, home: Path) -> None:
     names: dict[str, Any] = {"__name__": "documentation", "atoms": ase.build.bulk("Ti", cubic=False)}
     for text in python_of(page):
