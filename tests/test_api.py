@@ -43,7 +43,7 @@ def test_the_module_runs_as_the_command_line():
 
 
 def test_the_notebook_is_code_without_outputs():
-    notebook = json.loads((PROJECT / "notebooks" / "quickstart.ipynb").read_text())
+    notebook = json.loads((PROJECT / "notebooks" / "quickstart.ipynb").read_text(encoding="utf-8"))
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":

@@ -46,7 +46,7 @@ def blocks(*languages: str) -> list[Any]:
     """The blocks of some languages, named by page and number."""
     found = []
     for page in PAGES:
-        for number, (language, text) in enumerate(BLOCK.findall(page.read_text())):
+        for number, (language, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8"))):
             if language in languages:
                 slow = [pytest.mark.slow] if "mlip-refine bench" in text else []
                 found.append(pytest.param(text, id=f"{page.stem}-{number}", marks=slow))
@@ -71,7 +71,7 @@ def home(
     data = tiny_data(tmp_path, name="quickstart", base=str(configs), free_energy=LADDER)
     (configs / "quickstart.yaml").write_text(yaml.safe_dump(data))
     for name, changes in SHORT.items():
-        original = yaml.safe_load((PROJECT / "configs" / f"{name}.yaml").read_text())
+        original = yaml.safe_load((PROJECT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
         phases = {n: p | {"n_atoms": min(p["n_atoms"], 16)} for n, p in original["phases"].items()}
         changed = merged(original | {"phases": phases}, {k: v for k, v in changes.items() if k != "phases"})
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(changed))
@@ -95,7 +95,9 @@ def test_commands(text: str, home: Path, monkeypatch: Any, capsys: Any) -> None:
             words += ["training.steps=2"] * (words[1] == "finetune")
             assert run(words, monkeypatch) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
-            assert re.search(rf"^{words[1]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+            assert re.search(
+                rf"^{words[1]}:", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+            )
         else:
             assert not words or words[0] in {"git", "pip", "python"}, line
 
@@ -117,7 +119,9 @@ def test_toml(text: str) -> None:
 
 
 def python_of(page: Path) -> list[str]:
-    return [text for language, text in BLOCK.findall(page.read_text()) if language == "python"]
+    return [
+        text for language, text in BLOCK.findall(page.read_text(encoding="utf-8")) if language == "python"
+    ]
 
 
 @pytest.mark.parametrize("page", list(filter(python_of, PAGES)), ids=lambda page: page.stem)
@@ -134,7 +138,7 @@ def test_python(page: Path, home: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http", "#", "mailto")):
             assert (page.parent / target.split("#")[0]).exists(), target
@@ -142,5 +146,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_index_names_every_page() -> None:
-    named = set(re.findall(r"\]\((\w[\w-]*)\.md\)", (GUIDE / "index.md").read_text()))
+    named = set(re.findall(r"\]\((\w[\w-]*)\.md\)", (GUIDE / "index.md").read_text(encoding="utf-8")))
     assert named == {page.stem for page in GUIDE.glob("*.md")} - {"index"}

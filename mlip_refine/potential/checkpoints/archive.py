@@ -152,7 +152,7 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def _read_description(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str]]:
     """Read the architecture, the dtype and the names of frozen parameters."""
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError("the description of the model is missing", where=str(path)) from error
     except (OSError, ValueError) as error:
