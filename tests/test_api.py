@@ -50,3 +50,6 @@ def test_the_notebook_is_code_without_outputs():
             compile("".join(cell["source"]), "quickstart.ipynb", "exec")
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
+            for line in "".join(cell["source"]).splitlines():
+                if line.startswith("from mlip_refine"):
+                    exec(line)
