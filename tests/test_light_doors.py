@@ -59,6 +59,8 @@ def test_what_computes_nothing_imports_nothing_heavy(arguments: tuple[str, ...])
     ("verb", "changes", "message"),
     [
         ("finetune", {"sampling": {"replicas": 0}}, "found 0"),
+        ("finetune", {"losses": [{"type": "reply"}]}, "unknown loss 'reply'"),
+        ("finetune", {"losses": [{"type": "replay", "forces_wait": 1.0}]}, "unknown key 'forces_wait'"),
         ("free-energy", {"losses": [{"type": "replay", "weight": -1.0}]}, "weight"),
         ("md", {}, "no section md"),
         ("md", {"md": {"temperature": 300, "phases": ["hpc"]}}, "names the phase 'hpc'"),
