@@ -13,7 +13,7 @@ def written(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a name to write to; what is there at the end without an error becomes the file.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         shared: Whether other processes may write the same file at the same time: the name is then of this
             process alone. Otherwise the next process overwrites what a killed one left.
     """

@@ -32,7 +32,7 @@ console = _Notices(stderr=True, highlight=False)
 
 
 class Ticker(Protocol):
-    """Something that is told how far the work has come."""
+    """A callback that receives how far the work has come."""
 
     def __call__(self, done: int) -> None:
         """Report that `done` units of the total are done."""

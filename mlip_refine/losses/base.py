@@ -122,8 +122,8 @@ class LossResult:
         deviation: Distance from the target, where the loss has one that a run can stop at.
         tolerance: Distance at which it may; `None`: that of the training, meV/atom, or the standard error of
             the deviation if that is smaller.
-        resolved: Whether statistical errors are small enough to tell that the targets are met.
-        residuals: Of a loss on targets, deviations in their uncertainties `[k]`, differentiable: `value` is
+        resolved: Whether statistical errors are small enough to decide that the targets are met.
+        residuals: For a loss on targets, deviations in their uncertainties `[k]`, differentiable: `value` is
             the mean of their squares.
     """
 
@@ -267,7 +267,7 @@ class BatchLoss(Loss, ABC):
 class PotentialLoss(Loss, ABC):
     """A loss on properties of the model itself, such as static elastic constants: back-propagated directly.
 
-    It may have sources: their frames tell what temperature adds. They are not reweighted but drawn anew.
+    It may have sources, whose frames give what temperature adds. They are not reweighted but drawn anew.
 
     Attributes:
         every: Updates between two draws of the sources.

@@ -97,7 +97,7 @@ def table_targets(
         table: Looked up by its first column.
         columns: Columns by label; empty: those that are called like labels.
         state: Temperature, K, and pressure, GPa, by name.
-        dimension: Of the observable.
+        dimension: Dimension of the observable.
         uncertainty: Instead of those of the table.
 
     Raises:
@@ -181,10 +181,10 @@ class Curve:
     """Where a curve is known, and in which units.
 
     Attributes:
-        labels: Of the bins.
-        middles: Of the bins `[m]`, ascending and evenly spaced.
+        labels: Labels of the bins `[m]`.
+        middles: Middles of the bins `[m]`, ascending and evenly spaced.
         abscissa: Unit of the middles.
-        unit: Of the curve.
+        unit: Unit of the curve.
         within: Part that is compared; all by default.
         density: Whether its integral is one, so that a table may give it up to a factor.
     """
@@ -208,7 +208,7 @@ class Curve:
         Args:
             loss: Name, for messages.
             table: Its first column is what the bins lie on.
-            column: Of the curve; by default the only one beside the first.
+            column: Column of the curve; by default the only one beside the first.
             uncertainty: Instead of that of the table, after normalisation.
 
         Raises:

@@ -289,7 +289,7 @@ def bind_losses(
         config: Phases, sampling and paths.
         specs: What the config says about the losses.
         potential: The potential, which knows some elements.
-        trained: Whether it is trained, so that losses refuse one that they cannot be evaluated for.
+        trained: Whether the potential is trained; losses then refuse one that they cannot be evaluated on.
 
     Returns:
         The losses, and a state point for every source of theirs and every crystal that they asked for.

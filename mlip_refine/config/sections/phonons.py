@@ -109,7 +109,7 @@ class Phonons(Section):
     baseline: str | None = Field(
         None,
         description="phonons.json of another potential on the same materials, such as the one before "
-        "training: the table tells by how much errors became smaller.",
+        "training: the table says by how much errors became smaller.",
     )
 
     @model_validator(mode="after")

@@ -155,7 +155,7 @@ class CrystalSymmetry:
         """Build force constants from columns that determine them, such as the irreducible ones.
 
         Args:
-            translations: Of the supercell.
+            translations: Translations of the supercell.
             columns: Where the values belong; their weights do not matter.
             values: Columns of the Hessian `[n_columns, N, 3]`, eV/Å², float64.
 
@@ -212,8 +212,8 @@ def crystal_symmetry(
     Args:
         cell: Lattice vectors of the supercell as rows `[3, 3]`, Å.
         rotations: In fractional coordinates `[n, 3, 3]`.
-        permutations: Of the atoms `[n, N]`.
-        translations: Of the supercell.
+        permutations: Permutations of the atoms `[n, N]`.
+        translations: Translations of the supercell.
     """
     moved = permutations[:, translations.primitive_atoms.numpy()]
     homes = translations.primitive_index.numpy()[moved]

@@ -37,7 +37,7 @@ class SymmetricStress(Observable):
         """Choose the components for a symmetry.
 
         Args:
-            symmetry: Of the ideal crystal, in the frame of the frames.
+            symmetry: Symmetry of the ideal crystal, in the axes of the frames.
         """
         turns, standard = symmetry.rotations, symmetry.to_standard
         units = stress_from_voigt(torch.eye(6, dtype=torch.float64))
@@ -187,7 +187,7 @@ class ElasticMatch(Loss):
         return cls(name, weight, options, wanted, crystals)
 
     def observables(self, cell: EnsembleSource) -> tuple[FluctuationElasticity, SymmetricStress, Pressure]:
-        """What frames of a cell tell: the coefficients of the wanted kind, stress and pressure."""
+        """Estimates from the frames of a cell: the coefficients of the wanted kind, stress and pressure."""
         adiabatic = self.options.kind == "adiabatic"
         elasticity = FluctuationElasticity(self.symmetries[cell], adiabatic=adiabatic, stress_strain=True)
         return elasticity, self.stresses[cell], Pressure()
@@ -215,7 +215,7 @@ class ElasticMatch(Loss):
         return found
 
     def _state(self, cell: EnsembleSource) -> str:
-        """What tells a cell from the others."""
+        """Label that distinguishes a cell from the others."""
         return f"{cell.temperature:g} K" if self.distinct else cell.name
 
     def count(self, cell: EnsembleSource) -> int:
@@ -243,7 +243,7 @@ class ElasticMatch(Loss):
             diagnostics |= self._stress(cell, values)
         names = list(diagnostics)
         if self.options.pressure is not None:
-            # The mean of what is matched already: told, and not a deviation of its own.
+            # The mean of what is matched already: reported, but not a deviation of its own.
             pressure = Measured(float(values.pressure.detach()), values.errors[2][0], "GPa")
             diagnostics[f"P {state}"] = pressure
         return Score(torch.stack(parts), errors, names, diagnostics)

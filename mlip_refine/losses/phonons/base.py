@@ -167,7 +167,7 @@ class PhononLoss(PotentialLoss):
         reference.columns(0, 0)
 
     def at(self, step: int) -> None:
-        """Know the number of the update, which tells the batch."""
+        """Set the number of the update, which selects the batch."""
         self.step = step
 
     def evaluate(self, potential: Potential) -> LossResult:

@@ -31,7 +31,7 @@ class _ReferenceFrequencies:
 
     Attributes:
         sums: Give dynamical matrices.
-        weights: Of the wave vectors `[n_q]`; they add up to 1.
+        weights: Weights of the wave vectors `[n_q]`; they add up to 1.
         squares: Squared frequencies of the reference `[n_q, n_modes]`, eV/Å²/amu.
     """
 

@@ -37,7 +37,7 @@ class _Part(NamedTuple):
 
     Attributes:
         sums: Weighted: error, squares of the differences, squares of the reference `[n, 3]`.
-        gradients: Of the errors in the parameters.
+        gradients: Gradients of the errors in the parameters.
     """
 
     sums: Tensor

@@ -37,7 +37,7 @@ class Draw:
         point: The state.
         structures: Frames with their neighbours, replica after replica.
         energy: Energies of the reference, recomputed on the path that training uses `[n]`, eV, float64.
-        volume: Of every frame `[n]`, Å³.
+        volume: Volumes of the frames `[n]`, Å³.
         inefficiency: Statistical inefficiency of the energies, in frames.
         stage: Where the frames lie in the store.
         ends: Positions `[replicas, n_atoms, 3]` and cells of the last good frame of every replica, Å.

@@ -151,9 +151,9 @@ def with_lent(
     """Lend the newest draws to the other state points of their phase, where they are worth their evaluation.
 
     Args:
-        ensembles: Of all sources.
+        ensembles: Ensembles of all sources.
         drawn: New draws, of the current model.
-        energies: Of the current model on all frames of every source `[n]`, eV.
+        energies: Energies of the current model on all frames of every source `[n]`, eV.
         references: Evaluates older references on the frames of a new draw.
         most: References that may stay at a state, lent ones among them (see `pruned`).
 

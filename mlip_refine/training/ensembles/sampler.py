@@ -53,7 +53,7 @@ class EnsembleSampler:
         settings: How to integrate.
         length: How long to sample.
         store: Where frames are kept.
-        seed: Of the run.
+        seed: Random seed of the run.
         sampling_dtype: Precision of the sampling copy.
         min_effective: Independent frames below which an ensemble is refused.
         policy: When and how state points are sampled anew.
@@ -141,7 +141,7 @@ class EnsembleSampler:
         Args:
             potential: The current model.
             old: The ensembles of all sources.
-            energies: Of the current model on their frames `[n]`, eV.
+            energies: Energies of the current model on their frames `[n]`, eV.
             stale: The sources that are sampled.
             stage: Name of the sampling.
 

@@ -37,7 +37,7 @@ class EnsembleTracker:
     Attributes:
         sources: What is sampled.
         current: Ensembles by source; empty until they are needed.
-        energies: Of the current model on their frames `[n]`, eV, as far as they are known.
+        energies: Energies of the current model on their frames `[n]`, eV, as far as they are known.
         exhausted: Sources that are to be sampled anew at the next update, whatever their frames say.
     """
 

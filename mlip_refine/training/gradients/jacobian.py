@@ -115,7 +115,7 @@ def each_gradient(
     Args:
         values: What all sums are made of.
         inputs: What they are differentiated in.
-        weights: Of every sum, one tensor for each of the values.
+        weights: Weights of every sum, one tensor for each of the values.
         keep: Whether the graph is needed again.
     """
     last = len(weights) - 1

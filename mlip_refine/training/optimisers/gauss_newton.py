@@ -33,7 +33,7 @@ TRIES = 6
 """Most steps that are tried in one update, each shorter than the one before."""
 
 FEWEST = 0.05
-"""Effective frames, in whole draws, without which frames do not tell the objective at the end of a step."""
+"""Effective frames, in whole draws, that an estimate of the objective at the end of a step needs."""
 
 POOR, GOOD = 0.25, 0.75
 """Gain, in parts of what the quadratic model promised, below and above which the damping grows and falls."""
@@ -65,7 +65,7 @@ class GaussNewton:
         Args:
             potential: Changed in place.
             settings: The first damping.
-            seed: Of the signs by which the curvature of replay is sampled.
+            seed: Seed of the random signs that sample the curvature of replay.
 
         Raises:
             MlipRefineError: If nothing is trainable.

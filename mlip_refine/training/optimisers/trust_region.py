@@ -34,7 +34,8 @@ class Settled:
 
     Attributes:
         alpha: Part of the step that was taken.
-        energies: Of the model at its end, on the frames of the sources that were evaluated there `[n]`, eV.
+        energies: Energies of the model at the end of the step, on the frames of the sources evaluated there
+            `[n]`, eV.
         exhausted: Sources that allow too little of a step: it is time to sample them anew.
     """
 

@@ -25,8 +25,8 @@ def medium_mace(
     Args:
         atomic_numbers: Elements; the foundation models have 89, which costs memory but hardly time.
         hidden_irreps: Features of every atom.
-        dtype: Of the weights.
-        seed: Of the weights; the random state of the process is left as it was.
+        dtype: Floating type of the weights.
+        seed: Seed of the weights; the random state of the process is left as it was.
     """
     architecture = Architecture(
         model="ScaleShiftMACE",
