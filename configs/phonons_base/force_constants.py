@@ -77,21 +77,18 @@ def main() -> None:
     unlink_partial(given.folder)
     materials = Materials.read(given.phonondb / "index.csv", given.benchmark)
     teacher = load_teacher(given.teacher, given.model)
-    rows = validation_rows(materials, given.phonondb, given.folder)
+    validation = validation_rows(materials, given.phonondb, given.folder)
+    write_index(given.folder, validation)
     done, started, spent = 0, time.monotonic(), time.process_time()
     for crystal in at_rest(given.frames, materials, given.seed):
         if done == given.count:
             break
-        row = calculated(teacher, crystal, given.folder)
-        if row is None:
-            continue
-        rows.append(row)
-        done += 1
+        done += calculated(teacher, crystal, given.folder)
         if done % 50 == 0:
-            write_index(given.folder, rows)
+            write_index(given.folder, validation)
             passed, cpu = time.monotonic() - started, time.process_time() - spent
             print(f"{done} materials, {passed:.0f} s, {cpu:.0f} CPU-s", flush=True)
-    write_index(given.folder, rows)
+    write_index(given.folder, validation)
     print(f"{done} materials in all", flush=True)
 
 
@@ -117,30 +114,25 @@ def calm(frame: Atoms) -> bool:
     return bool(largest[0] < CALM[0] and largest[1] < CALM[1])
 
 
-def calculated(teacher: Teacher, crystal: Atoms, folder: Path) -> dict[str, str] | None:
-    """Row of the index of a crystal, whose file is written if it is not there; None for one of no use."""
+def calculated(teacher: Teacher, crystal: Atoms, folder: Path) -> bool:
+    """Whether there is a file of a crystal, which is written if it is not there: some are of no use."""
     name = f"{reduced_formula(composition(crystal.numbers))}-{len(crystal)}"
     path, refused = folder / f"{name}.yaml.xz", folder / f"{name}.refused"
     frequency = folder / f"{name}.thz"
     if refused.exists():
-        return None
-    if not (path.exists() and frequency.exists()):
-        phonon, lowest = phonons(teacher, crystal)
-        if phonon is None:
-            refused.touch()
-            return None
-        with written(path) as partial:
-            saved = phonon.save(partial.with_suffix(""), settings=_SETTINGS, compression="xz")
-            Path(saved).replace(partial)
-        frequency.write_text(f"{lowest:.4f}\n")
-    return {
-        "file": path.name,
-        "name": name,
-        "split": "train",
-        "lowest_frequency": frequency.read_text().strip(),
-        "formula": name.split("-", maxsplit=1)[0],
-        "functional": "PBE",
-    }
+        return False
+    if path.exists() and frequency.exists():
+        return True
+    phonon, lowest = phonons(teacher, crystal)
+    if phonon is None:
+        refused.touch()
+        return False
+    with written(path) as partial:
+        saved = phonon.save(partial.with_suffix(""), settings=_SETTINGS, compression="xz")
+        Path(saved).replace(partial)
+    with written(frequency) as partial:
+        partial.write_text(f"{lowest:.4f}\n")
+    return True
 
 
 _SETTINGS = {
@@ -202,12 +194,24 @@ def validation_rows(materials: Materials, phonondb: Path, folder: Path) -> list[
     ]
 
 
-def write_index(folder: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write index.csv."""
+def write_index(folder: Path, validation: Sequence[dict[str, str]]) -> None:
+    """Write index.csv, with all that is in the folder."""
+    found = sorted(folder.glob("*.thz"))
+    rows = [
+        {
+            "file": f"{path.stem}.yaml.xz",
+            "name": path.stem,
+            "split": "train",
+            "lowest_frequency": path.read_text().strip(),
+            "formula": path.stem.split("-", maxsplit=1)[0],
+            "functional": "PBE",
+        }
+        for path in found
+    ]
     with written(folder / "index.csv") as partial, partial.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*validation, *rows])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase.io import iread
-from e3nn import o3
 from mace.modules import ScaleShiftMACE, interaction_classes
+
+# After mace, without which it does not load its constants.
+from e3nn import o3  # isort: skip
 from matscipy.neighbours import neighbour_list
 
 CUTOFF = 5.0
