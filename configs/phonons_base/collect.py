@@ -8,7 +8,6 @@ and one in 25 of the others, go to FOLDER/valid.extxyz, the rest to FOLDER/train
 most N frames of a kind `--most` takes (`--most volume=5000`). FOLDER/elements.json has energies of atoms, by
 least squares on the training frames, and what an untrained model must know besides.
 """
-# ruff: noqa: T201
 
 import argparse
 import json

@@ -11,7 +11,6 @@ an index.csv that `mlip-refine` reads: what was calculated is its part `train`; 
 materials of PHONONDB's validation part, with forces of DFT. What is there is not calculated again, so that
 the same command goes on after an interruption.
 """
-# ruff: noqa: T201
 
 import argparse
 import csv

@@ -11,7 +11,6 @@ elements; then structures like these with other elements. A crystal is brought t
 few steps, and labelled at rest, in a small random supercell with displaced atoms and strain, after one and
 two steps downhill from there, which take the stiff modes out, and at two other volumes.
 """
-# ruff: noqa: T201
 
 import argparse
 import time

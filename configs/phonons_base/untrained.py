@@ -4,7 +4,6 @@
 
 FOLDER has train.extxyz and elements.json as collect.py writes them, and gets untrained.model.
 """
-# ruff: noqa: T201
 
 import argparse
 import json

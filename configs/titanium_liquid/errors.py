@@ -2,7 +2,6 @@
 
 python errors.py MODEL FRAMES...
 """
-# ruff: noqa: T201
 
 import argparse
 from collections import defaultdict

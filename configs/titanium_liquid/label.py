@@ -7,7 +7,6 @@ FOLDER gets dft.extxyz, the crystals of DFT that are not extreme; train.extxyz a
 frames, of every state the last sixth for validation; and labels.json, which tells how far the potential is
 from DFT on the crystals. Energies are shifted, by one number per atom, to those of DFT on these.
 """
-# ruff: noqa: T201
 
 import argparse
 import importlib.util
