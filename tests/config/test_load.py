@@ -1,3 +1,4 @@
+import sys
 from textwrap import dedent
 
 import pytest
@@ -224,3 +225,18 @@ def test_wrong_options_in_code_name_the_loss():
     )
     with pytest.raises(InputError, match=r"losses\[0\]\.from cannot be used; found 3, expected a text"):
         validate_node(Options, config.losses[0])
+
+
+def test_levels_are_limited_whatever_pythons_limit_is(tmp_path):
+    """Libraries raise the limit of recursion when they are imported."""
+    nested = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{y: *a{i - 1}}}\n" for i in range(1, 200))
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(100_000)
+        for text in ("seed: " + 2000 * "[", nested):
+            path = tmp_path / "run.yaml"
+            path.write_text(text)
+            with pytest.raises(InputError, match="too many levels"):
+                load_config(path)
+    finally:
+        sys.setrecursionlimit(limit)

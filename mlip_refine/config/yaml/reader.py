@@ -12,6 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from mlip_refine.config.yaml.source_map import Address, Places, dotted
@@ -22,6 +23,8 @@ _CONSTRUCTED = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 _TEXT = {f"{_TAG}{kind}" for kind in ("str", "timestamp", "binary", "value")}
 _COLLECTIONS = {f"{_TAG}{kind}" for kind in ("map", "seq", "set", "omap", "pairs")}
 _MOST_NODES = 100_000
+# Far below Python's limit of recursion, which composing would reach and which other libraries raise.
+_MOST_LEVELS = 100
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _ADDRESS = re.compile(r"[^.\[\]=]+(\[\d+\])*(\.[^.\[\]=]+(\[\d+\])*)*")
 
@@ -73,6 +76,11 @@ def parse_tree(text: str, label: str) -> Tree:
     """Read YAML from text; see `read_tree`."""
     yaml = YAML(typ="safe", pure=True)
     try:
+        level = 0
+        for event in YAML(typ="safe", pure=True).parse(text):
+            level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if level > _MOST_LEVELS:
+                raise InputError("no config: too many levels", where=label)
         node = yaml.compose(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -82,8 +90,6 @@ def parse_tree(text: str, label: str) -> Tree:
     except YAMLError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"no valid YAML: {reason}", where=label) from error
-    except RecursionError as error:
-        raise InputError("no config: too many levels", where=label) from error
     reader = _Reader(label, yaml)
     data = None if node is None else reader.read(node, ())
     return Tree(data, reader.places, reader.problems)
@@ -119,6 +125,8 @@ class _Reader:
             return node.value
         if node.tag not in _COLLECTIONS:
             self._refuse_tag(node)
+        if len(self._open) == _MOST_LEVELS:
+            raise InputError("no config: too many levels", where=self._place(node))
         self._open.append(id(node))
         try:
             if isinstance(node, MappingNode):
