@@ -48,7 +48,9 @@ def blocks(*languages: str) -> list[Any]:
     for page in PAGES:
         for number, (language, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8"))):
             if language in languages:
-                slow = [pytest.mark.slow] if "mlip-refine bench" in text else []
+                # A minute together; finetune itself is run by the README's block.
+                again = page.stem in {"bench", "config", "finetune", "free-energy"}
+                slow = [pytest.mark.slow] if again and language == "sh" else []
                 found.append(pytest.param(text, id=f"{page.stem}-{number}", marks=slow))
     return found
 
