@@ -1,8 +1,8 @@
 """What every verb shares: how it is declared, and what happens when it is called.
 
 A verb with a run folder is a `Workflow`, any other a `Command`. Both are declared in a module that imports no
-torch and are listed in `mlip_refine.workflows.VERBS`; the command line, the Python API and the documentation
-are made from these declarations.
+torch and are listed in `WORKFLOWS` and `COMMANDS` of `mlip_refine.workflows`; the command line and the Python
+API are made from these declarations.
 """
 
 import hashlib

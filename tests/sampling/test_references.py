@@ -124,8 +124,9 @@ def test_fit_einstein_gives_every_species_its_spring() -> None:
     found = torch.diagonal(fitted.force_constants)[::3]
     assert len(found.unique()) == 2
     sigma = math.sqrt(2 / (3 * 16 * 2000))
-    # The displacements leave the centre of mass out, and with it a share of every atom's variance.
-    covariance = torch.linalg.pinv(reference.projected)
+    # Displacements leave out the centre of mass, weighted by masses, and with it a share of every variance.
+    root = reference.masses.repeat_interleave(3).sqrt()
+    covariance = torch.linalg.pinv(reference.projected / root[:, None] / root) / root[:, None] / root
     exact = 3 / torch.diagonal(covariance).view(-1, 3).sum(1)
     assert ((found / exact - 1).abs() < testing.sigma_bound(2) * sigma).all()
 
