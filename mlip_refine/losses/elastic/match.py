@@ -199,7 +199,7 @@ class ElasticMatch(Loss):
 
     @property
     def targets(self) -> Mapping[str, Target]:
-        """Of the constants of every cell, and of its stress and pressure where that is matched."""
+        """Targets of the constants of every cell, and of its stress and pressure where they are matched."""
         found = {}
         for cell, wanted in zip(self.cells, self.wanted, strict=True):
             state, at = self._state(cell), (cell.temperature, cell.pressure)

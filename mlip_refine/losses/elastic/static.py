@@ -119,7 +119,7 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
 
 
 class StaticElasticConstants(ElasticMatch, PotentialLoss):
-    """Of the crystal at rest, exact in the current model, and what temperature adds, from the last draw.
+    """Constants at rest, exact in the current model, plus a thermal part from the last draw.
 
     B(T) = B_static(θ) + [B(T) - B_static] at the parameters that drew the frames. The difference is a
     small part of B and changes little with the model, so few draws will do. Its gradient is left out: where
@@ -232,7 +232,7 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
         return static.plus(self._added[cell]) if cell in self._added else static
 
     def _static(self, potential: Potential, cell: EnsembleSource, *, create_graph: bool) -> CellValues:
-        """Of the crystal at rest, differentiable if asked for, without errors."""
+        """Return the values of the crystal at rest, differentiable if asked for, without errors."""
         found = static_elasticity(potential, self.crystals[cell], create_graph=create_graph)
         symmetry = self.symmetries[cell]
         constants = symmetry.constants_of(found.coefficients) / GPA

@@ -42,7 +42,7 @@ class EnsembleTracker:
     """
 
     def __init__(self, sampler: EnsembleSampler, losses: Sequence[EnsembleLoss]) -> None:
-        """Know what the losses need; nothing is sampled yet."""
+        """Collect the sources that the losses need; nothing is sampled yet."""
         self.sampler = sampler
         self.sources = sorted({s for loss in losses for s in loss.sources})
         self.chained = frozenset(s for loss in losses if loss.anchored for s in loss.sources)
@@ -65,7 +65,7 @@ class EnsembleTracker:
             self.current = self.sampler.initial(potential, self.sources)
 
     def follow(self, potential: Potential, step: int, *, paused: bool) -> list[EnsembleSource]:
-        """Know the energies of the current model on all frames; sample anew where too few still count.
+        """Update the energies of the current model on all frames; sample anew where too few still count.
 
         Args:
             potential: The current model.

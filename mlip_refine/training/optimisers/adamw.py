@@ -32,7 +32,7 @@ class Trial(Protocol):
         """Weighted sum of the losses where the parameters are now, on the frames of this update."""
 
     def refuse(self) -> None:
-        """Know that no step was taken, and the parameters are what they were."""
+        """Record that the step was rejected and the parameters are unchanged."""
 
 
 def trained(potential: Potential) -> dict[str, torch.nn.Parameter]:
