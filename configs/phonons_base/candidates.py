@@ -52,12 +52,12 @@ class Sources:
     """Where candidates come from.
 
     Attributes:
-        materials: Of phonondb.
+        materials: Materials of phonondb.
         known: Structures of its training part, by id.
         valid: Those of its validation part.
         binaries: Other structures of two elements, by id.
-        prototypes: Of the AFLOW library, by name.
-        volumes: Of an atom of every element, Å³.
+        prototypes: Prototypes of the AFLOW library, by name.
+        volumes: Atomic volume of every element, Å³.
     """
 
     materials: Materials
