@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from mlip_refine import cli
 from mlip_refine.config import Config
 from mlip_refine.errors import InputError, StatisticsError
+from mlip_refine.losses.registry import loss_types
 
 
 @pytest.fixture
@@ -46,6 +48,52 @@ def test_losses_lists_every_loss_with_its_options(run):
     assert "meV/atom. (default 0.3)" in text
     assert "replay: Mean squared errors of energy, forces and stress" in text
     assert "forces_weight: Weight of the squared error of force components, Å²/eV². (default 100.0)" in text
+
+
+def test_losses_explains_one_loss(run):
+    code, printed, _ = run("losses", "stress")
+    assert code == 0
+    assert printed.startswith("stress: Stress of a fixed cell (xx, yy, zz, yz, xz, xy; tensile positive)")
+    lines = printed.splitlines()
+    after = dict(pairwise(lines))
+    assert after["  weight: number, default 1.0"] == "      Factor on the loss, no unit."
+    assert after["  temperature: number, K, required"] == "      Temperature of the target, K."
+    assert "  target: number | list[number] | mapping[number] | null, GPa, default null" in lines
+    assert "  lattice: list[number], Å, default []" in lines
+    assert lines.count("Columns of a table") == 1
+    columns = " ".join(" ".join(lines[lines.index("Columns of a table") + 1 :]).split())
+    assert columns.startswith("First temperature, K, or pressure, GPa. Then xx, yy, zz, yz, xz, xy,")
+    assert columns.endswith("in one of GPa, MPa, kbar, bar, Pa. For other names: columns: {xx: NAME}.")
+
+
+def test_losses_explains_curves_sections_and_losses_without_tables(run):
+    _, printed, _ = run("losses", "radial_distribution")
+    assert "  pair: list[text | null], default [null, null]\n" in printed
+    assert "First the axis, in Å; then the curve." in printed
+    _, printed, _ = run("losses", "elastic_constants")
+    assert "  method: static | fluctuation | deformation, default fluctuation\n" in printed
+    assert "  targets: list[section(temperature, lattice, constants, uncertainty)], default []\n" in printed
+    assert "  thermal: true | false, default true\n" in printed
+    assert "Columns of a table" not in printed
+    _, printed, _ = run("losses", "free_energy_difference")
+    assert "  from: text, required\n" in printed
+    assert "  uncertainty: number, meV/atom, default 0.3\n" in printed
+
+
+def test_an_unknown_loss_is_refused_with_the_nearest(run):
+    code, printed, message = run("losses", "presure")
+    assert (code, printed) == (2, "")
+    assert message.startswith("mlip-refine: unknown loss 'presure'; expected one of angular_distribution, ")
+    assert message.endswith("Did you mean 'pressure'?\n")
+
+
+def test_every_option_of_every_loss_is_explained(run):
+    for name, loss in loss_types().items():
+        _, printed, _ = run("losses", name)
+        for key, option in loss.options.model_json_schema()["properties"].items():
+            assert f"\n  {key}: " in printed
+            assert option["description"].split()[0] in printed
+        assert "anything" not in printed
 
 
 def test_help_names_the_commands(run):

@@ -11,7 +11,8 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from ase import Atoms, units
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema
 
 from mlip_refine.config import Count, Dimension, Length, Pressure, Section, Temperature, problem
 from mlip_refine.config.units import LENGTH, PRESSURE
@@ -79,6 +80,11 @@ class ObservableOptions(Section):
     def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":
         """Return the observable of a phase, given its ideal crystal in the box that is sampled."""
 
+    @classmethod
+    @abstractmethod
+    def table_columns(cls) -> str:
+        """Return which columns a table needs, in words, for `mlip-refine losses NAME`."""
+
     def targets(self, loss: str, known: Sequence[str], table: "Table | None") -> Targets:
         """Return target and uncertainty by label: here those of the config.
 
@@ -103,6 +109,16 @@ class ObservableOptions(Section):
     def given_target(self) -> Values | None:
         """The target of the config, or the default of a subclass."""
         return self.target
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Give target and uncertainty the unit of the dimension."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for key in ("target", "uncertainty"):
+            schema["properties"][key]["x-unit"] = cls.dimension.unit
+        return schema
 
     @field_validator("target", mode="plain", json_schema_input_type=_SEVERAL)
     @classmethod
@@ -130,6 +146,9 @@ class ScalarOptions(ObservableOptions):
 
     kind: ClassVar["str | type[Observable]"]
 
+    labels: ClassVar[tuple[str, ...]]
+    """Labels of the observable, here too so that `mlip-refine losses` can name them without torch."""
+
     columns: dict[str, str] = Field(
         {},
         description="Columns of the table by label; empty: those that are called like labels.",
@@ -140,6 +159,15 @@ class ScalarOptions(ObservableOptions):
         kind = resolve_name(self.kind) if isinstance(self.kind, str) else self.kind
         found: Observable = kind()
         return found
+
+    @classmethod
+    def table_columns(cls) -> str:
+        """Return the names of columns that are found without being told."""
+        some = ", or some of these" if len(cls.labels) > 1 else ""
+        return (
+            f"First temperature, K, or pressure, GPa. Then {', '.join(cls.labels)}{some}, in one of "
+            f"{', '.join(cls.dimension.units)}. For other names: columns: {{{cls.labels[0]}: NAME}}."
+        )
 
     def targets(self, loss: str, known: Sequence[str], table: "Table | None") -> Targets:
         """Return target and uncertainty by label, of the config or of the table at the state."""
@@ -172,6 +200,7 @@ class PressureOptions(InCellOptions):
     """Pressure of a fixed cell, ⟨N kT/V - tr σ/3⟩, GPa; the default target is that of the state."""
 
     dimension = PRESSURE
+    labels = ("pressure",)
     cell = "fixed"
     kind = "mlip_refine.observables:Pressure"
 
@@ -185,6 +214,7 @@ class StressOptions(InCellOptions):
     """Stress of a fixed cell (xx, yy, zz, yz, xz, xy; tensile positive), GPa; the default target is -P."""
 
     dimension = PRESSURE
+    labels = ("xx", "yy", "zz", "yz", "xz", "xy")
     cell = "fixed"
     kind = "mlip_refine.observables:Stress"
 
@@ -198,6 +228,7 @@ class DensityOptions(ScalarOptions):
     """Mass density ⟨M/V⟩ of a cell that moves, g/cm³."""
 
     dimension = _DENSITY
+    labels = ("density",)
     cell = "free"
     kind = "mlip_refine.observables:Density"
 
@@ -206,6 +237,7 @@ class VolumeOptions(ScalarOptions):
     """Atomic volume ⟨V⟩/N of a cell that moves, Å³/atom."""
 
     dimension = _VOLUME
+    labels = ("volume",)
     cell = "free"
     kind = "mlip_refine.observables:Volume"
 
@@ -239,6 +271,7 @@ class LatticeOptions(UnitCellOptions):
     """Lattice constants (a, b, c) of the unit cell in a cell that moves, Å."""
 
     dimension = LENGTH
+    labels = ("a", "b", "c")
     cell = "free"
 
     def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":  # noqa: ARG002 - as in the base
@@ -250,6 +283,7 @@ class LinearExpansionOptions(UnitCellOptions):
     """Thermal expansion of lattice constants (alpha_a, alpha_b, alpha_c) in a cell that moves, 1/K."""
 
     dimension = _EXPANSION
+    labels = ("alpha_a", "alpha_b", "alpha_c")
     cell = "free"
 
     def observable(self, crystal: Atoms, table: "Table | None") -> "Observable":  # noqa: ARG002 - as in the base
@@ -263,6 +297,7 @@ class ThermalExpansionOptions(ScalarOptions):
     """Thermal expansion of the volume (alpha), cov(V, H)/(kT² ⟨V⟩) in a cell that moves, 1/K."""
 
     dimension = _EXPANSION
+    labels = ("alpha",)
     cell = "free"
     kind = "mlip_refine.observables:ThermalExpansion"
 
@@ -271,6 +306,7 @@ class CellAnglesOptions(ScalarOptions):
     """Angles of the box (alpha, beta, gamma) in a cell that moves, °."""
 
     dimension = _ANGLE
+    labels = ("alpha", "beta", "gamma")
     cell = "free"
     kind = "mlip_refine.observables:CellAngles"
 
@@ -279,6 +315,7 @@ class EnthalpyOptions(InCellOptions):
     """Enthalpy ⟨U + PV⟩/N without the kinetic part, eV/atom."""
 
     dimension = _ENTHALPY
+    labels = ("enthalpy",)
     kind = "mlip_refine.observables:Enthalpy"
 
 
@@ -286,6 +323,7 @@ class BulkModulusOptions(ScalarOptions):
     """Isothermal bulk modulus (K_T), kT ⟨V⟩/var V in a cell that moves, GPa."""
 
     dimension = PRESSURE.bounded(above=0.0)
+    labels = ("K_T",)
     cell = "free"
     kind = "mlip_refine.observables:BulkModulus"
 
@@ -294,6 +332,7 @@ class HeatCapacityOptions(InCellOptions):
     """Heat capacity per atom with its kinetic part, C_P where the cell moves, else C_V, k_B."""
 
     dimension = _HEAT_CAPACITY
+    labels = ("heat_capacity",)
     kind = "mlip_refine.losses.ensemble.observable:HeatCapacity"
 
 
@@ -306,7 +345,7 @@ class CurveOptions(ObservableOptions):
     dimension = _NUMBER
     structural = True
     abscissa: ClassVar[str]
-    """Unit of the axis on which the bins lie."""
+    """Unit of the axis on which the bins lie, in words where it depends on options."""
 
     bins: Count | None = Field(
         None, description="Number of bins; null: bins as wide as the rows of the table are apart."
@@ -316,6 +355,14 @@ class CurveOptions(ObservableOptions):
         None,
         description="Part of the table that is compared, in the unit of its first column; null: all.",
     )
+
+    @classmethod
+    def table_columns(cls) -> str:
+        """Return what the two columns of a curve are."""
+        return (
+            f"First the axis, in {cls.abscissa}; then the curve. Names are free; where there are more than "
+            "two columns, column: NAME says which one is the curve."
+        )
 
     @abstractmethod
     def curve(self, table: "Table | None") -> "tuple[Observable, Curve]":
@@ -366,6 +413,8 @@ class RadialDistributionOptions(CurveOptions):
 
 class AngularDistributionOptions(CurveOptions):
     """Distribution of the angles between neighbours, its integral one; over cos θ or degrees."""
+
+    abscissa = "° or, for cosines, 1"
 
     distance: Length = Field(description="Largest distance of a neighbour, Å.")
     variable: Literal["angle", "cosine"] = Field(

@@ -192,6 +192,15 @@ def test_every_observable_is_a_loss_of_its_name():
     assert set(EVERY) == set(OBSERVABLES) < set(loss_types())
 
 
+@pytest.mark.parametrize("kind", sorted(k for k, v in OBSERVABLES.items() if issubclass(v, ScalarOptions)))
+def test_labels_that_are_listed_without_torch_are_those_of_the_observable(kind):
+    """An orthorhombic crystal has all lattice constants."""
+    box = bulk("Ti", "sc", a=3.0)
+    box.set_cell([3.0, 3.2, 3.5], scale_atoms=True)
+    options = OBSERVABLES[kind](phase="one", temperature=300.0, **EVERY[kind])
+    assert options.observable(box, None).labels == options.labels
+
+
 @pytest.fixture(scope="module")
 def argon(frames_of) -> Callable[..., Frames]:
     """Rattled and strained crystals of argon, drawn with ε = 10 meV, seen by another ε."""
