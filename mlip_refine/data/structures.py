@@ -48,13 +48,37 @@ def build_phase(
         word = nearest(element, chemical_symbols[1:])
         fix = f"Did you mean {word!r}?" if word else None
         raise InputError("unknown element", found=repr(element), expected="a chemical symbol", fix=fix)
-    repeat = _repeat(prototype, n_atoms)
-    lattice = _positive(
-        a if a is not None else _reference(prototype, element, "a"), f"{prototype} {element}: a"
-    )
-    if prototype != "hcp":
-        return cast(Atoms, bulk(element, prototype, a=lattice, cubic=True).repeat(repeat))
-    return cast(Atoms, bulk(element, "hcp", a=lattice, c=_hcp_c(element, lattice, c)).repeat(repeat))
+    sizes = reachable_sizes(prototype)
+    if n_atoms not in sizes:
+        raise InputError(
+            f"no {prototype} supercell n x n x n has this many atoms",
+            found=f"n_atoms {n_atoms}",
+            expected=f"one of {', '.join(map(str, sizes))}",
+            fix=f"The nearest is {min(sizes, key=lambda size: abs(size - n_atoms))}.",
+        )
+    state = cast(dict[str, Any], reference_states[atomic_numbers[element]] or {})
+    tabulated = state if state.get("symmetry") == prototype else {}
+    if a is None:
+        if tabulated.get("a") is None:
+            raise InputError(
+                f"no tabulated lattice constant of {prototype} {element}",
+                fix="Give it as a (and c for hcp), in Å.",
+            )
+        a = float(tabulated["a"])
+    _check_length(a, f"{prototype} {element}: a")
+    if prototype == "hcp":
+        if c is None:
+            c = a * float(tabulated.get("c/a") or IDEAL_C_OVER_A)
+        _check_length(c, f"hcp {element}: c")
+        cell = bulk(element, "hcp", a=a, c=c)
+    else:
+        cell = bulk(element, prototype, a=a, cubic=True)
+    return cast(Atoms, cell.repeat(sizes.index(n_atoms) + 1))
+
+
+def _check_length(value: float, what: str) -> None:
+    if not (np.isfinite(value) and value > 0):
+        raise InputError(f"{what} must be above 0", found=value, expected="a length in Å")
 
 
 def reachable_sizes(prototype: Prototype) -> list[int]:
@@ -86,44 +110,20 @@ def load_structure(
             "wrong supercell", where=str(path), found=list(supercell), expected="three numbers above 0"
         )
     atoms = _read_structure(path, format)
-    _check_periodic(atoms, str(path))
-    return cast(Atoms, _right_handed(atoms).repeat(repeats))
-
-
-def _repeat(prototype: Prototype, n_atoms: int) -> int:
-    sizes = reachable_sizes(prototype)
-    if n_atoms not in sizes:
+    if len(atoms) == 0:
+        raise InputError("a structure without atoms", where=str(path))
+    volume = abs(atoms.cell.volume)
+    if not atoms.pbc.all() or volume < 1e-3 or not np.isfinite(atoms.positions).all():
         raise InputError(
-            f"no {prototype} supercell n x n x n has this many atoms",
-            found=f"n_atoms {n_atoms}",
-            expected=f"one of {', '.join(map(str, sizes))}",
-            fix=f"The nearest is {min(sizes, key=lambda size: abs(size - n_atoms))}.",
+            "not a structure that is periodic in three dimensions",
+            where=str(path),
+            found=f"pbc {atoms.pbc.tolist()}, volume {volume:.3g} Å³",
+            expected="three periodic directions, a cell with a volume, finite positions",
         )
-    return sizes.index(n_atoms) + 1
-
-
-def _reference(prototype: str, element: str, key: str) -> float:
-    state = cast(dict[str, Any], reference_states[atomic_numbers[element]] or {})
-    if state.get("symmetry") != prototype or state.get(key) is None:
-        raise InputError(
-            f"no tabulated lattice constant of {prototype} {element}",
-            fix="Give it as a (and c for hcp), in Å.",
-        )
-    return float(state[key])
-
-
-def _hcp_c(element: str, a: float, c: float | None) -> float:
-    if c is not None:
-        return _positive(c, f"hcp {element}: c")
-    state = cast(dict[str, Any], reference_states[atomic_numbers[element]] or {})
-    ratio = state.get("c/a") if state.get("symmetry") == "hcp" else None
-    return a * float(ratio or IDEAL_C_OVER_A)
-
-
-def _positive(value: float, what: str) -> float:
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"{what} must be above 0", found=value, expected="a length in Å")
-    return value
+    # Turning the third lattice vector around describes a left-handed crystal by a right-handed cell.
+    if np.linalg.det(np.array(atoms.cell)) <= 0:
+        atoms.set_cell(np.array(atoms.cell) * [[1], [1], [-1]], scale_atoms=False)
+    return cast(Atoms, atoms.repeat(repeats))
 
 
 def _read_structure(path: Path, format: str | None) -> Atoms:
@@ -198,25 +198,3 @@ _OTHER_READERS: dict[str, Callable[[IO[str]], Atoms]] = {
     **dict.fromkeys(("*.cif", "*.mcif"), _read_cif),
 }
 """What is tried when ASE does not read a file, by the pattern of its name without compression."""
-
-
-def _check_periodic(atoms: Atoms, where: str) -> None:
-    if len(atoms) == 0:
-        raise InputError("a structure without atoms", where=where)
-    volume = abs(atoms.cell.volume)
-    if not atoms.pbc.all() or volume < 1e-3 or not np.isfinite(atoms.positions).all():
-        raise InputError(
-            "not a structure that is periodic in three dimensions",
-            where=where,
-            found=f"pbc {atoms.pbc.tolist()}, volume {volume:.3g} Å³",
-            expected="three periodic directions, a cell with a volume, finite positions",
-        )
-
-
-def _right_handed(atoms: Atoms) -> Atoms:
-    """Describe a left-handed crystal by a right-handed cell: the third lattice vector is turned around."""
-    if np.linalg.det(np.array(atoms.cell)) > 0:
-        return atoms
-    turned: Atoms = atoms.copy()
-    turned.set_cell(np.array(atoms.cell) * [[1], [1], [-1]], scale_atoms=False)
-    return turned
