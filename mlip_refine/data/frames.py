@@ -67,13 +67,6 @@ class Frame:
         return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
 
 
-@dataclass(frozen=True)
-class _Keys:
-    energy: str | None
-    forces: str | None
-    stress: str | None
-
-
 def read_frames(
     path: Path | Sequence[Path],
     energy_key: str | None = "REF_energy",
@@ -101,11 +94,11 @@ def read_frames(
             frame.
     """
     paths = [path] if isinstance(path, Path | str) else list(path)
-    keys = _Keys(energy_key, forces_key, stress_key)
+    keys = (energy_key, forces_key, stress_key)
     found = []
     for one in map(Path, paths):
         frames = [
-            _frame(atoms, keys, f"{one.name}, frame {i}", elements)
+            _frame(atoms, *keys, f"{one.name}, frame {i}", elements)
             for i, atoms in enumerate(_read_atoms(one))
         ]
         if not frames:
@@ -162,13 +155,41 @@ def _one_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _frame(atoms: Atoms, keys: _Keys, where: str, elements: AbstractSet[int] | None) -> Frame:
-    info, arrays = _labels(atoms)
+def _frame(
+    atoms: Atoms,
+    energy_key: str | None,
+    forces_key: str | None,
+    stress_key: str | None,
+    where: str,
+    elements: AbstractSet[int] | None,
+) -> Frame:
+    """Check a frame and take its labels out of it."""
     _check_structure(atoms, where, elements)
-    energy = None if keys.energy is None else _energy(info, keys.energy, where)
-    forces = None if keys.forces is None else _forces(arrays, keys.forces, len(atoms), where)
-    stress = None if keys.stress is None else _stress(info, keys.stress, where)
-    labels = {keys.energy, keys.stress}
+    info: dict[str, object] = dict(atoms.info)
+    arrays = {k: v for k, v in atoms.arrays.items() if k not in {"numbers", "positions"}}
+    # ASE takes `energy`, `forces`, `stress` and a few more away into a calculator.
+    for name, value in ({} if atoms.calc is None else atoms.calc.results).items():
+        if np.ndim(value) and len(np.atleast_1d(value)) == len(atoms) and name not in {"stress", "dipole"}:
+            arrays[name] = np.asarray(value)
+        else:
+            info[name] = value
+
+    energy = forces = stress = None
+    if energy_key is not None:
+        value = _label(info, energy_key, "energy", where)
+        if value.size != 1:
+            raise _wrong_shape("energy", energy_key, value, "one number", where)
+        _check_finite(value, f"energy {energy_key!r}", where)
+        energy = float(value.reshape(()))
+    if forces_key is not None:
+        forces = _label(arrays, forces_key, "forces", where)
+        if forces.shape != (len(atoms), 3):
+            raise _wrong_shape("forces", forces_key, forces, f"[{len(atoms)}, 3]", where)
+        if not np.isfinite(forces).all():
+            raise InputError(f"forces {forces_key!r} of {_first_atom(forces)} are not finite", where=where)
+    if stress_key is not None:
+        stress = _stress(info, stress_key, where)
+    others = {k: v for k, v in info.items() if k not in {energy_key, stress_key}}
     return Frame(
         numbers=atoms.numbers.copy(),
         positions=atoms.positions.copy(),
@@ -177,27 +198,9 @@ def _frame(atoms: Atoms, keys: _Keys, where: str, elements: AbstractSet[int] | N
         energy=energy,
         forces=forces,
         stress=stress,
-        info={
-            k: v for k, v in info.items() if k not in labels and isinstance(v, str | int | float | np.generic)
-        },
+        info={k: v for k, v in others.items() if isinstance(v, str | int | float | np.generic)},
         source=where,
     )
-
-
-def _labels(atoms: Atoms) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """Collect the labels of a frame, also those that ASE has moved to a calculator.
-
-    ASE takes `energy`, `forces`, `stress` and a few more away into a calculator.
-    """
-    info: dict[str, object] = dict(atoms.info)
-    arrays = {k: v for k, v in atoms.arrays.items() if k not in {"numbers", "positions"}}
-    results = {} if atoms.calc is None else atoms.calc.results
-    for name, value in results.items():
-        if np.ndim(value) and len(np.atleast_1d(value)) == len(atoms) and name not in {"stress", "dipole"}:
-            arrays[name] = np.asarray(value)
-        else:
-            info[name] = value
-    return info, arrays
 
 
 def _check_structure(atoms: Atoms, where: str, elements: AbstractSet[int] | None) -> None:
@@ -231,25 +234,9 @@ def _first_atom(values: np.ndarray) -> str:
     return f"atom {int(bad[0])}"
 
 
-def _energy(info: Mapping[str, object], key: str, where: str) -> float:
-    value = _numbers(_find(info, key, "energy", where), f"energy {key!r}", where)
-    if value.size != 1:
-        raise _wrong_shape("energy", key, value, "one number", where)
-    _check_finite(value, f"energy {key!r}", where)
-    return float(value.reshape(()))
-
-
-def _forces(arrays: Mapping[str, np.ndarray], key: str, n_atoms: int, where: str) -> np.ndarray:
-    value = _numbers(_find(arrays, key, "forces", where), f"forces {key!r}", where)
-    if value.shape != (n_atoms, 3):
-        raise _wrong_shape("forces", key, value, f"[{n_atoms}, 3]", where)
-    if not np.isfinite(value).all():
-        raise InputError(f"forces {key!r} of {_first_atom(value)} are not finite", where=where)
-    return value
-
-
 def _stress(info: Mapping[str, object], key: str, where: str) -> np.ndarray:
-    value = _numbers(_find(info, key, "stress", where), f"stress {key!r}", where)
+    """Stress `[3, 3]` from nine numbers, three rows, or six in Voigt order."""
+    value = _label(info, key, "stress", where)
     if value.shape not in {(9,), (3, 3), (6,)}:
         raise _wrong_shape(
             "stress", key, value, "9 numbers, 3x3, or 6 in Voigt order (xx yy zz yz xz xy)", where
@@ -261,26 +248,23 @@ def _stress(info: Mapping[str, object], key: str, where: str) -> np.ndarray:
     return np.array(0.5 * (full + full.T))
 
 
-def _find(present: Mapping[str, object], key: str, quantity: str, where: str) -> object:
-    if key in present:
-        return present[key]
-    names = sorted(str(name) for name in present)
-    word = nearest(key, names)
-    raise InputError(
-        f"no {quantity} under the key {key!r}",
-        where=where,
-        found=f"keys {', '.join(names)}" if names else "no labels at all",
-        fix=f"Did you mean {quantity}_key: {word}?"
-        if word
-        else f"Set {quantity}_key to the name in the file.",
-    )
-
-
-def _numbers(value: object, label: str, where: str) -> np.ndarray:
+def _label(present: Mapping[str, object], key: str, quantity: str, where: str) -> np.ndarray:
+    """Numbers of the label that a frame has under a key."""
+    if key not in present:
+        names = sorted(str(name) for name in present)
+        word = nearest(key, names)
+        raise InputError(
+            f"no {quantity} under the key {key!r}",
+            where=where,
+            found=f"keys {', '.join(names)}" if names else "no labels at all",
+            fix=f"Did you mean {quantity}_key: {word}?"
+            if word
+            else f"Set {quantity}_key to the name in the file.",
+        )
     try:
-        return np.asarray(value, dtype=np.float64)
+        return np.asarray(present[key], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{label} is not a number", where=where, found=value) from error
+        raise InputError(f"{quantity} {key!r} is not a number", where=where, found=present[key]) from error
 
 
 def _check_finite(value: np.ndarray, label: str, where: str) -> None:
