@@ -135,7 +135,13 @@ class Table:
             InputError: No such column, outside of what was measured, or a table that is no function of its
                 first column.
         """
-        x, y, errors = self._measured(self[name])
+        column = self[name]
+        there = np.isfinite(column.values)
+        x = self.index.values[there]
+        if not len(x) or (np.diff(x) < 0).any():
+            raise InputError(
+                f"the table is no function of {self.index.name}: its rows do not ascend", where=str(self.path)
+            )
         if not x[0] <= at <= x[-1]:
             raise InputError(
                 f"{name} was not measured there",
@@ -143,20 +149,13 @@ class Table:
                 found=f"{self.index.name} {at:g} {self.index.unit}",
                 expected=f"{x[0]:g} to {x[-1]:g}",
             )
-        return float(np.interp(at, x, y)), float(np.interp(at, x, errors))
-
-    def _measured(self, column: Column) -> tuple[NDArray[np.float64], ...]:
-        """Ascending first column, values and uncertainties of a column where it was measured."""
-        there = np.isfinite(column.values)
-        x = self.index.values[there]
-        if not len(x) or (np.diff(x) < 0).any():
-            raise InputError(
-                f"the table is no function of {self.index.name}: its rows do not ascend", where=str(self.path)
-            )
-        unique, where = np.unique(x, return_inverse=True)
-        count = np.bincount(where)
-        y, errors = (np.bincount(where, v[there]) / count for v in (column.values, column.uncertainties))
-        return unique, y, errors
+        unique, rows = np.unique(x, return_inverse=True)
+        count = np.bincount(rows)
+        value, error = (
+            float(np.interp(at, unique, np.bincount(rows, v[there]) / count))
+            for v in (column.values, column.uncertainties)
+        )
+        return value, error
 
 
 def experimental_table(name: str) -> Table:
@@ -196,23 +195,46 @@ def read_table(path: Path) -> Table:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the table cannot be read", where=str(path), found=str(error)) from error
-    texts, described, notes = _header(path, lines)
+    texts, notes, described = _header(path, lines)
+    names = list(described)
     body = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
-    values = _body(path, body, list(described))
+    rows = list(csv.reader(line for _, line in body))
+    if len(rows) < 2:
+        raise InputError("the table has no rows", where=str(path))
+    if rows[0] != names:
+        raise InputError(
+            "the columns are not those of the header",
+            where=f"{path}:{body[0][0]}",
+            found=",".join(rows[0]),
+            expected=",".join(names),
+        )
+    numbers = []
+    for (line, _), cells in zip(body[1:], rows[1:], strict=True):
+        where = f"{path}:{line}"
+        if len(cells) != len(names):
+            raise InputError(
+                "a row is not complete",
+                where=where,
+                found=f"{len(cells)} cells",
+                expected=f"{len(names)} ({', '.join(names)})",
+            )
+        row = [_number(cell, f"{where}, {name}") for cell, name in zip(cells, names, strict=True)]
+        if math.isnan(row[0]):
+            raise InputError("the first column has no gaps", where=f"{where}, {names[0]}")
+        numbers.append(row)
     columns = {
-        name: _column(name, description, values[:, j], where)
-        for j, (name, (description, where)) in enumerate(described.items())
+        name: _column(name, *described[name], values)
+        for name, values in zip(names, np.array(numbers).T, strict=True)
     }
     return Table(path, **texts, notes=tuple(notes), columns=columns)
 
 
-type _Described = dict[str, tuple[list[str], str]]
-
-
-def _header(path: Path, lines: Iterable[str]) -> tuple[dict[str, str], _Described, list[str]]:
-    """Texts by key, descriptions of columns with their places, and notes."""
+def _header(
+    path: Path, lines: Iterable[str]
+) -> tuple[dict[str, str], list[str], dict[str, tuple[str, str, str]]]:
+    """Texts by key; notes; and unit, uncertainty and place of the description of every column."""
     texts: dict[str, str] = {}
-    columns: _Described = {}
+    columns: dict[str, tuple[str, str, str]] = {}
     notes: list[str] = []
     for number, line in enumerate(lines, 1):
         if not line.startswith("#"):
@@ -220,9 +242,14 @@ def _header(path: Path, lines: Iterable[str]) -> tuple[dict[str, str], _Describe
         where = f"{path}:{number}"
         key, _, text = (part.strip() for part in line[1:].partition(":"))
         if key == "column":
-            name, description = _described(text, where)
+            parts = [part.strip() for part in text.split("|")]
+            if len(parts) != 3 or not all(parts):
+                raise InputError(
+                    "a column is not described", where=where, found=text, expected="name | unit | uncertainty"
+                )
+            name, unit, uncertainty = parts
             _once(name, columns, where)
-            columns[name] = (description, where)
+            columns[name] = (unit, uncertainty, where)
         elif key == "note":
             notes.append(text)
         elif key in _KEYS and text:
@@ -236,52 +263,12 @@ def _header(path: Path, lines: Iterable[str]) -> tuple[dict[str, str], _Describe
         raise InputError(
             "the header of the table is not complete", where=str(path), expected=", ".join(missing)
         )
-    return texts, columns, notes
+    return texts, notes, columns
 
 
 def _once(name: str, found: Iterable[str], where: str) -> None:
     if name in found:
         raise InputError("the header says it twice", where=where, found=name)
-
-
-def _described(text: str, where: str) -> tuple[str, list[str]]:
-    """Name, and unit and uncertainty, of a line ``name | unit | uncertainty``."""
-    name, *description = (part.strip() for part in text.split("|"))
-    if len(description) != 2 or not (name and all(description)):
-        raise InputError(
-            "a column is not described", where=where, found=text, expected="name | unit | uncertainty"
-        )
-    return name, description
-
-
-def _body(path: Path, lines: list[tuple[int, str]], names: list[str]) -> NDArray[np.float64]:
-    """Numbers `[n_rows, n_columns]`."""
-    rows = list(csv.reader(line for _, line in lines))
-    if len(rows) < 2:
-        raise InputError("the table has no rows", where=str(path))
-    if rows[0] != names:
-        raise InputError(
-            "the columns are not those of the header",
-            where=f"{path}:{lines[0][0]}",
-            found=",".join(rows[0]),
-            expected=",".join(names),
-        )
-    numbers = [number for number, _ in lines[1:]]
-    return np.array([_row(path, n, row, names) for n, row in zip(numbers, rows[1:], strict=True)])
-
-
-def _row(path: Path, number: int, cells: list[str], names: list[str]) -> list[float]:
-    if len(cells) != len(names):
-        raise InputError(
-            "a row is not complete",
-            where=f"{path}:{number}",
-            found=f"{len(cells)} cells",
-            expected=f"{len(names)} ({', '.join(names)})",
-        )
-    values = [_number(cell, f"{path}:{number}, {name}") for cell, name in zip(cells, names, strict=True)]
-    if math.isnan(values[0]):
-        raise InputError("the first column has no gaps", where=f"{path}:{number}, {names[0]}")
-    return values
 
 
 def _number(cell: str, where: str) -> float:
@@ -296,9 +283,8 @@ def _number(cell: str, where: str) -> float:
     return value
 
 
-def _column(name: str, description: list[str], values: NDArray[np.float64], where: str) -> Column:
-    """A column with the uncertainty that its description gives."""
-    unit, text = description
+def _column(name: str, unit: str, text: str, where: str, values: NDArray[np.float64]) -> Column:
+    """A column with the uncertainty that the text of its description gives."""
     if text in ("exact", "unknown"):
         return Column(name, unit, values, np.full_like(values, 0.0 if text == "exact" else np.nan), text)
     size, _, basis = text.rpartition(" ")
