@@ -76,18 +76,12 @@ def split_phonons(references: Sequence[PhononReference], rule: SplitRule) -> lis
     parts = [KAPPA if in_kappa103(reference) else "" for reference in references]
     free = [k for k, part in enumerate(parts) if not part]
     for group in _groups([references[k] for k in free], rule.by):
-        part = _place(min(key for k in group for key in _keys(references[free[k]], rule.by)), rule)
+        key = min(key for k in group for key in _keys(references[free[k]], rule.by))
+        drawn = int.from_bytes(sha256(f"{rule.seed} {key}".encode()).digest()[:8]) / 2**64
+        part = "val" if drawn < rule.val else "test" if drawn < rule.val + rule.test else "train"
         for member in group:
             parts[free[member]] = part
     return parts
-
-
-def _place(key: str, rule: SplitRule) -> str:
-    """Part of a group by a number that its key draws, even between 0 and 1."""
-    drawn = int.from_bytes(sha256(f"{rule.seed} {key}".encode()).digest()[:8]) / 2**64
-    if drawn < rule.val:
-        return "val"
-    return "test" if drawn < rule.val + rule.test else "train"
 
 
 def check_parts(parts: Mapping[str, Iterable[PhononReference]]) -> None:
