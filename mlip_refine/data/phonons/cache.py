@@ -58,24 +58,67 @@ def stored(folder: Path, key: str) -> tuple[PhononReference, ...] | None:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["references"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tuple(_rebuilt(one, tensors, f"{k}.") for k, one in enumerate(header))
+        references = []
+        for k, one in enumerate(header):
+            prefix = f"{k}."
+            own = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+            atoms = Atoms(
+                own["numbers"].numpy(), own["positions"].numpy(), cell=own["cell"].numpy(), pbc=True
+            )
+            atoms.set_masses(own["masses"].numpy())
+            if own["magnetic_moments"].any():
+                atoms.set_initial_magnetic_moments(own["magnetic_moments"].numpy())
+            energies = one["energies"]
+            sets = zip(own["displacements"], own["forces"], energies, strict=True) if energies else ()
+            references.append(
+                PhononReference(
+                    name=one["name"],
+                    supercell=atoms,
+                    translations=Translations(own["translations"].long(), own["primitive_atoms"]),
+                    symmetry=CrystalSymmetry(own["rotations"], own["permutations"].long()),
+                    primitive_matrix=own["primitive_matrix"],
+                    supercell_matrix=own["supercell_matrix"],
+                    force_constants=own.get("force_constants"),
+                    displacements=tuple(Displacement(u, f, energy) for u, f, energy in sets),
+                    metadata=PhononMetadata(**one["metadata"]),
+                )
+            )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+    return tuple(references)
 
 
 def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None:
     """Keep references under a key; a folder that cannot be written to keeps nothing."""
     tensors: dict[str, Tensor] = {}
+    headers = []
     for k, reference in enumerate(references):
-        tensors |= {f"{k}.{name}": tensor for name, tensor in _tensors(reference).items()}
-    headers = [
-        {
-            "name": reference.name,
-            "metadata": asdict(reference.metadata),
-            "energies": [d.energy for d in reference.displacements],
+        atoms, translations, symmetry = reference.supercell, reference.translations, reference.symmetry
+        own = {
+            "numbers": torch.from_numpy(atoms.numbers),
+            "positions": torch.from_numpy(atoms.positions),
+            "cell": torch.from_numpy(np.array(atoms.cell)),
+            "masses": torch.from_numpy(atoms.get_masses()),
+            "magnetic_moments": torch.from_numpy(atoms.get_initial_magnetic_moments()),
+            "translations": translations.permutations.int(),
+            "primitive_atoms": translations.primitive_atoms,
+            "rotations": symmetry.rotations,
+            "permutations": symmetry.permutations.int(),
+            "primitive_matrix": reference.primitive_matrix,
+            "supercell_matrix": reference.supercell_matrix,
         }
-        for reference in references
-    ]
+        if reference.force_constants is not None:
+            own["force_constants"] = reference.force_constants
+        if reference.displacements:
+            own["displacements"] = torch.stack([d.displacement for d in reference.displacements])
+            own["forces"] = torch.stack([d.forces for d in reference.displacements])
+        tensors |= {f"{k}.{name}": tensor.contiguous() for name, tensor in own.items()}
+        energies = [d.energy for d in reference.displacements]
+        headers.append({"name": reference.name, "metadata": asdict(reference.metadata), "energies": energies})
     header = {"references": json.dumps(headers)}
     path = _path(folder, key)
     try:
@@ -88,47 +131,3 @@ def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None
 
 def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.safetensors"
-
-
-def _tensors(reference: PhononReference) -> dict[str, Tensor]:
-    atoms, translations, symmetry = reference.supercell, reference.translations, reference.symmetry
-    tensors = {
-        "numbers": torch.from_numpy(atoms.numbers),
-        "positions": torch.from_numpy(atoms.positions),
-        "cell": torch.from_numpy(np.array(atoms.cell)),
-        "masses": torch.from_numpy(atoms.get_masses()),
-        "magnetic_moments": torch.from_numpy(atoms.get_initial_magnetic_moments()),
-        "translations": translations.permutations.int(),
-        "primitive_atoms": translations.primitive_atoms,
-        "rotations": symmetry.rotations,
-        "permutations": symmetry.permutations.int(),
-        "primitive_matrix": reference.primitive_matrix,
-        "supercell_matrix": reference.supercell_matrix,
-    }
-    if reference.force_constants is not None:
-        tensors["force_constants"] = reference.force_constants
-    if reference.displacements:
-        tensors["displacements"] = torch.stack([d.displacement for d in reference.displacements])
-        tensors["forces"] = torch.stack([d.forces for d in reference.displacements])
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _rebuilt(header: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> PhononReference:
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    atoms = Atoms(own["numbers"].numpy(), own["positions"].numpy(), cell=own["cell"].numpy(), pbc=True)
-    atoms.set_masses(own["masses"].numpy())
-    if own["magnetic_moments"].any():
-        atoms.set_initial_magnetic_moments(own["magnetic_moments"].numpy())
-    energies = header["energies"]
-    sets = zip(own["displacements"], own["forces"], energies, strict=True) if energies else ()
-    return PhononReference(
-        name=header["name"],
-        supercell=atoms,
-        translations=Translations(own["translations"].long(), own["primitive_atoms"]),
-        symmetry=CrystalSymmetry(own["rotations"], own["permutations"].long()),
-        primitive_matrix=own["primitive_matrix"],
-        supercell_matrix=own["supercell_matrix"],
-        force_constants=own.get("force_constants"),
-        displacements=tuple(Displacement(u, f, energy) for u, f, energy in sets),
-        metadata=PhononMetadata(**header["metadata"]),
-    )

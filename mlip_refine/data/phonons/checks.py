@@ -98,20 +98,13 @@ def deviations(
         found["sum_rule"] = float(sums.abs().max() / largest)
         found["asymmetry"] = float((force_constants - transposed).abs().max() / largest)
         found["space_group"] = float((force_constants - mean).abs().max() / largest)
-        found |= _misfit(translations, force_constants, displacements)
+        small = [d for d in displacements if d.displacement.norm(dim=1).max() < HARMONIC]
+        if small:
+            forces = torch.stack([d.forces for d in small])
+            given = translations.multiply(force_constants, torch.stack([d.displacement for d in small]))
+            missed = (forces + given).flatten(1).norm(dim=1) / forces.flatten(1).norm(dim=1).clamp(min=1e-12)
+            found["misfit"] = float(missed.max())
     return found
-
-
-def _misfit(
-    translations: Translations, force_constants: Tensor, displacements: Sequence[Displacement]
-) -> dict[str, float]:
-    small = [d for d in displacements if d.displacement.norm(dim=1).max() < HARMONIC]
-    if not small:
-        return {}
-    forces = torch.stack([d.forces for d in small])
-    given = translations.multiply(force_constants, torch.stack([d.displacement for d in small]))
-    missed = (forces + given).flatten(1).norm(dim=1) / forces.flatten(1).norm(dim=1).clamp(min=1e-12)
-    return {"misfit": float(missed.max())}
 
 
 def check_deviations(found: Mapping[str, float], tolerances: PhononTolerances, where: str) -> None:
