@@ -166,21 +166,19 @@ class CrystalSymmetry:
         force_constants = values.new_empty(n_prim, n_atoms, 3, 3)
         for atom in self._orbits(translations):
             own = [k for k, column in enumerate(columns) if column.atom == atom]
-            block = self._block(translations, atom, [columns[k].axis for k in own], values[own])
+            known, axes = values[own], [columns[k].axis for k in own]
+            # All three columns of the atom: the rotations that keep it turn the known ones onto the others.
+            rotations, permutations = self._fixing(translations, atom)
+            directions = rotations[:, :, axes].transpose(1, 2).reshape(-1, 3)
+            turned = known.new_empty(len(rotations), *known.shape)
+            for k, (rotation, permutation) in enumerate(zip(rotations, permutations, strict=True)):
+                turned[k][:, permutation] = known @ rotation.T
+            block = torch.einsum("am,mjb->jba", torch.linalg.pinv(directions), turned.flatten(0, 1))
             for rotation, moved in zip(self.rotations, self.permutations, strict=True):
                 home, permutation = _returned(translations, moved, atom)
                 # The row of an atom is its column, transposed.
                 force_constants[home, permutation] = (rotation @ block @ rotation.T).transpose(-1, -2)
         return force_constants
-
-    def _block(self, translations: Translations, atom: int, axes: list[int], values: Tensor) -> Tensor:
-        """All three columns of an atom `[N, 3, 3]` from some `[n, N, 3]` and the rotations that keep it."""
-        rotations, permutations = self._fixing(translations, atom)
-        directions = rotations[:, :, axes].transpose(1, 2).reshape(-1, 3)
-        turned = torch.empty(len(rotations), *values.shape, dtype=values.dtype)
-        for k, (rotation, permutation) in enumerate(zip(rotations, permutations, strict=True)):
-            turned[k][:, permutation] = values @ rotation.T
-        return torch.einsum("am,mjb->jba", torch.linalg.pinv(directions), turned.flatten(0, 1))
 
     def _orbits(self, translations: Translations) -> dict[int, int]:
         """First atom of every class of equivalent ones, and how many atoms of the supercell it has."""
@@ -251,22 +249,18 @@ def _axis_weights(rotations: NDArray[np.float64]) -> Mapping[int, float]:
     """Fewest axes a, and positive w_a, with Σ w_a M_aa = tr M for all M that the rotations leave alone."""
     mean = np.mean([np.kron(r, r) for r in rotations], axis=0)
     diagonals = mean[[0, 4, 8]]
+    wanted = diagonals.sum(0)
     best: dict[int, float] = dict.fromkeys(range(3), 1.0)
     for size in (2, 1):
-        candidates = [_solve(diagonals, axes) for axes in combinations(range(3), size)]
-        found = max(candidates, key=lambda weights: min(weights.values(), default=0.0))
-        best = found or best
+        largest = 0.0
+        for axes in combinations(range(3), size):
+            weights = np.linalg.lstsq(diagonals[list(axes)].T, wanted)[0]
+            missed = np.abs(weights @ diagonals[list(axes)] - wanted).max()
+            # A weight below 0.1 is too small to count on; of several choices the most even one is taken.
+            if missed <= _EXACT and weights.min() >= 0.1 and weights.min() > largest:
+                largest = weights.min()
+                best = dict(zip(axes, weights.tolist(), strict=True))
     return best
-
-
-def _solve(diagonals: NDArray[np.float64], axes: tuple[int, ...]) -> dict[int, float]:
-    """Weights of these axes; empty when there are none, or one is too small to count on."""
-    wanted = diagonals.sum(0)
-    weights = np.linalg.lstsq(diagonals[list(axes)].T, wanted)[0]
-    missed = np.abs(weights @ diagonals[list(axes)] - wanted).max()
-    if missed > _EXACT or weights.min() < 0.1:
-        return {}
-    return {axis: float(weight) for axis, weight in zip(axes, weights, strict=True)}
 
 
 def reduced_formula(atoms: Atoms) -> str:
