@@ -74,8 +74,8 @@ def build(calculation: Calculation, symprec: float) -> Phonopy:
         InputError: The matrices are missing or fit no lattice, or the supercell is not the one that the file
             lists.
     """
-    matrix, axes = calculation.supercell_matrix, calculation.primitive_matrix
-    where = calculation.where
+    matrix, where = calculation.supercell_matrix, calculation.where
+    axes: Any = calculation.primitive_matrix
     if matrix is None:
         fix = "Put DIM into phonopy.conf beside the files."
         raise InputError("the supercell is not known", where=where, fix=fix)
@@ -83,42 +83,34 @@ def build(calculation: Calculation, symprec: float) -> Phonopy:
         found, expected = np.asarray(matrix).tolist(), "3 x 3 integers"
         raise InputError("no supercell matrix", where=where, found=found, expected=expected)
     try:
-        primitive = _primitive_matrix(calculation, symprec)
+        by_symmetry = axes is None or (isinstance(axes, str) and axes.lower() == "auto")
+        primitive = (
+            guess_primitive_matrix(calculation.unit_cell, symprec=symprec)
+            if by_symmetry
+            else get_primitive_matrix(axes, symprec=symprec)
+        )
         phonon = Phonopy(calculation.unit_cell, matrix, primitive_matrix=primitive, symprec=symprec)
     except _PHONOPY_ERRORS as error:
         found = f"supercell {np.asarray(matrix).tolist()}, primitive {np.asarray(axes).tolist()}"
         problem = f"the matrices do not fit the unit cell ({error})"
         raise InputError(problem, where=where, found=found) from error
-    _check_listed(calculation, phonon.supercell)
+    # Forces are in the order of the supercell that the file lists: it must be the one that is built.
+    listed, supercell = calculation.supercell, phonon.supercell
+    if listed is not None:
+        same = len(listed) == len(supercell) and np.array_equal(listed.numbers, supercell.numbers)
+        if same:
+            apart = listed.scaled_positions - supercell.scaled_positions
+            apart -= np.rint(apart)
+            cells = np.abs(listed.cell - supercell.cell).max()
+            same = bool(np.abs(apart @ supercell.cell).max() < _PLACE and cells < _PLACE)
+        if not same:
+            raise InputError(
+                "the listed supercell is not unit cell times supercell matrix, atom by atom",
+                where=where,
+                fix="Write the file anew with the present phonopy: "
+                "the order of atoms decides what forces mean.",
+            )
     return phonon
-
-
-def _primitive_matrix(calculation: Calculation, symprec: float) -> NDArray[np.float64]:
-    """Matrix as given; of a centring; or by symmetry."""
-    axes: Any = calculation.primitive_matrix
-    if axes is None or (isinstance(axes, str) and axes.lower() == "auto"):
-        return guess_primitive_matrix(calculation.unit_cell, symprec=symprec)
-    matrix = get_primitive_matrix(axes, symprec=symprec)
-    return np.eye(3) if matrix is None else np.asarray(matrix, dtype=np.float64)
-
-
-def _check_listed(calculation: Calculation, supercell: PhonopyAtoms) -> None:
-    """Forces are in the order of the supercell that the file lists: it must be the one that is built."""
-    listed = calculation.supercell
-    if listed is None:
-        return
-    same = len(listed) == len(supercell) and np.array_equal(listed.numbers, supercell.numbers)
-    if same:
-        apart = listed.scaled_positions - supercell.scaled_positions
-        apart -= np.rint(apart)
-        cells = np.abs(listed.cell - supercell.cell).max()
-        same = bool(np.abs(apart @ supercell.cell).max() < _PLACE and cells < _PLACE)
-    if not same:
-        raise InputError(
-            "the listed supercell is not unit cell times supercell matrix, atom by atom",
-            where=calculation.where,
-            fix="Write the file anew with the present phonopy: the order of atoms decides what forces mean.",
-        )
 
 
 def at_rest(calculation: Calculation, residual_forces: NDArray[np.float64] | None) -> Calculation:

@@ -155,6 +155,19 @@ def _reference(
         )
     found = deviations(translations, symmetry, raw, displacements, calculation.residual_forces)
     check_deviations(found, settings.tolerances, calculation.where)
+
+    primitive = _atoms(phonon.primitive)
+    space_group, prototype = space_group_and_prototype(primitive, settings.symprec)
+    read = {
+        "formula": reduced_formula(primitive),
+        "space_group": space_group,
+        "prototype": prototype,
+        "functional": calculation.functional,
+        "cutoff": calculation.cutoff,
+        "nac": calculation.nac,
+        "energy_reference": None if calculation.energies is None else "total energy of the calculation",
+    }
+    said = {key: value for key, value in given.items() if value is not None}
     return PhononReference(
         name=name,
         supercell=atoms,
@@ -164,7 +177,7 @@ def _reference(
         supercell_matrix=torch.from_numpy(phonon.supercell_matrix),
         force_constants=symmetrised,
         displacements=displacements,
-        metadata=_metadata(calculation, phonon, settings.symprec, found, given),
+        metadata=PhononMetadata(**{**read, **said, "checks": found}),
     )
 
 
@@ -212,25 +225,3 @@ def _harmonic(
     if np.abs(residual).max() < _NOTICEABLE:
         return known, raw, symmetrised
     return _harmonic(phonon, known, translations, symmetry, fit=fit)
-
-
-def _metadata(
-    calculation: Calculation,
-    phonon: Phonopy,
-    symprec: float,
-    checks: Mapping[str, float],
-    given: Mapping[str, Any],
-) -> PhononMetadata:
-    primitive = _atoms(phonon.primitive)
-    space_group, prototype = space_group_and_prototype(primitive, symprec)
-    read = {
-        "formula": reduced_formula(primitive),
-        "space_group": space_group,
-        "prototype": prototype,
-        "functional": calculation.functional,
-        "cutoff": calculation.cutoff,
-        "nac": calculation.nac,
-        "energy_reference": None if calculation.energies is None else "total energy of the calculation",
-    }
-    said = {key: value for key, value in given.items() if value is not None}
-    return PhononMetadata(**{**read, **said, "checks": dict(checks)})
