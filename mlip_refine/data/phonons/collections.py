@@ -94,9 +94,17 @@ def read_phonon_set(
     if names is not None and (divided or split not in PARTS):
         wanted = {*names, *(name.removesuffix(_THIRD) for name in names)}
         entries = [entry for entry in entries if entry.name in wanted]
-    found, refused = _read(entries, chosen, given, kept_in)
-    _report(refused, len(entries), str(path), _tell if skip_refused is True else skip_refused or None)
-    kept = _part(found, split, None if divided else rule or SplitRule())
+    leave_out = _tell if skip_refused is True else skip_refused or None
+    found = _read(entries, chosen, given, kept_in, str(path), leave_out)
+    if split is None:
+        kept = found
+    elif split == KAPPA:
+        kept = [reference for reference in found if in_kappa103(reference)]
+    elif divided:
+        kept = [reference for reference in found if not in_kappa103(reference)]
+    else:
+        parts = split_phonons(found, rule or SplitRule())
+        kept = [reference for reference, part in zip(found, parts, strict=True) if part == split]
     if names is not None:
         return [reference for reference in kept if reference.name in names]
     if not kept:
@@ -141,31 +149,31 @@ def _check_part(split: str | None, where: str | None = None) -> None:
         raise InputError("no such part", where=where, found=split, expected=", ".join(known), fix=fix)
 
 
-def _part(
-    references: list[PhononReference], split: str | None, rule: SplitRule | None
-) -> list[PhononReference]:
-    """Members of a part; without a rule all belong to it, but for the 103."""
-    if split is None:
-        return references
-    if split == KAPPA:
-        return [reference for reference in references if in_kappa103(reference)]
-    if rule is None:
-        return [reference for reference in references if not in_kappa103(reference)]
-    parts = split_phonons(references, rule)
-    return [reference for reference, part in zip(references, parts, strict=True) if part == split]
-
-
 def _read(
-    entries: Sequence[_Entry], settings: PhononSettings, given: Mapping[str, Any], cache: Path | None
-) -> tuple[list[PhononReference], list[tuple[str, InputError]]]:
-    """Read calculations; those that are refused come with the reason."""
+    entries: Sequence[_Entry],
+    settings: PhononSettings,
+    given: Mapping[str, Any],
+    cache: Path | None,
+    where: str,
+    leave_out: LeaveOut | None,
+) -> list[PhononReference]:
+    """Read calculations, from the cache where it has them; leave out what is refused, or raise it."""
     references: list[PhononReference] = []
     places: list[str] = []
     refused: list[tuple[str, InputError]] = []
     with progress("reading phonon calculations", len(entries)) as tick:
         for done, entry in enumerate(entries, 1):
+            metadata = {**given, **entry.metadata}
             try:
-                found = _read_one(entry, settings, {**given, **entry.metadata}, cache)
+                here = cache is not None and entry.path.exists()
+                key = cache_key(entry.path, entry.name, settings, metadata) if here else ""
+                found = stored(cache, key) if cache and key else None
+                if found is None:
+                    found = read_phonon_orders(
+                        entry.path, name=entry.name, settings=settings, metadata=metadata
+                    )
+                    if cache and key:
+                        store(cache, key, found)
             except InputError as error:
                 refused.append((entry.name, error))
                 found = ()
@@ -173,39 +181,20 @@ def _read(
             places += [str(entry.path)] * len(found)
             tick(done)
     check_unique(references, places)
-    return references, refused
-
-
-def _report(
-    refused: Sequence[tuple[str, InputError]], n: int, where: str, leave_out: LeaveOut | None
-) -> None:
-    """Raise what was refused, or say what is left out."""
     if leave_out is not None:
-        for name, error in refused:
-            leave_out(name, error)
+        for name, reason in refused:
+            leave_out(name, reason)
     elif len(refused) == 1:
         raise refused[0][1]
     elif refused:
-        reasons = "; ".join(f"{name}: {error.problem}" for name, error in refused)
+        reasons = "; ".join(f"{name}: {reason.problem}" for name, reason in refused)
         raise InputError(
-            f"{len(refused)} of {n} phonon calculations are refused",
+            f"{len(refused)} of {len(entries)} phonon calculations are refused",
             where=where,
             found=reasons,
             fix="Take them out of the set, or leave out what is refused with skip_refused.",
         )
-
-
-def _read_one(
-    entry: _Entry, settings: PhononSettings, metadata: Mapping[str, Any], cache: Path | None
-) -> tuple[PhononReference, ...]:
-    if cache is None or not entry.path.exists():
-        return read_phonon_orders(entry.path, name=entry.name, settings=settings, metadata=metadata)
-    key = cache_key(entry.path, entry.name, settings, metadata)
-    found = stored(cache, key)
-    if found is None:
-        found = read_phonon_orders(entry.path, name=entry.name, settings=settings, metadata=metadata)
-        store(cache, key, found)
-    return found
+    return references
 
 
 def _entries(path: Path, lowest_frequency: float | None) -> list[_Entry]:
@@ -229,14 +218,34 @@ def _of_index(index: Path, lowest_frequency: float | None) -> list[_Entry]:
     columns, rows = _table(index)
     if "file" not in columns:
         raise InputError("the index has no column 'file'", where=str(index), found=", ".join(columns))
-    frequency = _first(columns, _FREQUENCIES)
-    if lowest_frequency is not None and frequency is None:
+    naming, splitting, frequency = (
+        next((name for name in names if name in columns), names[0])
+        for names in (_NAMES, _SPLITS, _FREQUENCIES)
+    )
+    if lowest_frequency is not None and frequency not in columns:
         raise InputError("the index has no lowest frequencies", where=str(index), expected=_FREQUENCIES[0])
+    known = {f.name for f in fields(PhononMetadata)} - {"checks", "nac", "cutoff", "space_group", "formula"}
     kept = []
     for line, row in rows:
         where = f"{index}:{line}"
-        if lowest_frequency is None or _number(row[str(frequency)], where) >= lowest_frequency:
-            kept.append(_of_row(index, row, columns, where))
+        if lowest_frequency is not None:
+            try:
+                lowest = float(row[frequency])
+            except ValueError as error:
+                raise InputError(
+                    "not a frequency", where=where, found=repr(row[frequency]), expected="THz"
+                ) from error
+            # Not a number is left out, too.
+            if not lowest >= lowest_frequency:
+                continue
+        if not row["file"]:
+            raise InputError("a row without a file", where=where)
+        path = index.parent / row["file"]
+        said = row.get(splitting, "").lower()
+        split = _SPELLINGS.get(said, said) or None
+        _check_part(split, where)
+        metadata = {key: row[key] for key in columns if key in known and row[key]}
+        kept.append(_Entry(path, row.get(naming) or calculation_name(path), split, metadata))
     return kept
 
 
@@ -251,27 +260,3 @@ def _table(index: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"the index is no CSV in UTF-8 ({error})", where=str(index)) from error
     return columns, [(n, dict(zip_longest(columns, row[: len(columns)], fillvalue=""))) for n, row in lines]
-
-
-def _of_row(index: Path, row: Mapping[str, str], columns: Sequence[str], where: str) -> _Entry:
-    if not row["file"]:
-        raise InputError("a row without a file", where=where)
-    path = index.parent / row["file"]
-    name = row.get(str(_first(columns, _NAMES))) or calculation_name(path)
-    said = row.get(str(_first(columns, _SPLITS)), "").lower()
-    split = _SPELLINGS.get(said, said) or None
-    _check_part(split, where)
-    known = {f.name for f in fields(PhononMetadata)} - {"checks", "nac", "cutoff", "space_group", "formula"}
-    metadata = {key: row[key] for key in columns if key in known and row[key]}
-    return _Entry(path, name, split, metadata)
-
-
-def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in columns), None)
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InputError("not a frequency", where=where, found=repr(text), expected="THz") from error
