@@ -200,7 +200,25 @@ def _read(path: Path, files: PhononFiles) -> list[Calculation]:
         found = [_from_cell(folder, files)]
     else:
         found = _reader(WHOLE_READERS, source)(source)
-    found = [_overridden(one, folder, files) for one in found]
+    # What the caller says goes before the files.
+    functional, cutoff = layout.read_incar(folder)
+    matrix = None if files.supercell_matrix is None else np.asarray(files.supercell_matrix)
+    if matrix is not None and matrix.shape == (3,):
+        matrix = np.diag(matrix)
+    axes, charges = files.primitive_matrix, layout.find(folder, *layout.BORN_FILES) is not None
+    found = [
+        replace(
+            one,
+            supercell_matrix=one.supercell_matrix if matrix is None else matrix,
+            primitive_matrix=one.primitive_matrix if axes is None else axes,
+            calculator=files.calculator or one.calculator,
+            force_constants=one.force_constants if files.force_constants else None,
+            functional=functional,
+            cutoff=cutoff,
+            nac=one.nac or charges,
+        )
+        for one in found
+    ]
     if path.is_file() and not layout.is_whole(path):
         return [_reader(PART_READERS, path)(found[0], path)]
     if path.is_file() and found[0].forces is not None:
@@ -233,26 +251,6 @@ def _from_cell(folder: Path, files: PhononFiles) -> Calculation:
         cell,
         layout.matrix_of(conf["DIM"]).astype(np.int64) if "DIM" in conf else None,
         layout.matrix_of(axes) if " " in axes else axes,
-    )
-
-
-def _overridden(calculation: Calculation, folder: Path, files: PhononFiles) -> Calculation:
-    """Replace what the files say by what the caller says."""
-    functional, cutoff = layout.read_incar(folder)
-    matrix = None if files.supercell_matrix is None else np.asarray(files.supercell_matrix)
-    if matrix is not None and matrix.shape == (3,):
-        matrix = np.diag(matrix)
-    return replace(
-        calculation,
-        supercell_matrix=calculation.supercell_matrix if matrix is None else matrix,
-        primitive_matrix=(
-            calculation.primitive_matrix if files.primitive_matrix is None else files.primitive_matrix
-        ),
-        calculator=files.calculator or calculation.calculator,
-        force_constants=calculation.force_constants if files.force_constants else None,
-        functional=functional,
-        cutoff=cutoff,
-        nac=calculation.nac or layout.find(folder, *layout.BORN_FILES) is not None,
     )
 
 
@@ -369,59 +367,52 @@ def _calculation(data: PhonopyYamlData) -> Calculation:
     return read if data.dataset is None else read.with_dataset(data.dataset)
 
 
-type _Move = tuple[int, list[float]]
-
-
-def _with_pairs(calculation: Calculation, singles: list[Any], n_atoms: int) -> Calculation:
-    """Displacements of one atom, then of two, in the order of their numbers; forces where they are given."""
-    found = [_one(entry, []) for entry in singles]
-    n_singles = len(found)
-    for entry in singles:
-        first = (entry["atom"] - 1, entry["displacement"])
-        found += [move for partner in entry["paired_with"] for move in _partners(partner, first)]
-    found = found[:n_singles] + sorted(found[n_singles:], key=lambda one: one.number)
-    displacements = np.zeros((len(found), n_atoms, 3))
-    forces = np.full_like(displacements, np.nan)
-    left_out = np.array([not one.included for one in found])
-    for k, one in enumerate(found):
-        for atom, vector in one.moves:
-            displacements[k, atom] += vector
-        if one.forces is not None and one.included:
-            forces[k] = one.forces
-    calculated = not np.isnan(forces).all()
-    return replace(
-        calculation,
-        displacements=displacements,
-        forces=forces if calculated else None,
-        n_fitted=n_singles,
-        left_out=left_out if left_out.any() else None,
-    )
-
-
 class _Set(NamedTuple):
     """A displaced supercell: `included` is False where a pair is beyond phono3py's cutoff."""
 
     number: int
-    moves: list[_Move]
+    moves: list[tuple[int, list[float]]]
     forces: Any
     included: bool
 
 
-def _one(entry: Mapping[str, Any], before: list[_Move]) -> _Set:
-    moves = [*before, (entry["atom"] - 1, entry["displacement"])]
-    return _Set(entry.get("displacement_id", 0), moves, entry.get("forces"), entry.get("included", True))
-
-
-def _partners(entry: Mapping[str, Any], first: _Move) -> list[_Set]:
-    """Second displacements: one of an entry, or, in newer files, all of an atom in one entry."""
-    if "displacement" in entry:
-        return [_one(entry, [first])]
-    atom, vectors = entry["atom"] - 1, entry["displacements"]
-    numbers = entry.get("displacement_ids", range(len(vectors)))
-    every: list[Any] = entry.get("forces", [None] * len(vectors))
-    included = entry.get("included", True)
-    sets = zip(numbers, vectors, every, strict=True)
-    return [_Set(number, [first, (atom, vector)], forces, included) for number, vector, forces in sets]
+def _with_pairs(calculation: Calculation, singles: list[Any], n_atoms: int) -> Calculation:
+    """Displacements of one atom, then of two, in the order of their numbers; forces where they are given."""
+    sets = []
+    pairs = []
+    for entry in singles:
+        first = (entry["atom"] - 1, entry["displacement"])
+        sets.append(_Set(0, [first], entry.get("forces"), entry.get("included", True)))
+        for second in entry["paired_with"]:
+            # One displacement in an entry, or, in newer files, all of an atom.
+            if "displacement" in second:
+                vectors, forces = [second["displacement"]], [second.get("forces")]
+                numbers = [second.get("displacement_id", 0)]
+            else:
+                vectors = second["displacements"]
+                forces = second.get("forces", [None] * len(vectors))
+                numbers = second.get("displacement_ids", range(len(vectors)))
+            atom, included = second["atom"] - 1, second.get("included", True)
+            pairs += [
+                _Set(number, [first, (atom, vector)], felt, included)
+                for number, vector, felt in zip(numbers, vectors, forces, strict=True)
+            ]
+    sets += sorted(pairs, key=lambda one: one.number)
+    displacements = np.zeros((len(sets), n_atoms, 3))
+    every = np.full_like(displacements, np.nan)
+    left_out = np.array([not one.included for one in sets])
+    for k, one in enumerate(sets):
+        for atom, vector in one.moves:
+            displacements[k, atom] += vector
+        if one.forces is not None and one.included:
+            every[k] = one.forces
+    return replace(
+        calculation,
+        displacements=displacements,
+        forces=None if np.isnan(every).all() else every,
+        n_fitted=len(singles),
+        left_out=left_out if left_out.any() else None,
+    )
 
 
 WHOLE_READERS: dict[str, Callable[[Path], list[Calculation]]] = dict.fromkeys(
