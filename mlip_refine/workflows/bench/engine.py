@@ -1,8 +1,5 @@
 """The engine against the bare model, which it cannot do without, and against ASE, system after system."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from ase import Atoms, units
@@ -86,7 +83,8 @@ def engine_against_ase(subject: Subject, workload: Workload, effort: Effort) -> 
     frozen = subject.frozen()
     dynamics = MolecularDynamics.prepare(frozen, workload.points, workload.settings, SEED)
     dynamics.advance(effort.equilibration)
-    with _default_dtype():
+    default = torch.get_default_dtype()
+    try:
         runs = _ase_runs(subject, workload, current_frames(workload, dynamics))
         steps = repetitions(lambda: dynamics.advance(1), frozen.device, effort.block, _STEPS)
         ase_steps = repetitions(lambda: _advance(runs, 1), frozen.device, effort.block, _STEPS)
@@ -97,6 +95,9 @@ def engine_against_ase(subject: Subject, workload: Workload, effort: Effort) -> 
             frozen.device,
             UNIT,
         )
+    finally:
+        # MACE's calculator changes it for the whole process.
+        torch.set_default_dtype(default)
     return pairs.outcome(pairs.speed_ratio, {"steps_per_block": steps, "ase_steps_per_block": ase_steps})
 
 
@@ -127,13 +128,3 @@ def _ase_runs(subject: Subject, workload: Workload, frames: list[Atoms]) -> list
 def _advance(runs: list[Langevin], steps: int) -> None:
     for run in runs:
         run.run(steps)
-
-
-@contextmanager
-def _default_dtype() -> Iterator[None]:
-    """Keep the default dtype of the process, which MACE's calculator changes."""
-    default = torch.get_default_dtype()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)

@@ -3,12 +3,13 @@
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 
@@ -17,9 +18,7 @@ from mlip_refine.errors import InputError, MlipRefineError, nearest
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.progress import progress
 from mlip_refine.workflows.bench.engine import engine_against_ase, engine_against_model
-from mlip_refine.workflows.bench.gradient import streamed_against_floor
-from mlip_refine.workflows.bench.memory import memory_of_frames
-from mlip_refine.workflows.bench.random_model import medium_mace
+from mlip_refine.workflows.bench.gradient import memory_of_frames, streamed_against_floor
 from mlip_refine.workflows.bench.records import BenchResult, Comparison, Machine, Outcome, Topic
 from mlip_refine.workflows.bench.workloads import (
     FULL,
@@ -29,6 +28,7 @@ from mlip_refine.workflows.bench.workloads import (
     Workload,
     configured,
     dtype_name,
+    medium_mace,
     parse_size,
     repeated,
     titanium,
@@ -70,18 +70,17 @@ class Job:
 
     def result(self) -> Comparison:
         """Measure; a row that needs too much memory, or what is not installed, says so instead."""
+        outcome, failure = None, ""
         try:
-            return self._row(self.run(), "")
+            outcome = self.run()
         except torch.OutOfMemoryError:
             failure = "out of memory"
         except MlipRefineError as error:
             failure = str(error)
-        # Only here has the traceback let go of what the row had allocated.
-        gc.collect()
-        torch.cuda.empty_cache()
-        return self._row(None, failure)
-
-    def _row(self, outcome: Outcome | None, failure: str) -> Comparison:
+        if outcome is None:
+            # Only here has the traceback let go of what the row had allocated.
+            gc.collect()
+            torch.cuda.empty_cache()
         return Comparison(
             topic=self.topic,
             model=self.model,
@@ -128,10 +127,29 @@ def bench(
     effort = QUICK if quick else FULL
     if sizes:
         effort = replace(effort, sizes=tuple(parse_size(size) for size in sizes))
-    chosen = tuple(_mode(word) for word in accelerate)
+    for word in accelerate:
+        if word not in ACCELERATIONS:
+            near = nearest(word, ACCELERATIONS)
+            raise InputError(
+                "no such acceleration",
+                found=word,
+                expected=f"any of {', '.join(ACCELERATIONS)}",
+                fix=f"Did you mean {near!r}?" if near else None,
+            )
+    chosen = cast("tuple[Acceleration, ...]", tuple(accelerate))
     if config is not None:
-        _refuse_beside_config(model=model, device=device, dtype=dtype, sizes=sizes)
-        potential, name = _of_config(config), config.potential.model
+        options = {"model": model, "device": device, "dtype": dtype, "sizes": sizes}
+        given = [option for option, value in options.items() if value]
+        if given:
+            raise InputError(
+                "a config says by itself what is timed",
+                found=f"a config and {', '.join(given)}",
+                fix="Leave out either the config or the options.",
+            )
+        # In the precision of its dynamics.
+        section = config.potential.model_copy(update={"default_dtype": config.sampling.dtype})
+        potential = load_potential(config.model_copy(update={"potential": section}))
+        name = section.model
     else:
         name = model or DEFAULT_MODEL
         potential = Potential.load(
@@ -140,40 +158,15 @@ def bench(
     # Before anything runs: its load is that of others.
     machine = this_machine(potential.device, dtype_name(potential))
     modes = chosen or (ACCELERATIONS[:3] if potential.device.type == "cuda" else ("none",))
+    rows = []
     with TemporaryDirectory(prefix="mlip-refine-bench-") as folder:
         subject = Subject(Path(name).name, potential, potential.save(Path(folder), "potential")[0])
         jobs = planned(subject, config, modes, effort, medium=medium)
-        rows = tuple(_measured(jobs))
-    return BenchResult(machine=machine, rows=rows)
-
-
-def _refuse_beside_config(**options: object) -> None:
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise InputError(
-            "a config says by itself what is timed",
-            found=f"a config and {', '.join(given)}",
-            fix="Leave out either the config or the options.",
-        )
-
-
-def _of_config(config: Config) -> Potential:
-    """The potential of a config in the precision of its dynamics."""
-    section = config.potential.model_copy(update={"default_dtype": config.sampling.dtype})
-    return load_potential(config.model_copy(update={"potential": section}))
-
-
-def _mode(word: str) -> Acceleration:
-    for mode in ACCELERATIONS:
-        if mode == word:
-            return mode
-    near = nearest(word, ACCELERATIONS)
-    raise InputError(
-        "no such acceleration",
-        found=word,
-        expected=f"any of {', '.join(ACCELERATIONS)}",
-        fix=f"Did you mean {near!r}?" if near else None,
-    )
+        with progress("bench", len(jobs)) as tick:
+            for job in jobs:
+                rows.append(job.result())
+                tick(len(rows))
+    return BenchResult(machine=machine, rows=tuple(rows))
 
 
 def planned(
@@ -184,68 +177,48 @@ def planned(
     Batches grow on a GPU, where they pay, with the potential at hand and with a large one; on the CPU only
     with the large one and if it is asked for.
     """
-    batches, cells = _workloads(config, subject.potential, effort)
+    if config is None:
+        batches, cells = [titanium(*size) for size in effort.sizes], titanium(*effort.cells)
+    else:
+        batches = [configured(config, subject.potential)]
+        cells = repeated(batches[0], effort.cells[0])
+    both = [batch for workload in batches for batch in (workload.under("nvt"), workload.under("npt"))]
+    jobs = engine_jobs(subject, both, modes, effort)
+
+    cells, frames, (few, many) = cells.under("nvt"), effort.frames, effort.memory_frames
+    of_atoms = f"frames of {len(cells.points[0].atoms)} atoms"
+    for topic, label, measure in (
+        (Topic.ASE, cells.label, engine_against_ase),
+        (Topic.GRADIENT, f"{frames} {of_atoms}", streamed_against_floor),
+        (Topic.MEMORY, f"{many} and {few} {of_atoms}", memory_of_frames),
+    ):
+        jobs.append(Job(topic, subject.name, label, partial(measure, subject, cells, effort)))
+
     gpu = subject.potential.device.type == "cuda"
     growing = [subject] if gpu and config is None else []
     if gpu or medium:
         growing.append(medium_subject(subject.potential.device, subject.dtype, subject.file.parent))
-    return [
-        *_engine_jobs(subject, batches, modes, effort),
-        *_other_jobs(subject, cells.under("nvt"), effort),
-        *scaling_jobs(growing, modes, effort),
-    ]
-
-
-def _workloads(
-    config: Config | None, potential: Potential, effort: Effort
-) -> tuple[list[Workload], Workload]:
-    """Batches for the engine, and the systems that ASE runs one by one."""
-    if config is None:
-        return [titanium(*size) for size in effort.sizes], titanium(*effort.cells)
-    workload = configured(config, potential)
-    return [workload], repeated(workload, effort.cells[0])
-
-
-def _engine_jobs(
-    subject: Subject, batches: Sequence[Workload], modes: Sequence[Acceleration], effort: Effort
-) -> Iterator[Job]:
-    for mode in modes:
-        for workload in batches:
-            for batch in (workload.under("nvt"), workload.under("npt")):
-                run = partial(engine_against_model, subject, batch, effort, mode)
-                yield Job(Topic.ENGINE, subject.name, batch.label, run, mode)
-
-
-def _other_jobs(subject: Subject, cells: Workload, effort: Effort) -> Iterator[Job]:
-    frames, (few, many), n_atoms = effort.frames, effort.memory_frames, len(cells.points[0].atoms)
-    rows = {
-        Topic.ASE: (cells.label, engine_against_ase),
-        Topic.GRADIENT: (f"{frames} frames of {n_atoms} atoms", streamed_against_floor),
-        Topic.MEMORY: (f"{many} and {few} frames of {n_atoms} atoms", memory_of_frames),
-    }
-    for topic, (workload, run) in rows.items():
-        yield Job(topic, subject.name, workload, partial(run, subject, cells, effort))
-
-
-def _measured(jobs: Sequence[Job]) -> Iterator[Comparison]:
-    with progress("bench", len(jobs)) as tick:
-        for i, job in enumerate(jobs, start=1):
-            yield job.result()
-            tick(i)
-
-
-def scaling_jobs(
-    subjects: Sequence[Subject], accelerate: Sequence[Acceleration], effort: Effort
-) -> Iterator[Job]:
-    """The engine against the bare model in NVT, for every potential, acceleration and batch."""
+    sizes = GPU_BATCHES if gpu else CPU_BATCHES
+    batches = [titanium(*size, TEMPERATURE).under("nvt") for size in sizes]
     short = replace(effort, rounds=3, duration=4.0, steps=4, equilibration=WARM_UP)
-    for subject in subjects:
-        batches = GPU_BATCHES if subject.potential.device.type == "cuda" else CPU_BATCHES
-        for mode in accelerate:
-            for size in batches:
-                workload = titanium(*size, TEMPERATURE).under("nvt")
-                run = partial(engine_against_model, subject, workload, short, mode)
-                yield Job(Topic.ENGINE, subject.name, workload.label, run, mode)
+    return jobs + [job for each in growing for job in engine_jobs(each, batches, modes, short)]
+
+
+def engine_jobs(
+    subject: Subject, batches: Sequence[Workload], modes: Sequence[Acceleration], effort: Effort
+) -> list[Job]:
+    """The engine against the bare model, for every acceleration and batch."""
+    return [
+        Job(
+            Topic.ENGINE,
+            subject.name,
+            batch.label,
+            partial(engine_against_model, subject, batch, effort, mode),
+            mode,
+        )
+        for mode in modes
+        for batch in batches
+    ]
 
 
 def medium_subject(device: torch.device, dtype: str, folder: Path) -> Subject:
@@ -256,9 +229,12 @@ def medium_subject(device: torch.device, dtype: str, folder: Path) -> Subject:
 
 def this_machine(device: torch.device, dtype: str) -> Machine:
     """Describe the machine, and the device of it that works."""
+    # `platform` does not know the model of the CPU on Linux.
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return Machine(
-        processor=_processor(),
-        cores=_cores(),
+        processor=models[0] if models else platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -267,17 +243,3 @@ def this_machine(device: torch.device, dtype: str) -> Machine:
         mace=version("mace-torch"),
         dtype=dtype,
     )
-
-
-def _processor() -> str:
-    """Model of the CPU; `platform` does not know it on Linux."""
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,5 @@
 """The tables of a bench."""
 
-from collections.abc import Sequence
 from itertools import groupby
 
 from rich import box
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from mlip_refine.quantities import Measured
 from mlip_refine.report.tables import number
-from mlip_refine.workflows.bench.records import BenchResult, Comparison, Machine, Topic
+from mlip_refine.workflows.bench.records import BenchResult, Comparison, Topic
 
 _SIDES = {
     Topic.ENGINE: ("engine", "bare model", "time ratio"),
@@ -27,49 +26,50 @@ def print_bench(console: Console, result: BenchResult) -> None:
         console: Console to print to.
         result: Result of a bench.
     """
-    models = {row.model: None for row in result.rows}
-    for line in (*_machine_lines(result.machine), f"potential: {' and '.join(models)}"):
-        console.print(line, markup=False, soft_wrap=True)
-    for topic, rows in groupby(result.rows, key=lambda row: row.topic):
-        console.print()
-        console.print(_table(topic, list(rows), name_model=len(models) > 1))
-    console.print()
-    console.print(_verdict(result.rows), markup=False, soft_wrap=True)
-
-
-def _machine_lines(machine: Machine) -> list[str]:
+    machine, models = result.machine, {row.model: None for row in result.rows}
     load = "" if machine.load is None else f"; load average before the start {machine.load:g}"
-    return [
+    for line in (
         f"{machine.processor}, {machine.cores} cores, {machine.threads} threads{load}",
         f"device {machine.device}, {machine.dtype}",
         f"torch {machine.torch}, mace {machine.mace}, Python {machine.python}",
         "Medians of interleaved blocks; in parentheses the standard error of the last digits.",
-    ]
+        f"potential: {' and '.join(models)}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
 
+    for topic, group in groupby(result.rows, key=lambda row: row.topic):
+        rows = list(group)
+        unit = next((row.outcome.ours.unit for row in rows if row.outcome), "")
+        table = Table(
+            title=f"{topic}, {unit}".rstrip(", "),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            show_edge=False,
+        )
+        table.add_column("", overflow="fold")
+        for title in (*_SIDES[topic], "goal", ""):
+            table.add_column(title, justify="right", overflow="fold")
+        for row in rows:
+            table.add_row(*_cells(row, name_model=len(models) > 1))
+        console.print()
+        console.print(table)
 
-def _table(topic: Topic, rows: Sequence[Comparison], *, name_model: bool) -> Table:
-    table = Table(
-        title=f"{topic}, {_unit(rows)}".rstrip(", "),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
+    met = [row.met for row in result.rows]
+    without = f", {met.count(None)} rows without numbers" if None in met else ""
+    console.print()
+    console.print(
+        f"goals: {met.count(True)} met, {met.count(False)} missed{without}", markup=False, soft_wrap=True
     )
-    table.add_column("", overflow="fold")
-    for title in (*_SIDES[topic], "goal", ""):
-        table.add_column(title, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*_cells(row, name_model=name_model))
-    return table
-
-
-def _unit(rows: Sequence[Comparison]) -> str:
-    return next((row.outcome.ours.unit for row in rows if row.outcome), "")
 
 
 def _cells(row: Comparison, *, name_model: bool) -> tuple[str, ...]:
-    label = escape(f"{row.model}: " if name_model else "") + row.workload + _acceleration(row)
+    label = escape(f"{row.model}: " if name_model else "") + row.workload
+    if row.accelerate != "none":
+        # What was asked for, and what really ran where that is something else.
+        ran = row.outcome.ran if row.outcome else row.accelerate
+        label += f", {row.accelerate}" + ("" if ran == row.accelerate else f" (ran: {ran})")
     if row.outcome is None:
         return (f"{label}: {escape(row.failure)}",)
     numbers = (row.outcome.ours, row.outcome.reference, row.outcome.ratio)
@@ -79,17 +79,3 @@ def _cells(row: Comparison, *, name_model: bool) -> tuple[str, ...]:
 def _number(measured: Measured) -> str:
     """Return a value without its unit; one that was read once, or that never differed, has no error."""
     return number(measured) if measured.se > 0 else f"{measured.value:.4g}"
-
-
-def _acceleration(row: Comparison) -> str:
-    """What was asked for, and what really ran where that is something else."""
-    if row.accelerate == "none":
-        return ""
-    ran = row.outcome.ran if row.outcome else row.accelerate
-    return f", {row.accelerate}" + ("" if ran == row.accelerate else f" (ran: {ran})")
-
-
-def _verdict(rows: Sequence[Comparison]) -> str:
-    met = [row.met for row in rows]
-    without = f", {met.count(None)} rows without numbers" if None in met else ""
-    return f"goals: {met.count(True)} met, {met.count(False)} missed{without}"

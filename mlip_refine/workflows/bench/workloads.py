@@ -1,9 +1,14 @@
-"""What a bench runs, and for how long: a potential with titanium crystals, or with the phases of a config."""
+"""What a bench runs, and for how long: a potential with titanium crystals, or with the phases of a config.
+
+Where only the size of a model counts, the potential may be a large MACE with random weights.
+"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from ase import Atoms
 
 from mlip_refine.config import Config
@@ -11,6 +16,7 @@ from mlip_refine.data import build_phase
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleLoss, loss_specs
 from mlip_refine.potential import Acceleration, Potential
+from mlip_refine.potential.checkpoints.architecture import Architecture, build_module
 from mlip_refine.sampling import MDSettings, StatePoint
 from mlip_refine.sampling.state_points import Ensemble
 from mlip_refine.workflows.from_config import bind_losses, md_settings
@@ -20,6 +26,9 @@ TEMPERATURE = 1155.0
 
 # The same work in every block: no system is stopped, whatever it does. The guards still look.
 _NEVER = 1e6
+
+# Random forces stay far below those of a real crystal, so that dynamics do not blow up.
+_RANDOM_SCALE = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,63 @@ class Subject:
 def dtype_name(potential: Potential) -> str:
     """Return the precision of a potential, `float32` or `float64`."""
     return str(potential.dtype).removeprefix("torch.")
+
+
+def medium_mace(
+    atomic_numbers: Sequence[int],
+    *,
+    hidden_irreps: str = "128x0e+128x1o",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> torch.nn.Module:
+    """Build a MACE with random weights, by default of the size of the foundation model `medium` of MACE-MP.
+
+    Two layers, l_max 3, correlation 3, cutoff 6 Å, radial MLP 64-64-64 (Batatia et al. 2024, MACE-MP-0). It
+    predicts nothing.
+
+    Args:
+        atomic_numbers: Elements; the foundation models have 89, which costs memory but hardly time.
+        hidden_irreps: Features of every atom.
+        dtype: Floating type of the weights.
+        seed: Seed of the weights; the random state of the process is left as it was.
+    """
+    architecture = Architecture(
+        model="ScaleShiftMACE",
+        r_max=6.0,
+        num_bessel=10,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_first="RealAgnosticResidualInteractionBlock",
+        interaction="RealAgnosticResidualInteractionBlock",
+        num_interactions=2,
+        hidden_irreps=hidden_irreps,
+        edge_irreps=None,
+        mlp_irreps="16x0e",
+        gate="silu",
+        readout="NonLinearReadoutBlock",
+        correlation=[3, 3],
+        avg_num_neighbors=50.0,
+        atomic_numbers=sorted(atomic_numbers),
+        heads=["Default"],
+        radial_type="bessel",
+        radial_mlp=[64, 64, 64],
+        distance_transform="None",
+        pair_repulsion=False,
+        apply_cutoff=True,
+        use_reduced_cg=False,
+        use_so3=False,
+        use_edge_irreps_first=False,
+        use_agnostic_product=False,
+        use_last_readout_only=False,
+        keep_last_layer_irreps=False,
+        energies_shape=[1, len(atomic_numbers)],
+        scale_shape=[],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build_module(architecture, dtype)
+    torch.nn.init.constant_(module.scale_shift.scale, _RANDOM_SCALE)  # type: ignore[union-attr, arg-type]
+    return module
 
 
 @dataclass(frozen=True)

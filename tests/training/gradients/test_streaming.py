@@ -190,7 +190,7 @@ import numpy as np, torch
 from ase.build import bulk
 from mlip_refine.potential import Potential
 from mlip_refine.training.gradients.streaming import backpropagate
-from mlip_refine.workflows.bench.memory import peak_memory
+from mlip_refine.workflows.bench.gradient import peak_memory
 torch.set_num_threads(1)
 potential = Potential.load("titanium-compact", default_dtype="float64")
 atoms = bulk("Ti", "hcp", a=2.95, c=4.68).repeat((3, 3, 3))

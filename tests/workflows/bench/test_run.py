@@ -14,14 +14,21 @@ from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential, model
 from mlip_refine.potential.acceleration.choose import Accelerator
 from mlip_refine.sampling import MolecularDynamics
-from mlip_refine.workflows.bench import memory
 from mlip_refine.workflows.bench import run as workflow
 from mlip_refine.workflows.bench.engine import current_graphs, engine_against_ase, engine_against_model
-from mlip_refine.workflows.bench.gradient import rattled_ensemble, streamed_against_floor, streamed_gradient
-from mlip_refine.workflows.bench.random_model import medium_mace
+from mlip_refine.workflows.bench.gradient import (
+    Process,
+    held_by,
+    measure,
+    memory_of_frames,
+    peak_memory,
+    rattled_ensemble,
+    streamed_against_floor,
+    streamed_gradient,
+)
 from mlip_refine.workflows.bench.records import Outcome, Topic
 from mlip_refine.workflows.bench.run import Job, bench, planned, this_machine
-from mlip_refine.workflows.bench.workloads import QUICK, Subject, titanium
+from mlip_refine.workflows.bench.workloads import QUICK, Subject, medium_mace, titanium
 
 TINY = replace(QUICK, rounds=2, duration=0.0, block=0.0, steps=2, equilibration=2, cells=(2, 16), frames=4)
 
@@ -81,7 +88,7 @@ def test_streamed_against_floor(subject):
 
 def test_peak_memory_is_no_less_than_what_is_held_and_no_more_than_the_systems_count():
     held = torch.ones(2**24)
-    peak = memory.peak_memory(torch.device("cpu"))
+    peak = peak_memory(torch.device("cpu"))
     counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     assert held.numel() * 4 < peak <= 1.001 * counted
 
@@ -90,8 +97,8 @@ def test_peak_memory_is_no_less_than_what_is_held_and_no_more_than_the_systems_c
 def test_memory_is_that_of_fresh_processes(subject):
     """`getrusage` would give them the peak of this process, which holds 2 GiB more than they need."""
     held = torch.ones(2**29)
-    outcome = memory.memory_of_frames(subject, titanium(1, 16), replace(TINY, memory_frames=(4, 400)))
-    here = memory.peak_memory(torch.device("cpu")) / 2**20
+    outcome = memory_of_frames(subject, titanium(1, 16), replace(TINY, memory_frames=(4, 400)))
+    here = peak_memory(torch.device("cpu")) / 2**20
     assert held.numel() * 4 / 2**20 == 2048
     assert 100 < outcome.reference.value < here - 1024
     assert 0.95 < outcome.ratio.value < 1.5
@@ -102,7 +109,7 @@ def test_memory_is_that_of_fresh_processes(subject):
 def test_what_structures_share_counts_once(subject):
     """Frames of a crystal share a table of pairs; every frame has 16 positions and a cell of its own."""
     ensemble = rattled_ensemble(subject.potential, titanium(1, 16).points[0], 20)
-    few, many = (memory.held_by(ensemble.structures[:n]) for n in (1, 20))
+    few, many = (held_by(ensemble.structures[:n]) for n in (1, 20))
     table = ensemble.structures[0]
     shared = sum(t.numel() * t.element_size() for t in (table.pairs, table.shifts, table.species))
     own = sum(t.numel() * t.element_size() for t in (table.positions, table.cell, table.chosen))
@@ -113,7 +120,7 @@ def test_what_structures_share_counts_once(subject):
 
 def test_what_a_process_measures(subject):
     atoms = titanium(1, 16).points[0].atoms
-    job = memory.Process(
+    job = Process(
         str(subject.file),
         subject.potential.head,
         "cpu",
@@ -125,7 +132,7 @@ def test_what_a_process_measures(subject):
         atoms.cell.array.tolist(),
         1155.0,
     )
-    found = memory.measure(job)
+    found = measure(job)
     assert found["peak"] >= found["loaded"] > found["frames"] > 3 * 16 * 3 * 8
 
 
@@ -133,7 +140,7 @@ def test_what_a_process_measures(subject):
 def test_a_process_that_fails_is_told(subject):
     lost = replace(subject, file=subject.file.with_name("nothing.model"))
     with pytest.raises(MlipRefineError, match=r"3 frames failed: .*no such model file"):
-        memory._peak(lost, titanium(1, 16).points[0], 3)
+        memory_of_frames(lost, titanium(1, 16), replace(TINY, memory_frames=(3, 4)))
 
 
 def _raising(error: Exception):

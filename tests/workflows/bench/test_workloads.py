@@ -1,10 +1,15 @@
 """What a bench runs."""
 
 import pytest
+import torch
+from ase.build import bulk
 
 from mlip_refine.errors import InputError
-from mlip_refine.workflows.bench.workloads import configured, parse_size, repeated, titanium
+from mlip_refine.potential import Potential
+from mlip_refine.workflows.bench.workloads import configured, medium_mace, parse_size, repeated, titanium
 from mlip_refine.workflows.from_config import load_potential
+
+SMALL = "2x0e"
 
 
 def test_sizes_are_systems_times_atoms():
@@ -57,3 +62,32 @@ def test_nothing_is_stopped_while_it_is_timed():
     guards = titanium(2, 16).settings.guards
     assert guards.max_displacement > 1e3
     assert guards.max_temperature_ratio > 1e3
+
+
+def test_random_weights_depend_on_the_seed_alone():
+    torch.manual_seed(5)
+    first = Potential.from_module(medium_mace([22], hidden_irreps=SMALL), default_dtype="float32")
+    following = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(following, torch.rand(1))
+    assert (
+        first.hash
+        == Potential.from_module(medium_mace([22], hidden_irreps=SMALL), default_dtype="float32").hash
+    )
+    other = Potential.from_module(medium_mace([22], hidden_irreps=SMALL, seed=1), default_dtype="float32")
+    assert first.hash != other.hash
+
+
+def test_random_weights_are_saved_and_loaded_like_any_others(tmp_path):
+    made = Potential.from_module(medium_mace([22, 14], hidden_irreps=SMALL), default_dtype="float32")
+    file, _ = made.save(tmp_path, "random")
+    assert Potential.load(str(file), default_dtype="float32").hash == made.hash
+
+
+def test_forces_of_random_weights_are_there_but_small():
+    potential = Potential.from_module(medium_mace([22], hidden_irreps=SMALL), default_dtype="float32")
+    atoms = bulk("Ti", "bcc", a=3.25, cubic=True).repeat((2, 2, 2))
+    atoms.rattle(0.1, seed=0)
+    graphs = potential.graphs.collate([potential.graphs.from_atoms(atoms)])
+    forces = potential.evaluate(graphs, ("forces",))["forces"].abs()
+    assert 1e-9 < float(forces.max()) < 0.1
