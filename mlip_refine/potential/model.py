@@ -93,7 +93,15 @@ class Potential:
         """
         where, dtype = resolve_device(device), DTYPES[default_dtype]
         heads = [str(h) for h in getattr(module, "heads", None) or ["Default"]]
-        chosen = _choose_head(head, heads)
+        if head is None:
+            head = next((h for h in heads if h.lower() == "default"), heads[0])
+        elif head not in heads:
+            word = nearest(head, heads)
+            raise InputError(
+                f"the model has no head {head!r}",
+                expected=f"one of {heads}",
+                fix=f"did you mean {word!r}?" if word else None,
+            )
         module = (deepcopy(module) if copy else module).to(device=where, dtype=dtype).eval()
         graphs = GraphBuilder(
             atomic_numbers=tuple(int(z) for z in module.atomic_numbers),  # type: ignore[union-attr]
@@ -114,7 +122,7 @@ class Potential:
             fixed = any(fnmatch.fnmatch(name, pattern) for pattern in freeze)
             parameter.requires_grad_(not fixed and parameter.is_floating_point())
         install_kernels(module)
-        return cls(module, heads, chosen, graphs)
+        return cls(module, heads, head, graphs)
 
     @classmethod
     def load(
@@ -371,16 +379,3 @@ class Potential:
         return model_path, save_safetensors(
             module, folder / name, {"head": self.head, "model_hash": self.hash}
         )
-
-
-def _choose_head(head: str | None, heads: list[str]) -> str:
-    if head is None:
-        return next((h for h in heads if h.lower() == "default"), heads[0])
-    if head not in heads:
-        word = nearest(head, heads)
-        raise InputError(
-            f"the model has no head {head!r}",
-            expected=f"one of {heads}",
-            fix=f"did you mean {word!r}?" if word else None,
-        )
-    return head

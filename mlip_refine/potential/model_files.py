@@ -38,8 +38,23 @@ def resolve_model(name_or_path: str, base: Path) -> Path:
     if path.exists():
         return path
     urls = foundation_urls()
+    if name not in urls and ("/" in name or name.endswith(_SUFFIXES)):
+        folder = path.parent
+        word = nearest(path.name, sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [])
+        raise InputError(
+            "no such model file" if folder.is_dir() else "no such folder",
+            where=str(path),
+            fix=f"Did you mean {word!r}?" if word else None,
+        )
     if name not in urls:
-        raise _unknown(name, path)
+        known = [*EMBEDDED, *urls]
+        word = nearest(name, known)
+        raise InputError(
+            f"unknown model {name!r}, and no file of that name in {path.parent}",
+            where="potential.model",
+            expected=f"a path, or one of {', '.join(known)}",
+            fix=f"Did you mean {word!r}?" if word else None,
+        )
     from mace.calculators.foundations_models import download_mace_mp_checkpoint  # noqa: PLC0415
 
     try:
@@ -73,20 +88,3 @@ def cached_path(name: str) -> Path:
 
     file = os.path.basename(foundation_urls()[name])  # noqa: PTH119 - of a URL
     return Path(get_cache_dir()) / "".join(c for c in file if c.isalnum() or c == "_")
-
-
-def _unknown(name: str, path: Path) -> InputError:
-    expected = None
-    if "/" in name or name.endswith(_SUFFIXES):
-        folder = path.parent
-        known = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        problem = "no such model file" if folder.is_dir() else "no such folder"
-        word, where = nearest(path.name, known), str(path)
-    else:
-        known = [*EMBEDDED, *foundation_urls()]
-        problem = f"unknown model {name!r}, and no file of that name in {path.parent}"
-        word, where = nearest(name, known), "potential.model"
-        expected = f"a path, or one of {', '.join(known)}"
-    return InputError(
-        problem, where=where, expected=expected, fix=f"Did you mean {word!r}?" if word else None
-    )

@@ -137,6 +137,17 @@ def _fields(node: Node) -> dict[str, object]:
     # By `mace_run_train --scaling rms_forces_scaling` the shapes of scale and shift differ.
     block = node.children.get("scale_shift")
     scale, shift = (list(block.buffers[name].shape) if block else [] for name in ("scale", "shift"))
+    radial = node.children["radial_embedding"]
+    basis, transform = radial.children["bessel_fn"].kind, radial.children.get("distance_transform")
+    sizes = interactions[0].attributes.get("radial_MLP")
+    if not isinstance(sizes, list):  # older versions of MACE keep the sizes in the network alone
+        all_sizes = interactions[0].children["conv_tp_weights"].attributes["hs"]
+        sizes = all_sizes[1:-1] if isinstance(all_sizes, list) else []
+    readout = readouts[-1]
+    hidden_readout = readout.attributes.get("hidden_irreps")
+    scalars = Irreps(hidden_readout).count("0e") if hidden_readout is not None else 1
+    activation = readout.at("non_linearity.acts.0")
+    gate = None if activation is None else activation.attributes.get("f")
     fields: dict[str, object] = {
         "model": node.kind,
         "num_interactions": len(interactions),
@@ -155,40 +166,20 @@ def _fields(node: Node) -> dict[str, object]:
         "scale_shape": scale,
         "shift_shape": None if shift == scale else shift,
         "max_ell": Irreps(node.children["spherical_harmonics"].attributes["irreps_out"]).lmax,
-    }
-    for name in ("use_reduced_cg", "use_so3", "use_edge_irreps_first", "use_last_readout_only"):
-        fields[name] = _flag(node, name, default=False)
-    return fields | _readout_fields(readouts[-1], len(heads)) | _radial_fields(node, interactions[0])
-
-
-def _readout_fields(readout: Node, n_heads: int) -> dict[str, object]:
-    hidden = readout.attributes.get("hidden_irreps")
-    scalars = Irreps(hidden).count("0e") if hidden is not None else 1
-    activation = readout.at("non_linearity.acts.0")
-    gate = None if activation is None else activation.attributes.get("f")
-    return {
-        "mlp_irreps": f"{max(1, scalars // n_heads)}x0e",
-        "gate": None if gate is None else str(gate),
-        "readout": readout.kind if readout.kind in _READOUTS else "NonLinearReadoutBlock",
-    }
-
-
-def _radial_fields(node: Node, interaction: Node) -> dict[str, object]:
-    radial = node.children["radial_embedding"]
-    transform = radial.children.get("distance_transform")
-    sizes = interaction.attributes.get("radial_MLP")
-    if not isinstance(sizes, list):  # older versions of MACE keep the sizes in the network alone
-        all_sizes = interaction.children["conv_tp_weights"].attributes["hs"]
-        sizes = all_sizes[1:-1] if isinstance(all_sizes, list) else []
-    return {
         "r_max": float(node.buffers["r_max"]),
         "num_bessel": radial.attributes["out_dim"],
         "num_polynomial_cutoff": int(radial.children["cutoff_fn"].buffers["p"]),
-        "radial_type": _RADIAL.get(radial.children["bessel_fn"].kind, radial.children["bessel_fn"].kind),
+        "radial_type": _RADIAL.get(basis, basis),
         "radial_mlp": [int(_number(size)) for size in sizes],
         "distance_transform": "None" if transform is None else _TRANSFORM.get(transform.kind, transform.kind),
         "apply_cutoff": _flag(radial, "apply_cutoff", default=True),
+        "mlp_irreps": f"{max(1, scalars // len(heads))}x0e",
+        "gate": None if gate is None else str(gate),
+        "readout": readout.kind if readout.kind in _READOUTS else "NonLinearReadoutBlock",
     }
+    for name in ("use_reduced_cg", "use_so3", "use_edge_irreps_first", "use_last_readout_only"):
+        fields[name] = _flag(node, name, default=False)
+    return fields
 
 
 def _flag(node: Node, name: str, *, default: bool) -> bool:

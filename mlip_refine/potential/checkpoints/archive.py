@@ -104,7 +104,25 @@ def load_safetensors(path: Path) -> torch.nn.Module:
     Raises:
         InputError: A file is missing or damaged, or the two do not fit together.
     """
-    architecture, dtype, frozen = _read_description(path.with_suffix(".json"))
+    description = path.with_suffix(".json")
+    where = str(description)
+    try:
+        document = json.loads(description.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError("the description of the model is missing", where=where) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"the description of the model is damaged ({error})", where=where) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError("not the description of a model", where=where, expected=f'"format": "{FORMAT}"')
+    if document.get("format_version") != FORMAT_VERSION:
+        found, expected = document.get("format_version"), str(FORMAT_VERSION)
+        raise InputError("unknown format version", where=where, found=found, expected=expected)
+    try:
+        architecture = Architecture.model_validate(document["architecture"])
+        dtype, frozen = _DTYPES[document["dtype"]], frozenset(map(str, document["frozen"]))
+    except (ValidationError, KeyError, TypeError) as error:
+        raise InputError(f"the description of the model is damaged ({error})", where=where) from error
+
     module = build_module(architecture, dtype)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -147,23 +165,3 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(
             f"the model cannot be written ({error})", where=str(path), expected="an existing, writable folder"
         ) from error
-
-
-def _read_description(path: Path) -> tuple[Architecture, torch.dtype, frozenset[str]]:
-    """Read the architecture, the dtype and the names of frozen parameters."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("the description of the model is missing", where=str(path)) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"the description of the model is damaged ({error})", where=str(path)) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError("not the description of a model", where=str(path), expected=f'"format": "{FORMAT}"')
-    if document.get("format_version") != FORMAT_VERSION:
-        found, expected = document.get("format_version"), str(FORMAT_VERSION)
-        raise InputError("unknown format version", where=str(path), found=found, expected=expected)
-    try:
-        architecture = Architecture.model_validate(document["architecture"])
-        return architecture, _DTYPES[document["dtype"]], frozenset(map(str, document["frozen"]))
-    except (ValidationError, KeyError, TypeError) as error:
-        raise InputError(f"the description of the model is damaged ({error})", where=str(path)) from error

@@ -123,28 +123,22 @@ def load_module(
     except OSError as error:
         raise InputError(f"the model file cannot be read ({error.strerror})", where=where) from error
     with _open(content, where) as archive:
-        return (_load_trusted(content, where) if trust_pickle else _load_inert(archive, where)).to(device)
-
-
-def _load_trusted(content: bytes, where: str) -> torch.nn.Module:
-    try:
-        module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    except (*_CORRUPT, OSError) as error:
-        raise InputError(f"the model file cannot be unpickled ({error})", where=where) from error
-    if not isinstance(module, MACE):
-        raise _not_a_model(module, where)
-    return module.eval()
-
-
-def _load_inert(archive: zipfile.ZipFile, where: str) -> torch.nn.Module:
-    try:
-        contents = _Archive(archive, where).unpickle()
-        node = node_of_inert(contents) if isinstance(contents, Inert) else None
-    except _CORRUPT as error:
-        raise InputError(f"the model file is damaged ({error})", where=where) from error
+        if trust_pickle:
+            try:
+                module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+            except (*_CORRUPT, OSError) as error:
+                raise InputError(f"the model file cannot be unpickled ({error})", where=where) from error
+            if not isinstance(module, MACE):
+                raise _not_a_model(module, where)
+            return module.eval().to(device)
+        try:
+            contents = _InertUnpickler(archive, where).load()
+            node = node_of_inert(contents) if isinstance(contents, Inert) else None
+        except _CORRUPT as error:
+            raise InputError(f"the model file is damaged ({error})", where=where) from error
     if node is None:
         raise _not_a_model(contents, where)
-    return rebuild(node, where)
+    return rebuild(node, where).to(device)
 
 
 def _open(content: bytes, where: str) -> zipfile.ZipFile:
@@ -180,36 +174,6 @@ def _not_a_model(contents: object, where: str) -> InputError:
     return InputError("not a MACE model", where=where, found=type(contents).__name__)
 
 
-class _Archive:
-    """The pickle of a torch archive and the storages that it refers to."""
-
-    def __init__(self, archive: zipfile.ZipFile, where: str, *, script: bool = False) -> None:
-        self._archive = archive
-        self._where = where
-        self._script = script
-        self._root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix(
-            "data.pkl"
-        )
-        self._storages: dict[str, Tensor] = {}
-
-    def unpickle(self) -> object:
-        order = f"{self._root}byteorder"
-        if order in self._archive.namelist() and self._archive.read(order) != b"little":
-            raise InputError("written on a big-endian machine", where=self._where)
-        stream = io.BytesIO(self._archive.read(f"{self._root}data.pkl"))
-        unpickler = _InertUnpickler(stream, self._storage, self._where, script=self._script)
-        return unpickler.load()
-
-    def _storage(self, key: str, dtype: torch.dtype) -> Tensor:
-        if key not in self._storages:
-            info = self._archive.getinfo(f"{self._root}data/{key}")
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise zipfile.BadZipFile("compressed tensor")
-            raw = bytearray(self._archive.read(info))
-            self._storages[key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return self._storages[key].view(dtype)
-
-
 class _Call:
     """A function of this module as a pickle sees it: it can be called and cannot be changed."""
 
@@ -226,20 +190,23 @@ class _Call:
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Turns a pickle into plain containers, tensors and `Inert` objects."""
+    """Turns the pickle of a torch archive into plain containers, tensors and `Inert` objects.
 
-    def __init__(
-        self,
-        stream: io.BytesIO,
-        storage: Callable[[str, torch.dtype], Tensor],
-        where: str,
-        *,
-        script: bool,
-    ) -> None:
-        super().__init__(stream)
-        self._storage = storage
-        self._where = where
-        self._script = script
+    Args:
+        archive: Zip file with the pickle and the storages that it refers to.
+        where: Name of the file in error messages.
+        script: Whether the archive is TorchScript, whose own classes are admitted too.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, where: str, *, script: bool = False) -> None:
+        pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        self._archive, self._where, self._script = archive, where, script
+        self._root = pickled.removesuffix("data.pkl")
+        self._storages: dict[str, Tensor] = {}
+        order = f"{self._root}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise InputError("written on a big-endian machine", where=where)
+        super().__init__(io.BytesIO(archive.read(pickled)))
         self._functions: dict[str, Callable[..., object]] = {
             "builtins.set": set,
             "builtins.getattr": self._named_function,
@@ -265,7 +232,14 @@ class _InertUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: object, /) -> Tensor:
         if not isinstance(pid, tuple) or len(pid) < 3 or pid[0] != "storage":
             raise pickle.UnpicklingError("unknown reference")
-        return self._storage(str(pid[2]), _STORAGES[pid[1].name.rpartition(".")[2]])
+        key, dtype = str(pid[2]), _STORAGES[pid[1].name.rpartition(".")[2]]
+        if key not in self._storages:
+            info = self._archive.getinfo(f"{self._root}data/{key}")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile("compressed tensor")
+            raw = bytearray(self._archive.read(info))
+            self._storages[key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        return self._storages[key].view(dtype)
 
     def _refused(self, name: str) -> InputError:
         return InputError(
@@ -290,7 +264,7 @@ class _InertUnpickler(pickle.Unpickler):
         if not content.startswith(b"PK"):
             return content
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return _Archive(archive, self._where, script=True).unpickle()
+            return _InertUnpickler(archive, self._where, script=True).load()
 
 
 def _tensor(
