@@ -243,13 +243,20 @@ class GraphBuilder:
         # Consecutive structures that share a table are unpacked together.
         new_table = [i for i, (a, b) in enumerate(pairwise(structures), 1) if a.pairs is not b.pairs]
         runs = [slice(i, j) for i, j in pairwise([0, *new_table, len(structures)])]
-        edges = [self._edges(structures[run], on_device[run]) for run in runs]
-        edge_index = torch.cat([index for index, _ in edges], dim=1)
+        indices, translations = [], []
+        for run in runs:
+            table = structures[run.start]
+            bits = torch.stack([s.chosen for s in structures[run]]).to(self.device)
+            frame, pair = chosen_pairs(bits, len(table.shifts))
+            pairs, lattice = table.pairs.to(self.device).long(), table.shifts.to(self.device).to(self.dtype)
+            indices.append(pairs.index_select(1, pair) + on_device[run].index_select(0, frame))
+            translations.append(lattice.index_select(0, pair))
+        edge_index = torch.cat(indices, dim=1)
         positions = torch.cat([s.positions for s in structures]).to(**real)
         cell = torch.stack([s.cell for s in structures]).to(**real)
         batch = torch.repeat_interleave(torch.arange(len(structures)), sizes).to(self.device)
         cells = cell.index_select(0, batch.index_select(0, edge_index[0]))
-        shifts = torch.bmm(torch.cat([shifts for _, shifts in edges]).unsqueeze(1), cells).squeeze(1)
+        shifts = torch.bmm(torch.cat(translations).unsqueeze(1), cells).squeeze(1)
         starts, ends = (positions.index_select(0, atoms) for atoms in edge_index)
         return Graphs(
             positions=positions,
@@ -260,12 +267,3 @@ class GraphBuilder:
             edge_index=edge_index,
             vectors=ends - starts + shifts,
         )
-
-    def _edges(self, structures: Sequence[Structure], starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return edges `[2, n_edges]` and shifts `[n_edges, 3]` of structures that share a table."""
-        table = structures[0]
-        bits = torch.stack([s.chosen for s in structures]).to(self.device)
-        frame, pair = chosen_pairs(bits, len(table.shifts))
-        pairs, shifts = table.pairs.to(self.device).long(), table.shifts.to(self.device).to(self.dtype)
-        index = pairs.index_select(1, pair) + starts.index_select(0, frame)
-        return index, shifts.index_select(0, pair)

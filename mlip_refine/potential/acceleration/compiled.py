@@ -104,7 +104,7 @@ class CompiledModule:
         n_padded = size or capacity(n_edges)
         # Inputs of a compiled graph: parameters, vectors, edges, elements, systems and their first atoms.
         last = graphs.edge_index.new_full((2, n_padded - n_edges), len(graphs.batch) - 1)
-        inputs = (
+        inputs: tuple[Any, ...] = (
             [p.detach() for p in self._parameters.values()],
             torch.cat([vectors.detach(), self._far.expand(n_padded - n_edges, 3)]),
             torch.cat([graphs.edge_index, last], dim=1),
@@ -113,23 +113,20 @@ class CompiledModule:
             graphs.ptr,
         )
         if size is None:
-            self._compiled.known.setdefault(shape, {})[n_padded] = self._compile(inputs)
+            if len(self._compiled) >= _MOST_GRAPHS:
+                raise RuntimeError(f"batches have more than {_MOST_GRAPHS} shapes")
+            parameters, padded, *rest = inputs
+            # What TorchScript fuses after its first calls cannot be written down.
+            with torch.enable_grad(), torch.jit.optimized_execution(should_optimize=False):  # type: ignore[attr-defined]
+                # `make_fx` would count `self` of a method among the inputs.
+                write_down = make_fx(partial(self._energy_and_slope))
+                traced = write_down(parameters, padded.clone().requires_grad_(), *rest)
+            with torch.no_grad():
+                compiled = self._compiled.compiler(traced, list(inputs))
+            self._compiled.known.setdefault(shape, {})[n_padded] = compiled
         with torch.no_grad():
             energy, slope = self._compiled.known[shape][n_padded](*inputs)
         return energy, slope[:n_edges]
-
-    def _compile(self, inputs: tuple[Any, ...]) -> _Compiled:
-        """Write down every operation on inputs of these shapes, and compile the list."""
-        if len(self._compiled) >= _MOST_GRAPHS:
-            raise RuntimeError(f"batches have more than {_MOST_GRAPHS} shapes")
-        parameters, vectors, *rest = inputs
-        # What TorchScript fuses after its first calls cannot be written down.
-        with torch.enable_grad(), torch.jit.optimized_execution(should_optimize=False):  # type: ignore[attr-defined]
-            # `make_fx` would count `self` of a method among the inputs.
-            write_down = make_fx(partial(self._energy_and_slope))
-            traced = write_down(parameters, vectors.clone().requires_grad_(), *rest)
-        with torch.no_grad():
-            return self._compiled.compiler(traced, list(inputs))
 
     def _energy_and_slope(
         self,
