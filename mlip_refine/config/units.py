@@ -76,7 +76,15 @@ class Dimension:
             PydanticCustomError: The text is no quantity of this kind, or it is out of bounds.
         """
         if isinstance(value, str):
-            number = self._parse_text(value)
+            match = _QUANTITY.fullmatch(unicodedata.normalize("NFC", value).replace("−", "-"))
+            if match is None:
+                raise problem(self.describe())
+            unit = _plain_unit(match[2]) or self.unit
+            if unit not in self.units:
+                word = nearest(match[2], self.units)
+                expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {match[2]!r} is not one)"
+                raise problem(expected, f"Did you mean {word!r}?" if word else "")
+            number = float(match[1]) * self.units[unit] + (self.offsets or {}).get(unit, 0.0)
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise problem(self.describe())
         else:
@@ -105,17 +113,6 @@ class Dimension:
             if value >= self.units[unit] and self.parse(text) == value:
                 return text
         return f"{int(value) if value == int(value) else value!r} {self.unit}"
-
-    def _parse_text(self, text: str) -> float:
-        match = _QUANTITY.fullmatch(unicodedata.normalize("NFC", text).replace("−", "-"))
-        if match is None:
-            raise problem(self.describe())
-        number, unit = float(match[1]), _plain_unit(match[2]) or self.unit
-        if unit not in self.units:
-            word = nearest(match[2], self.units)
-            expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {match[2]!r} is not one)"
-            raise problem(expected, f"Did you mean {word!r}?" if word else "")
-        return number * self.units[unit] + (self.offsets or {}).get(unit, 0.0)
 
     def _serialize(self, value: float, info: SerializationInfo) -> float | str:
         context = info.context

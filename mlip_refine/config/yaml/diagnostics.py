@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, ValidationError
@@ -76,7 +76,9 @@ def keys_by_section(model: type[BaseModel], address: Address = ()) -> dict[str, 
     for name, field in model.model_fields.items():
         key = field.alias or name
         index.setdefault(key, []).append(dotted(address))
-        for inner in _models(field.annotation):
+        # Sections in the values of a dict are left out: those have free names.
+        inner = _plain(field.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
             for word, sections in keys_by_section(inner, (*address, key)).items():
                 index.setdefault(word, []).extend(sections)
     return index
@@ -109,7 +111,10 @@ class _Printer:
             return self._missing(address)
         if context.get("key"):
             address = (*address, context["key"])
-        fix = context.get("fix") or _did_you_mean_literal(self._model_type(address), self._value(address))
+        value, annotation, fix = self._value(address), self._model_type(address), context.get("fix")
+        if not fix and isinstance(value, str) and typing.get_origin(annotation) is typing.Literal:
+            word = nearest(value, [str(word) for word in typing.get_args(annotation)])
+            fix = f"Did you mean {word!r}?" if word else None
         return InputError(
             f"{self._name(address)} cannot be used" if address or self.label else "the config cannot be used",
             where=self.places.of_value(address),
@@ -121,23 +126,20 @@ class _Printer:
     def _unknown(self, address: Address) -> InputError:
         key, section = str(address[-1]), self._name(address[:-1])
         known = [*self._keys(address[:-1]), *(self.extra_keys if len(address) == 1 else ())]
+        homes = [home for home in self.elsewhere.get(key, ()) if home != section]
+        fix = None
+        if homes:
+            fix = f"{key!r} belongs to {' and '.join(_quoted_section(home) for home in homes)}."
+        elif word := nearest(key, known):
+            fix = f"Did you mean {word!r}?"
+        elif word := nearest(key, self.elsewhere):
+            fix = f"Did you mean {word!r} of {_quoted_section(self.elsewhere[word][0])}?"
         return InputError(
             f"unknown key {key!r} {_in_section(section)}",
             where=self.places.of_key(address),
             expected=f"one of: {', '.join(known)}" if known else None,
-            fix=self._right_word(key, section, known),
+            fix=fix,
         )
-
-    def _right_word(self, key: str, section: str, known: Sequence[str]) -> str | None:
-        homes = [home for home in self.elsewhere.get(key, ()) if home != section]
-        if homes:
-            listed = " and ".join(_quoted_section(home) for home in homes)
-            return f"{key!r} belongs to {listed}."
-        word = nearest(key, known)
-        if word:
-            return f"Did you mean {word!r}?"
-        word = nearest(key, self.elsewhere)
-        return f"Did you mean {word!r} of {_quoted_section(self.elsewhere[word][0])}?" if word else None
 
     def _missing(self, address: Address) -> InputError:
         key = str(address[-1])
@@ -171,24 +173,31 @@ class _Printer:
 
     def _model_type(self, address: Address) -> Any:
         """Return the annotation at an address; a section is given as its class."""
-        current: Any = self.model
+        current: Any = _plain(self.model)
         for step in address:
-            current = _step(_plain(current), step)
-        return _plain(current)
+            arguments = typing.get_args(current)
+            if isinstance(current, type) and issubclass(current, BaseModel):
+                fields = current.model_fields.items()
+                current = next((f.annotation for name, f in fields if step in (name, f.alias)), None)
+            elif typing.get_origin(current) is dict:
+                current = arguments[1]
+            else:
+                current = arguments[0] if arguments else None
+            current = _plain(current)
+        return current
 
     def _real(self, loc: Sequence[str | int]) -> Address:
         """Drop the steps that name a branch of a union or the key of a dict, not a value."""
         address: Address = ()
         for step in loc:
-            if step != "[key]" and self._has(address, step, last=len(address) == len(loc) - 1):
+            value = self._value(address)
+            if isinstance(value, Mapping):  # the last step may be a missing key
+                real = step in value or len(address) == len(loc) - 1
+            else:
+                real = isinstance(value, list | tuple) and isinstance(step, int)
+            if step != "[key]" and (real or self.data is None):
                 address = (*address, step)
         return address
-
-    def _has(self, address: Address, step: str | int, *, last: bool) -> bool:
-        value = self._value(address)
-        if isinstance(value, Mapping):
-            return step in value or last or self.data is None
-        return isinstance(step, int) if isinstance(value, list | tuple) else self.data is None
 
     def _value(self, address: Address) -> Any:
         value = self.data
@@ -236,16 +245,6 @@ def _expected(detail: ErrorDetails) -> str:
     )
 
 
-def _did_you_mean_literal(annotation: Any, value: Any) -> str:
-    words = (
-        [str(word) for word in typing.get_args(annotation)]
-        if typing.get_origin(annotation) is typing.Literal
-        else []
-    )
-    word = nearest(value, words) if isinstance(value, str) else None
-    return f"Did you mean {word!r}?" if word else ""
-
-
 def _in_section(section: str) -> str:
     return f"in section {section!r}" if section else "at the top level"
 
@@ -265,21 +264,3 @@ def _plain(annotation: Any) -> Any:
         rest = [part for part in typing.get_args(annotation) if part is not type(None)]
         return _plain(rest[0]) if len(rest) == 1 else annotation
     return annotation
-
-
-def _step(annotation: Any, step: str | int) -> Any:
-    """Return the annotation one step further in."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = annotation.model_fields.items()
-        return next((field.annotation for name, field in fields if step in (name, field.alias)), None)
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is dict:
-        return arguments[1]
-    return arguments[0] if arguments else None
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the sections that an annotation holds, dict values aside: those have free names."""
-    plain = _plain(annotation)
-    if isinstance(plain, type) and issubclass(plain, BaseModel):
-        yield plain

@@ -131,7 +131,9 @@ class _Reader:
         try:
             if isinstance(node, MappingNode):
                 return self._mapping(node, address)
-            return self._sequence(node, address)
+            for index, item in enumerate(node.value):
+                self.places.keys[(*address, index)] = self._place(item)
+            return [self.read(item, (*address, index)) for index, item in enumerate(node.value)]
         finally:
             self._open.pop()
 
@@ -143,7 +145,13 @@ class _Reader:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if key_node.tag == f"{_TAG}merge":
-                merged.update(self._merge(value_node, address))
+                # `<<: *anchor`, or a list of anchors of which the first wins.
+                value = self.read(value_node, address)
+                parts = value if isinstance(value, list) else [value]
+                if all(isinstance(part, dict) for part in parts):
+                    merged.update({k: item for part in reversed(parts) for k, item in part.items()})
+                else:
+                    self._report(value_node, "'<<' brings in something that is no section")
                 continue
             key = str(key_node.value) if isinstance(key_node, ScalarNode) else "?"
             if not isinstance(key_node, ScalarNode):
@@ -158,20 +166,6 @@ class _Reader:
             if not isinstance(value_node, ScalarNode):
                 self.places.values[inner] = self._place(key_node)
         return {**merged, **data}
-
-    def _sequence(self, node: Node, address: Address) -> list[Any]:
-        for index, item in enumerate(node.value):
-            self.places.keys[(*address, index)] = self._place(item)
-        return [self.read(item, (*address, index)) for index, item in enumerate(node.value)]
-
-    def _merge(self, node: Node, address: Address) -> dict[str, Any]:
-        """Return the keys that ``<<: *anchor`` brings in."""
-        value = self.read(node, address)
-        parts = value if isinstance(value, list) else [value]
-        if not all(isinstance(part, dict) for part in parts):
-            self._report(node, "'<<' brings in something that is no section")
-            return {}
-        return {key: item for part in reversed(parts) for key, item in part.items()}
 
     def _place(self, node: Node) -> str:
         return f"{self.label}:{node.start_mark.line + 1}"
@@ -225,30 +219,27 @@ def apply_overrides(tree: Tree, overrides: Sequence[Override]) -> None:
     if tree.data is None:
         tree.data = {}
     for override in overrides:
+        container: Any = tree.data
+        address: Address = ()
         try:
-            _apply(tree, override)
+            for step in override.address[:-1]:
+                position = _position(container, step, override)
+                address = (*address, position)
+                if isinstance(container, dict) and container.get(position) is None:
+                    container[position] = {}
+                    tree.places.mark(address, override.place)
+                container = container[position]
+            position = _position(container, override.address[-1], override)
         except InputError as error:
             tree.problems.append(error)
-
-
-def _apply(tree: Tree, override: Override) -> None:
-    container: Any = tree.data
-    walked: Address = ()
-    for step in override.address[:-1]:
-        position = _position(container, step, override)
-        walked = (*walked, position)
-        if isinstance(container, dict) and container.get(position) is None:
-            container[position] = {}
-            tree.places.mark(walked, override.place)
-        container = container[position]
-    position = _position(container, override.address[-1], override)
-    container[position] = override.value
-    # The new value has the override for its place; the places of what it replaces are dropped.
-    address = (*walked, position)
-    for known in (tree.places.keys, tree.places.values):
-        for old in [old for old in known if old[: len(address)] == address]:
-            del known[old]
-    tree.places.mark(address, override.place)
+            continue
+        container[position] = override.value
+        # The new value has the override for its place; the places of what it replaces are dropped.
+        address = (*address, position)
+        for known in (tree.places.keys, tree.places.values):
+            for old in [old for old in known if old[: len(address)] == address]:
+                del known[old]
+        tree.places.mark(address, override.place)
 
 
 def _position(container: Any, step: str | int, override: Override) -> Any:
