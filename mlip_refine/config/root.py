@@ -1,5 +1,6 @@
-"""The whole config: all sections of one YAML file, with the small ones ``potential`` and ``output``."""
+"""The whole config: all sections of one YAML file, the small ones among them, and its JSON schema."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -7,14 +8,13 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from mlip_refine.config.section import Section, Words, safe_word
 from mlip_refine.config.sections.elastic import Elastic
-from mlip_refine.config.sections.free_energy import FreeEnergy
 from mlip_refine.config.sections.md import MD
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
-from mlip_refine.config.sections.sampling import Sampling
+from mlip_refine.config.sections.sampling import FreeEnergy, Sampling
 from mlip_refine.config.sections.training import Evaluation, Replay, Training
 from mlip_refine.config.units import problem
-from mlip_refine.config.yaml.source_map import LocatedNode, Places
+from mlip_refine.config.yaml.source_map import LocatedNode, Places, loss_head_schema
 
 
 def _device(value: object) -> object:
@@ -150,3 +150,48 @@ class Config(Section):
     def __repr_args__(self) -> Any:
         """Show the fields, without the places."""
         return [(name, getattr(self, name)) for name in type(self).model_fields]
+
+
+def config_schema(loss_schemas: Mapping[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Assemble the JSON schema of the whole file, for editors and for people.
+
+    Args:
+        loss_schemas: JSON schema of the options of every loss type, by type.
+
+    Returns:
+        A JSON schema (draft 2020-12) whose ``losses`` accept exactly the given types.
+    """
+    schema = Config.model_json_schema(by_alias=True)
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    if not loss_schemas:
+        return schema
+    definitions, head = schema.setdefault("$defs", {}), loss_head_schema()["properties"]
+    branches = []
+    for kind, options in sorted(loss_schemas.items()):
+        # Definitions of the options move to the top of the schema, under names that begin with the type.
+        own = _renamed(options, f"{kind}.")
+        definitions |= {f"{kind}.{name}": inner for name, inner in own.pop("$defs", {}).items()}
+        named = {"type": {"const": kind, "description": "This loss."}}
+        branches.append(
+            {
+                **own,
+                "type": "object",
+                "properties": {**head, **own.get("properties", {}), **named},
+                "required": ["type", *(key for key in own.get("required", []) if key != "type")],
+                "additionalProperties": False,
+            }
+        )
+    schema["properties"]["losses"]["items"] = {"oneOf": branches}
+    return schema
+
+
+def _renamed(schema: Any, prefix: str) -> Any:
+    """Point references at the definitions' new names."""
+    if isinstance(schema, list):
+        return [_renamed(item, prefix) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value.replace("#/$defs/", f"#/$defs/{prefix}") if key == "$ref" else _renamed(value, prefix)
+        for key, value in schema.items()
+    }
