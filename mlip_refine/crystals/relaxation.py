@@ -98,7 +98,11 @@ def relax(potential: Potential, atoms: Atoms, rest: Rest) -> Atoms:
         curvatures = values.abs().clamp(min=_SOFTEST * float(values.abs().max()))
         step = -modes @ (modes.T @ slope / curvatures)
         step = step * (longest / step.abs().max()).clamp(max=1.0)
-        moved = _deformed(atoms, *rest.deformation(here, step))
+        displacements, strain = (x.cpu().numpy() for x in rest.deformation(here, step))
+        moved: Atoms = atoms.copy()
+        deformation = np.eye(3) + strain
+        moved.set_cell(np.array(atoms.cell) @ deformation.T, scale_atoms=False)
+        moved.positions = atoms.positions @ deformation.T + displacements
         if slope.abs().max() < AT_REST:
             return moved
         there = second_order(potential, potential.graphs.from_atoms(moved))
@@ -133,15 +137,6 @@ def response(potential: Potential, atoms: Atoms, rest: Rest) -> tuple[Tensor, Te
     gradient = torch.cat([first.gradient.positions.reshape(-1), strain])
     slope = rest.slope(SecondOrderEnergy(held.energy, gradient, held.hessian, held.volume))
     return rest.deformation(held, -torch.linalg.solve(rest.curvature(held), slope))
-
-
-def _deformed(atoms: Atoms, displacements: Tensor, strain: Tensor) -> Atoms:
-    """Return the crystal strained, and then displaced."""
-    moved: Atoms = atoms.copy()
-    deformation = np.eye(3) + strain.cpu().numpy()
-    moved.set_cell(np.array(atoms.cell) @ deformation.T, scale_atoms=False)
-    moved.positions = atoms.positions @ deformation.T + displacements.cpu().numpy()
-    return moved
 
 
 def _trace(crystal: SecondOrderEnergy) -> Tensor:

@@ -228,7 +228,17 @@ def quasi_harmonic(
     ordered = sorted(crystals, key=lambda one: one.phonon.primitive.volume)
     points = [n | 1 for n in mesh]
     for one in ordered:
-        _require_stable(one, points)
+        on_mesh = one.phonon.run_mesh(points)
+        q, mode = np.unravel_index(on_mesh.frequencies.argmin(), on_mesh.frequencies.shape)
+        lowest = float(on_mesh.frequencies[q, mode])
+        if lowest < -ZERO:  # a mode that is counted at some volumes only would bend F_vib(V)
+            per_atom = one.phonon.primitive.volume / len(one.phonon.primitive)
+            place = ", ".join(f"{x:.3g}" for x in on_mesh.qpoints[q])
+            raise StatisticsError(
+                f"the crystal under {one.pressure:g} GPa ({per_atom:.4g} Å³ per atom) is unstable: "
+                f"{-lowest:.3g}i THz at the wave vector ({place})",
+                needed="pressures under which all modes are real; F_vib has no meaning otherwise",
+            )
     # From zero to beyond the highest temperature: phonopy takes differences between neighbours.
     step = min(max(wanted[-1] / _STEPS, _FINEST), _COARSEST)
     grid: Floats = step * np.arange(np.ceil(wanted[-1] / step) + 3)
@@ -265,7 +275,10 @@ def quasi_harmonic(
 def _fitted(
     crystals: Sequence[CompressedCrystal], grid: Floats, mesh: Sequence[int], pressure: float
 ) -> QHAResult:
-    """Fit equations of state to the free energies at the temperatures of a grid."""
+    """Fit equations of state to the free energies at the temperatures of a grid.
+
+    Temperatures whose minimum is not between the volumes, or was not found by a fit, are refused.
+    """
     with warnings.catch_warnings():
         # They are about lattice constants, which are not used, and temperatures, which are checked below.
         warnings.simplefilter("ignore", UserWarning)
@@ -281,7 +294,21 @@ def _fitted(
         except RuntimeError as error:
             problem = f"no equation of state can be fitted to the free energies: {error}"
             raise StatisticsError(problem, needed="other pressures") from error
-    _require_inside(crystals, found, grid)
+    smallest, largest = float(found.volumes.min()), float(found.volumes.max())
+    # Where a fit fails phonopy leaves the temperature out, and one more after the last.
+    missing = sorted(set(grid[:-1].tolist()) - set(found.temperatures.tolist()))
+    known = list(zip(found.temperatures.tolist(), found.equilibrium_volumes.tolist(), strict=True))
+    outside = [(t, v) for t, v in known if not smallest <= v <= largest]
+    if missing or outside:
+        n = len(crystals[0].phonon.primitive)
+        temperature, volume = outside[0] if outside else (missing[0], float("nan"))
+        smaller, pressures = volume < smallest, [one.pressure for one in crystals]
+        extreme = max(pressures) if smaller else min(pressures)
+        raise StatisticsError(
+            f"the free energy has no minimum between the volumes {smallest / n:.4g} and {largest / n:.4g} Å³ "
+            f"per atom: found {volume / n:.4g} at {temperature:g} K",
+            needed=f"pressures {'above' if smaller else 'below'} {extreme:.4g} GPa, or lower temperatures",
+        )
     return found
 
 
@@ -299,42 +326,6 @@ def _lattice(
         if is_length:
             rates[name] = fit.deriv()(np.log(volume))
     return constants, rates
-
-
-def _require_stable(one: CompressedCrystal, mesh: Sequence[int]) -> None:
-    """Refuse a crystal with imaginary modes."""
-    found = one.phonon.run_mesh(list(mesh))
-    q, mode = np.unravel_index(found.frequencies.argmin(), found.frequencies.shape)
-    lowest = float(found.frequencies[q, mode])
-    if lowest < -ZERO:  # a mode that is counted at some volumes only would bend F_vib(V)
-        volume = one.phonon.primitive.volume / len(one.phonon.primitive)
-        point = ", ".join(f"{x:.3g}" for x in found.qpoints[q])
-        raise StatisticsError(
-            f"the crystal under {one.pressure:g} GPa ({volume:.4g} Å³ per atom) is unstable: "
-            f"{-lowest:.3g}i THz at the wave vector ({point})",
-            needed="pressures under which all modes are real; F_vib has no meaning otherwise",
-        )
-
-
-def _require_inside(crystals: Sequence[CompressedCrystal], found: QHAResult, grid: Floats) -> None:
-    """Refuse temperatures whose minimum is not between the volumes, or was not found by a fit."""
-    smallest, largest = float(found.volumes.min()), float(found.volumes.max())
-    n = len(crystals[0].phonon.primitive)
-    # Where a fit fails phonopy leaves the temperature out, and one more after the last.
-    missing = sorted(set(grid[:-1].tolist()) - set(found.temperatures.tolist()))
-    known = list(zip(found.temperatures.tolist(), found.equilibrium_volumes.tolist(), strict=True))
-    outside = [(t, v) for t, v in known if not smallest <= v <= largest]
-    if not missing and not outside:
-        return
-    smaller = bool(outside) and outside[0][1] < smallest
-    pressures = [one.pressure for one in crystals]
-    temperature, volume = outside[0] if outside else (missing[0], float("nan"))
-    extreme = max(pressures) if smaller else min(pressures)
-    raise StatisticsError(
-        f"the free energy has no minimum between the volumes {smallest / n:.4g} and {largest / n:.4g} Å³ per "
-        f"atom: found {volume / n:.4g} at {temperature:g} K",
-        needed=f"pressures {'above' if smaller else 'below'} {extreme:.4g} GPa, or lower temperatures",
-    )
 
 
 def _plain(value: Any) -> Any:

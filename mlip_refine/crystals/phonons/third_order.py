@@ -117,7 +117,10 @@ class PairSymmetry:
             images = self._images[:, pair]
             for image in images.unique():
                 operation = int((images == image).nonzero()[0])
-                constants[image] = self._turned(operation, pair, block)
+                rotation = self.symmetry.rotations[operation % self._order]
+                seen = block.transpose(1, 2) if operation >= self._order else block
+                turned = torch.einsum("ad,be,cf,kdef->kabc", rotation, rotation, rotation, seen)
+                constants[image, self._permutation(operation, pair)] = turned
         compact: Tensor = constants.unflatten(0, (n_prim, n_atoms))
         return compact
 
@@ -134,15 +137,6 @@ class PairSymmetry:
         square = torch.einsum("gnd,gne->de", directions, directions)
         block: Tensor = torch.linalg.solve(square, total.flatten(1)).view(3, 3, self.n_atoms, 3)
         return block.permute(2, 0, 1, 3)
-
-    def _turned(self, operation: int, pair: int, block: Tensor) -> Tensor:
-        """Return constants of the image of a pair `[N, 3, 3, 3]` from those of the pair."""
-        rotation = self.symmetry.rotations[operation % self._order]
-        seen = block.transpose(1, 2) if operation >= self._order else block
-        turned = torch.empty_like(block)
-        rotated = torch.einsum("ad,be,cf,kdef->kabc", rotation, rotation, rotation, seen)
-        turned[self._permutation(operation, pair)] = rotated
-        return turned
 
     def _keeping(self, pair: int) -> list[int]:
         """Return the operations that keep a pair."""
