@@ -91,41 +91,26 @@ def sample(
     if len(parts) < len(keys):
         dump = partial(store.dump, stage) if store else None
         dynamics = MolecularDynamics.prepare(potential, points, settings, seed, start, dump)
-        parts += _sample_segments(dynamics, length, parts, snapshot, stage, store, keys)
+        equilibration = dynamics.steps(length.equilibration) if length.equilibration > 0 else 0
+        total = equilibration + length.frames * dynamics.steps(settings.interval)
+        with progress(f"sampling {stage}", total) as tick:
+            if snapshot is None:
+                dynamics.advance(equilibration, tick)
+            else:
+                dynamics.restore(snapshot)
+            for i, n_frames in enumerate(length.segments()[len(parts) :], start=len(parts)):
+                part = dynamics.record(n_frames, tick)
+                known = {v for before in parts for t in before.values() for v in t.verdicts}
+                for verdict in (v for t in part.values() for v in t.verdicts if v not in known):
+                    console.print(f"{stage}: {verdict}", markup=False, soft_wrap=True)
+                if store:
+                    store.write(stage, i, part, dynamics.snapshot(), keys[i])
+                parts.append(part)
     result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
     for name, trajectory in result.items():
         if not bool(trajectory.kept.any()):
             raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
     return result
-
-
-def _sample_segments(
-    dynamics: MolecularDynamics,
-    length: Length,
-    done: list[dict[str, Trajectory]],
-    snapshot: dict[str, Tensor] | None,
-    stage: str,
-    store: FrameStore | None,
-    keys: Sequence[str],
-) -> list[dict[str, Trajectory]]:
-    """Sample the segments after those that are done, print new verdicts and store every segment."""
-    fresh: list[dict[str, Trajectory]] = []
-    equilibration = dynamics.steps(length.equilibration) if length.equilibration > 0 else 0
-    total = equilibration + length.frames * dynamics.steps(dynamics.settings.interval)
-    with progress(f"sampling {stage}", total) as tick:
-        if snapshot is None:
-            dynamics.advance(equilibration, tick)
-        else:
-            dynamics.restore(snapshot)
-        for i, n_frames in enumerate(length.segments()[len(done) :], start=len(done)):
-            part = dynamics.record(n_frames, tick)
-            known = {v for before in [*done, *fresh] for t in before.values() for v in t.verdicts}
-            for verdict in (v for t in part.values() for v in t.verdicts if v not in known):
-                console.print(f"{stage}: {verdict}", markup=False, soft_wrap=True)
-            if store:
-                store.write(stage, i, part, dynamics.snapshot(), keys[i])
-            fresh.append(part)
-    return fresh
 
 
 def _keys(

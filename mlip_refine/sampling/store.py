@@ -70,7 +70,14 @@ class FrameStore:
             for name, value in snapshot.items():
                 file.create_dataset(f"snapshot/{name}", data=value.cpu().numpy())
             for name, trajectory in frames.items():
-                _write_trajectory(file.create_group(f"points/{name}"), trajectory)
+                group = file.create_group(f"points/{name}")
+                for array in SERIES:
+                    group.create_dataset(array, data=getattr(trajectory, array).numpy(), compression="lzf")
+                for array in _MARKS:
+                    if getattr(trajectory, array) is not None:
+                        group.create_dataset(array, data=getattr(trajectory, array).numpy())
+                group.attrs["verdicts"] = json.dumps(trajectory.verdicts)
+                group.attrs["units"] = "Å, eV, eV/Å³ (tensile positive)"
 
     def read(
         self, stage: str, segment: int, points: Mapping[str, StatePoint], key: str | None
@@ -100,7 +107,13 @@ class FrameStore:
                 ):
                     return None
                 snapshot = {name: torch.from_numpy(np.asarray(d)) for name, d in file["snapshot"].items()}
-                frames = {name: _read_trajectory(file[f"points/{name}"], p) for name, p in points.items()}
+                frames = {}
+                for name, point in points.items():
+                    group = file[f"points/{name}"]
+                    arrays = (*SERIES, *(mark for mark in _MARKS if mark in group))
+                    values = {array: torch.from_numpy(np.asarray(group[array])) for array in arrays}
+                    verdicts = tuple(json.loads(group.attrs["verdicts"]))
+                    frames[name] = Trajectory(point=point, **values, verdicts=verdicts)
         except (OSError, KeyError, ValueError) as error:
             raise InputError(
                 "the file of frames cannot be read",
@@ -113,20 +126,3 @@ class FrameStore:
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _write_trajectory(group: h5py.Group, trajectory: Trajectory) -> None:
-    for name in SERIES:
-        group.create_dataset(name, data=getattr(trajectory, name).numpy(), compression="lzf")
-    for name in _MARKS:
-        if getattr(trajectory, name) is not None:
-            group.create_dataset(name, data=getattr(trajectory, name).numpy())
-    group.attrs["verdicts"] = json.dumps(trajectory.verdicts)
-    group.attrs["units"] = "Å, eV, eV/Å³ (tensile positive)"
-
-
-def _read_trajectory(group: h5py.Group, point: StatePoint) -> Trajectory:
-    series = {name: torch.from_numpy(np.asarray(group[name])) for name in SERIES}
-    verdicts = tuple(json.loads(group.attrs["verdicts"]))
-    marks = {name: torch.from_numpy(np.asarray(group[name])) for name in _MARKS if name in group}
-    return Trajectory(point=point, **series, **marks, verdicts=verdicts)

@@ -128,7 +128,16 @@ class MolecularDynamics:
                 self._step()
                 if tick:
                     tick(self.step)
-            frames.append(self._frame())
+            present = {
+                "positions": self.state.positions,
+                "cells": self.state.row_vector_cell,
+                "model_energy": self.forcefield.model_energy,
+                "bias_energy": self.forcefield.bias_energy,
+                "stress": self.forcefield.stress,
+                "kinetic_energy": self.integrator.kinetic(),
+            }
+            # Copies in any case: the dynamics goes on in place.
+            frames.append({k: v.detach().to("cpu", torch.float64, copy=True) for k, v in present.items()})
             kept[frame, self.monitor.idle(self.step)] = False
             steps.append(self.step)
         self.monitor.finish_segment(self.step)
@@ -143,19 +152,6 @@ class MolecularDynamics:
         self.integrator.step(self.step)
         self.step += 1
         self.monitor.after_step(self.step)
-
-    def _frame(self) -> dict[str, Tensor]:
-        """The present frame of all systems, float64, on the CPU."""
-        values = {
-            "positions": self.state.positions,
-            "cells": self.state.row_vector_cell,
-            "model_energy": self.forcefield.model_energy,
-            "bias_energy": self.forcefield.bias_energy,
-            "stress": self.forcefield.stress,
-            "kinetic_energy": self.integrator.kinetic(),
-        }
-        # A copy in any case: the dynamics goes on in place.
-        return {name: v.detach().to("cpu", torch.float64, copy=True) for name, v in values.items()}
 
     def _trajectories(
         self, frames: Sequence[Mapping[str, Tensor]], kept: Tensor, steps: Tensor

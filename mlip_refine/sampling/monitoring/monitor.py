@@ -180,7 +180,14 @@ class Monitor:
                 self._set_back(i, step, "it overheated", numerical=True)
             if bool(self._average.ready.any()):
                 self._check_phases(step)
-            self._remember(step)
+            # Once in an average, what passed moves the states to come back to forward.
+            passed = self._average.ready & (self._average.filled % PARTS == 0)
+            passed &= torch.tensor(self._suspicions) == 0
+            state, past = self.integrator.state, self._past
+            state.copy_systems(passed, past.newest, past.safe)
+            state.copy_systems(passed, state.dynamic(), past.newest)
+            past.safe_step[passed] = past.newest_step[passed]
+            past.newest_step[passed] = step
 
     def finish_segment(self, step: int) -> None:
         """Check the last steps of a segment, before its frames are used.
@@ -223,16 +230,6 @@ class Monitor:
             self._suspicions[i] = self._suspicions[i] + (1 if far else LASTING // 2) if reason else 0
             if reason and self._suspicions[i] >= LASTING:
                 self._set_back(i, step, reason, numerical=False)
-
-    def _remember(self, step: int) -> None:
-        """Once in an average, move the states to come back to forward."""
-        chosen = self._average.ready & (self._average.filled % PARTS == 0)
-        chosen &= torch.tensor(self._suspicions) == 0
-        state, past = self.integrator.state, self._past
-        state.copy_systems(chosen, past.newest, past.safe)
-        state.copy_systems(chosen, state.dynamic(), past.newest)
-        past.safe_step[chosen] = past.newest_step[chosen]
-        past.newest_step[chosen] = step
 
     def _set_back(self, system: int, step: int, reason: str, *, numerical: bool) -> None:
         """Go back to the safe state with new momenta and new noise, and discard the frames since then."""
