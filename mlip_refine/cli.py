@@ -1,5 +1,6 @@
 """The command line: the verbs of `mlip_refine.workflows`, with the same words as the Python API."""
 
+import inspect
 import os
 import sys
 import traceback
@@ -52,7 +53,48 @@ def _options(
     """Correct pretrained MACE potentials with experiments and free energies, and keep what they know."""
 
 
-def _command(workflow: Workflow[Any, Any]) -> Callable[..., None]:
+@contextmanager
+def _spoken(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Let a verb say as much as is asked for, about its errors too."""
+    if verbose:
+        warnings.simplefilter("default")
+    progress.console.quiet = quiet
+    try:
+        yield
+    except MlipRefineError:
+        if verbose:
+            traceback.print_exc()
+        raise
+
+
+def _function_of_command(command: Command) -> Callable[..., None]:
+    """Return the function of typer that runs a command: its own arguments, and those that all verbs have."""
+
+    def run(*, as_json: bool = False, quiet: bool = False, verbose: bool = False, **arguments: Any) -> None:
+        with _spoken(quiet=quiet, verbose=verbose):
+            result = command.function(**arguments)
+        if as_json:
+            print_json(result.data)
+        elif not quiet:
+            result.show(terminal())
+
+    own = inspect.signature(command.function, eval_str=True).parameters.values()
+    shared = (
+        {"quiet": Quiet, "verbose": Verbose}
+        if command.own_json
+        else {"as_json": AsJson, "quiet": Quiet, "verbose": Verbose}
+    )
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in shared.items()
+    ]
+    # Typer reads arguments from here.
+    run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in (*own, *added)}
+    return run
+
+
+def _function_of_workflow(workflow: Workflow[Any, Any]) -> Callable[..., None]:
     """Return the function of typer that runs a workflow."""
 
     def run(
@@ -65,20 +107,13 @@ def _command(workflow: Workflow[Any, Any]) -> Callable[..., None]:
         quiet: Quiet = False,
         verbose: Verbose = False,
     ) -> None:
-        if verbose:
-            warnings.simplefilter("default")
-        progress.console.quiet = quiet
-        try:
+        with _spoken(quiet=quiet, verbose=verbose):
             trusted = ["potential.trust_pickle=true"] if trust_pickle else []
             settings = load_config(config, [*(overrides or []), *trusted])
             workflow.check_config(settings)
             with _standard_error_closed(unless=verbose):
                 workflow.load()
             result = workflow(settings, resume=resume, console=None if quiet else terminal(stderr=as_json))
-        except MlipRefineError:
-            if verbose:
-                traceback.print_exc()
-            raise
         if as_json:
             print_json(result.to_json())
 
@@ -106,7 +141,7 @@ def _application() -> typer.Typer:
     application = typer.Typer(name="mlip-refine", no_args_is_help=True, pretty_exceptions_enable=False)
     application.callback()(_options)
     for verb in verbs():
-        function = verb.function if isinstance(verb, Command) else _command(verb)
+        function = _function_of_command(verb) if isinstance(verb, Command) else _function_of_workflow(verb)
         epilog = escape(f"Example: {verb.example}")
         application.command(verb.name, help=verb.help, epilog=epilog)(function)
     return application

@@ -6,13 +6,17 @@ import sys
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer.testing
 
 from mlip_refine import cli
 from mlip_refine.config import Config
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses.registry import loss_types
+from mlip_refine.workflows import verbs
+from mlip_refine.workflows.base import Command, CommandResult
 
 
 @pytest.fixture
@@ -235,6 +239,48 @@ def test_quiet_prints_nothing_and_verbose_shows_where_an_error_came_from(run, tm
     assert "mlip-refine: " in message
     assert "the run folder exists" in message
     assert "Traceback" not in run("md", path)[2]
+
+
+def _add(*, first: int = 1, second: Annotated[int, typer.Option(help="A number.")] = 1) -> CommandResult:
+    if second < 0:
+        raise InputError("a number below zero")
+    return CommandResult({"sum": first + second}, lambda console: console.print(f"it is {first + second}"))
+
+
+def test_a_new_command_has_the_options_of_every_verb(monkeypatch, capsys):
+    """A function that only returns its result: `--json`, `--quiet` and `--verbose` are there."""
+    command = Command(name="add", help="Add.", example="mlip-refine add", function=_add)
+    monkeypatch.setattr(cli, "verbs", lambda: [command, *verbs()])
+    application = typer.testing.CliRunner()
+
+    def call(*arguments: str) -> str:
+        done = application.invoke(cli._application(), ["add", "--second", "4", *arguments])
+        assert done.exit_code == 0
+        return done.stdout
+
+    assert call("--first", "2") == "it is 6\n"
+    assert json.loads(call("--json")) == {"sum": 5}
+    assert call("-q") == ""
+    assert all(word in call("--help") for word in ("--first", "--second", "--json", "--quiet", "--verbose"))
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=lambda verb: verb.name)
+def test_every_verb_has_the_options_of_every_verb(run, verb):
+    code, printed, _ = run(verb.name, "--help")
+    assert code == 0
+    assert all(word in printed for word in ("--json", "--quiet", "-q", "--verbose", "-v"))
+
+
+def test_commands_print_json_or_nothing_and_show_where_an_error_came_from(run):
+    _, printed, _ = run("losses", "replay", "--json")
+    assert set(json.loads(printed)) == {"replay"}
+    _, printed, _ = run("losses", "--json")
+    assert set(json.loads(printed)) == set(loss_types())
+    assert json.loads(run("guide", "losses", "--json")[1])["text"].startswith("# Losses\n")
+    assert run("schema", "--json") == run("schema")
+    assert run("losses", "-q") == (0, "", "")
+    assert "Traceback" in run("guide", "reweigting", "-v")[2]
+    assert "Traceback" not in run("guide", "reweigting")[2]
 
 
 def test_version_and_examples(run):

@@ -155,20 +155,35 @@ class Workflow[P: Prepared, R: Result]:
 
 
 @dataclass(frozen=True)
+class CommandResult:
+    """What a command has found out.
+
+    Attributes:
+        data: Plain data, as `--json` prints it.
+        show: `(Console) -> None`: prints it for people; not called with `--json` or `--quiet`.
+    """
+
+    data: Any
+    show: Callable[[Console], None]
+
+
+@dataclass(frozen=True)
 class Command:
-    """A verb without a run folder.
+    """A verb without a run folder; the command line adds `--json`, `--quiet` and `--verbose`.
 
     Attributes:
         name: Name on the command line.
         help: What it does, in one line.
         example: A call, shown by `--help`.
-        function: What typer runs: its annotated arguments are those of the command line.
+        function: What the command does; its annotated arguments, as for typer, are those of the command line.
+        own_json: Whether the function has a `--json` of its own.
     """
 
     name: str
     help: str
     example: str
-    function: Callable[..., None]
+    function: Callable[..., CommandResult]
+    own_json: bool = False
 
 
 def execute[P: Prepared, R: Result](

@@ -9,6 +9,7 @@ from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markdown import Markdown
 
 from mlip_refine.config import config_schema
@@ -16,41 +17,49 @@ from mlip_refine.config.yaml.source_map import loss_head_schema
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.losses.ensemble.observable_options import ObservableOptions
 from mlip_refine.losses.registry import LossType, loss_types
-from mlip_refine.workflows.base import Command, print_json, terminal
+from mlip_refine.workflows.base import Command, CommandResult, print_json
 
 
-def print_schema() -> None:
-    """Print the JSON schema of a config, for editors that complete and check YAML files."""
+def config_keys() -> CommandResult:
+    """Return the JSON schema of a config, for editors that complete and check YAML files."""
     schemas = {name: loss.options.model_json_schema(by_alias=True) for name, loss in loss_types().items()}
-    print_json(config_schema(schemas))
+    whole = config_schema(schemas)
+    return CommandResult(whole, lambda _: print_json(whole))
 
 
-def print_losses(
+def list_losses(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One loss, with the types of its options.")
+        str | None, typer.Argument(metavar="NAME", help="One loss, with the types of its options.")
     ] = None,
-) -> None:
+) -> CommandResult:
     """List every type of loss and its options, with their units and defaults, or explain one.
 
     Raises:
         InputError: There is no such loss.
     """
-    console, known = terminal(), loss_types()
-    if name is not None:
-        if name not in known:
-            word = nearest(name, known)
-            raise InputError(
-                f"unknown loss {name!r}",
-                expected=f"one of {', '.join(sorted(known))}",
-                fix=f"Did you mean {word!r}?" if word else None,
-            )
-        console.print(describe_loss(name, known[name]), markup=False, soft_wrap=True)
-        return
-    for each, loss in sorted(known.items()):
-        console.print(f"[bold]{each}[/bold]: {loss.description}")
-        for field, info in loss.options.model_fields.items():
-            default = "required" if info.is_required() else f"default {info.default}"
-            console.print(f"  {info.alias or field}: {info.description} ({default})", markup=False)
+    known = loss_types()
+    if name is not None and name not in known:
+        word = nearest(name, known)
+        raise InputError(
+            f"unknown loss {name!r}",
+            expected=f"one of {', '.join(sorted(known))}",
+            fix=f"Did you mean {word!r}?" if word else None,
+        )
+    chosen = sorted(known) if name is None else [name]
+
+    def show(console: Console) -> None:
+        if name is not None:
+            console.print(describe_loss(name, known[name]), markup=False, soft_wrap=True)
+            return
+        for each in chosen:
+            console.print(f"[bold]{each}[/bold]: {known[each].description}")
+            for field, info in known[each].options.model_fields.items():
+                default = "required" if info.is_required() else f"default {info.default}"
+                console.print(f"  {info.alias or field}: {info.description} ({default})", markup=False)
+
+    return CommandResult(
+        {each: known[each].options.model_json_schema(by_alias=True) for each in chosen}, show
+    )
 
 
 def describe_loss(name: str, loss: LossType) -> str:
@@ -116,12 +125,12 @@ def _indented(text: str) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")
 
 
-def print_guide(
+def open_guide(
     page: Annotated[
-        str, typer.Argument(metavar="[PAGE]", help="Name of a page; without one, the list.")
+        str, typer.Argument(metavar="PAGE", help="Name of a page; without one, the list.")
     ] = "index",
-) -> None:
-    """Print a page of the guide: formatted in a terminal, as Markdown elsewhere.
+) -> CommandResult:
+    """Find a page of the guide; it is shown formatted in a terminal, as Markdown elsewhere.
 
     Raises:
         InputError: There is no such page.
@@ -135,27 +144,31 @@ def print_guide(
             fix=f"Did you mean {word!r}?" if word else None,
         )
     text = pages[page].read_text(encoding="utf-8")
-    if sys.stdout.isatty():
-        terminal().print(Markdown(text))
-    else:
-        sys.stdout.write(text)
+
+    def show(console: Console) -> None:
+        if sys.stdout.isatty():
+            console.print(Markdown(text))
+        else:
+            sys.stdout.write(text)
+
+    return CommandResult({"page": page, "text": text}, show)
 
 
 schema = Command(
     name="schema",
     help="Print the JSON schema of a config.",
     example="mlip-refine schema > config.schema.json",
-    function=print_schema,
+    function=config_keys,
 )
 losses = Command(
     name="losses",
     help="List the losses and their options, or explain one.",
     example="mlip-refine losses pressure",
-    function=print_losses,
+    function=list_losses,
 )
 guide = Command(
     name="guide",
     help="Show the guide: a page per verb, loss family and concept.",
     example="mlip-refine guide reweighting",
-    function=print_guide,
+    function=open_guide,
 )

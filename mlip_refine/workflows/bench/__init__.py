@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from mlip_refine.config import load_config
 from mlip_refine.files import write_json
-from mlip_refine.workflows.base import Command, TrustPickle, print_json, terminal
+from mlip_refine.workflows.base import Command, CommandResult, TrustPickle, print_json, terminal
 
 
 def run_bench(  # noqa: PLR0913 - the options of a command
@@ -28,7 +29,7 @@ def run_bench(  # noqa: PLR0913 - the options of a command
     quick: Annotated[bool, typer.Option("--quick", help="Half a minute, larger errors.")] = False,
     medium: Annotated[bool, typer.Option("--medium", help="On a CPU too: a large model.")] = False,
     trust_pickle: TrustPickle = False,
-) -> None:
+) -> CommandResult:
     """Time the engine and the streamed gradient on this machine, beside the bare model and ASE."""
     trusted = ["potential.trust_pickle=true"] if trust_pickle else []
     settings = None if config is None else load_config(config, trusted)
@@ -47,14 +48,19 @@ def run_bench(  # noqa: PLR0913 - the options of a command
         medium=medium,
         trust_pickle=trust_pickle,
     )
+    data = result.as_json()
     to_stdout = json_file is not None and str(json_file) == "-"
-    console = terminal(stderr=to_stdout)
-    print_bench(console, result)
     if to_stdout:
-        print_json(result.as_json())
+        print_json(data)
     elif json_file is not None:
-        write_json(json_file, result.as_json())
-        console.print(f"written to {json_file}")
+        write_json(json_file, data)
+
+    def show(console: Console) -> None:
+        print_bench(terminal(stderr=True) if to_stdout else console, result)
+        if json_file is not None and not to_stdout:
+            console.print(f"written to {json_file}")
+
+    return CommandResult(data, show)
 
 
 def _words(text: str) -> list[str]:
@@ -66,4 +72,5 @@ command = Command(
     help="Time the engine and the streamed gradient on this machine, beside the bare model and ASE.",
     example="mlip-refine bench --quick --sizes 4x54 --json bench.json",
     function=run_bench,
+    own_json=True,
 )
