@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.quantities import Measured
-from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult, ThermalElasticPoint
+from mlip_refine.report.tables import number
+from mlip_refine.workflows.elastic.records import ElasticResult, ThermalElasticPoint
 
 AXES = ("xx", "yy", "zz", "yz", "xz", "xy")
 
@@ -43,7 +44,20 @@ def print_elastic(console: Console, result: ElasticResult) -> None:
         console.print(heading, markup=False, soft_wrap=True)
         console.print(table)
     console.print()
-    console.print(_moduli_table(result.points))
+    table = _plain_table()
+    for title in ("moduli", "average"):
+        table.add_column(title, overflow="fold")
+    for title in ("K\nGPa", "G\nGPa", "E\nGPa", "ν"):
+        table.add_column(title, justify="right")
+    table.add_column("stable")
+    for point in result.points:
+        # The name and the stability stand beside the first average only.
+        ends = point.name, "yes" if point.stable else "no"
+        for average, moduli in point.moduli.items():
+            k, g, e = (f"{value:.1f}" for value in (moduli.bulk_GPa, moduli.shear_GPa, moduli.young_GPa))
+            table.add_row(ends[0], average, k, g, e, f"{moduli.poisson:.3f}", ends[1])
+            ends = "", ""
+    console.print(table)
     for point in result.points:
         notes = []
         if point.stability_GPa[0] <= 0:
@@ -62,53 +76,29 @@ def print_thermal_elastic(console: Console, points: Sequence[ThermalElasticPoint
     """Print a table for every phase and method: C, below it B with its moduli, and measured values."""
     for phase, kind, method in dict.fromkeys((p.phase, p.kind, p.method) for p in points):
         mine = [p for p in points if (p.phase, p.kind, p.method) == (phase, kind, method)]
-        console.print(_thermal_table(f"{phase}: {kind} constants, GPa, by {method}", mine))
+        columns = list(dict.fromkeys(c for p in mine for c in (*p.constants, *p.moduli)))
+        table = _plain_table(f"{phase}: {kind} constants, GPa, by {method}")
+        for heading in ("T, K", "", *columns, "P"):
+            table.add_column(heading, justify="right", overflow="fold")
+        for p in mine:
+            temperature = f"{p.temperature_K:g}"
+            if p.refused or p.pressure is None:
+                table.add_row(temperature, "refused")
+                continue
+            c, b = p.constants, {**p.stress_strain, **p.moduli}
+            table.add_row(temperature, "C", *_cells(c, columns), number(p.pressure))
+            table.add_row("", "B", *_cells(b, columns))
+            if p.targets:
+                wanted = [f"{p.targets[name].value:.4g}" if name in p.targets else "" for name in columns]
+                table.add_row("", "measured", *wanted, style="dim")
+        console.print(table)
     for p in points:
         if p.refused:
             console.print(f"{p.name}, {p.method}: {p.refused}", markup=False, soft_wrap=True)
 
 
-def _moduli_table(points: Sequence[ElasticPoint]) -> Table:
-    table = _plain_table()
-    for title in ("moduli", "average"):
-        table.add_column(title, overflow="fold")
-    for title in ("K\nGPa", "G\nGPa", "E\nGPa", "ν"):
-        table.add_column(title, justify="right")
-    table.add_column("stable")
-    for point in points:
-        for average, moduli in point.moduli.items():
-            first = average == next(iter(point.moduli))
-            k, g, e = (f"{value:.1f}" for value in (moduli.bulk_GPa, moduli.shear_GPa, moduli.young_GPa))
-            stable = "" if not first else "yes" if point.stable else "no"
-            name = point.name if first else ""
-            table.add_row(name, average, k, g, e, f"{moduli.poisson:.3f}", stable)
-    return table
-
-
-def _thermal_table(title: str, points: Sequence[ThermalElasticPoint]) -> Table:
-    columns = list(dict.fromkeys(c for p in points for c in (*p.constants, *p.moduli)))
-
-    def cells(values: Mapping[str, Measured]) -> list[str]:
-        return [_number(values[c]) if c in values else "" for c in columns]
-
-    table = _plain_table(title)
-    for heading in ("T, K", "", *columns, "P"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for p in points:
-        temperature = f"{p.temperature_K:g}"
-        if p.refused or p.pressure is None:
-            table.add_row(temperature, "refused")
-            continue
-        table.add_row(temperature, "C", *cells(p.constants), _number(p.pressure))
-        table.add_row("", "B", *cells({**p.stress_strain, **p.moduli}))
-        if p.targets:
-            wanted = [f"{p.targets[c].value:.4g}" if c in p.targets else "" for c in columns]
-            table.add_row("", "measured", *wanted, style="dim")
-    return table
-
-
-def _number(measured: Measured) -> str:
-    return str(measured).removesuffix(measured.unit).strip()
+def _cells(values: Mapping[str, Measured], columns: Sequence[str]) -> list[str]:
+    return [number(values[name]) if name in values else "" for name in columns]
 
 
 def _plain_table(title: str | None = None) -> Table:

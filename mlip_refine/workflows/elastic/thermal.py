@@ -16,7 +16,7 @@ from mlip_refine.errors import StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.base import UNSTRAINED
 from mlip_refine.losses.elastic.targets import constants_of, lattice_of
-from mlip_refine.observables.base import Observable, Probe, average, measure, sample_of, values_of
+from mlip_refine.observables.base import Observable, average, measure, sample_of, values_of
 from mlip_refine.observables.cell import Pressure, Stress
 from mlip_refine.observables.elasticity import (
     Deformation,
@@ -231,8 +231,19 @@ def _point(
 def _by_fluctuation(
     potential: Potential, settings: ThermalSettings, symmetry: Symmetry, run: Trajectory
 ) -> dict[str, Any]:
-    """Return constants, moduli, pressure and the strain to rest from the fluctuations of one cell."""
-    sampled = sample_of(run, {"born": _born(potential, settings, run)})
+    """Return constants, moduli, pressure and the strain to rest from the fluctuations of one cell.
+
+    Raises:
+        StatisticsError: The Born term is known on too few frames.
+    """
+    every, minimum = settings.born_every, settings.min_effective_frames
+    positions, cells = run.positions[run.kept][::every], run.cells[run.kept][::every]
+    what = f"the Born term of {run.point.name}, of one frame in {every},"
+    require_effective(len(positions), minimum, what, have_length=run.n_kept, unit="frames")
+    # Neighbours are found for the frames with a Born term alone.
+    structures = potential.graphs.frames(positions, cells, run.point.atoms.numbers)
+    born = further_probes(potential, structures, {"born": 1})["born"]
+    sampled = sample_of(run, {"born": with_gaps(values_of(born), run.n_kept, every)})
     adiabatic = settings.adiabatic
 
     def values(observable: Observable) -> dict[str, Measured]:
@@ -247,23 +258,6 @@ def _by_fluctuation(
         "pressure": values(Pressure())["pressure"],
         "rest_strain": values(RestStrain(symmetry)),
     }
-
-
-def _born(potential: Potential, settings: ThermalSettings, run: Trajectory) -> Tensor | Probe:
-    """Return the Born term of every so many frames.
-
-    Raises:
-        StatisticsError: It is known on too few frames.
-    """
-    every = settings.born_every
-    positions, numbers = run.positions[run.kept][::every], run.point.atoms.numbers
-    what = f"the Born term of {run.point.name}, of one frame in {every},"
-    minimum = settings.min_effective_frames
-    require_effective(len(positions), minimum, what, have_length=run.n_kept, unit="frames")
-    # Neighbours are found for these frames alone.
-    structures = potential.graphs.frames(positions, run.cells[run.kept][::every], numbers)
-    born = further_probes(potential, structures, {"born": 1})["born"]
-    return with_gaps(values_of(born), run.n_kept, every)
 
 
 def of_strained_cells(deformation: Deformation, runs: Sequence[Trajectory]) -> dict[str, Any]:
