@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -150,7 +149,35 @@ def draw_parity(path: Path, materials: Mapping[str, Json], quantities: Mapping[s
     figure = _figure(4.0 * columns, 3.9 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, name in zip(panels, shown, strict=False):
-        _parity(axes, materials[name], quantities[name])
+        data, label = materials[name], quantities[name]
+        reference = np.array(data["reference"], dtype=float)
+        lowest = float(np.nanmin(reference))
+        styles = zip(data["models"].items(), COLOURS, cycle(_MARKERS), strict=False)
+        for (title, values), colour, marker in styles:
+            model = np.array(values, dtype=float)
+            if len(model) != len(reference):
+                raise InputError(
+                    f"{title} has not a value for every material: {label}",
+                    found=len(model),
+                    expected=str(len(reference)),
+                )
+            known = np.isfinite(model) & np.isfinite(reference)
+            error = np.abs(model - reference)[known].mean() if known.any() else math.nan
+            axes.plot(
+                reference,
+                model,
+                marker,
+                color=colour,
+                markersize=3.5,
+                alpha=0.6,
+                markeredgewidth=0,
+                label=f"{title}, mean error {error:.3g} ({known.sum()})",
+            )
+        axes.axline((lowest, lowest), slope=1.0, color=GREY, linewidth=0.8, zorder=0)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(f"{label}: reference")
+        axes.set_ylabel("model")
+        axes.legend(**_ABOVE)
     for axes in list(panels)[len(shown) :]:
         axes.remove()
     return save_figure(figure, path)
@@ -211,34 +238,3 @@ def _styles(*, reference: bool = True) -> list[dict[str, Any]]:
     first = [{"color": "#999999", "linewidth": 2.6, "linestyle": "-", "zorder": 1}] if reference else []
     pairs = zip(COLOURS, cycle(DASHES), strict=False)
     return first + [{"color": c, "linewidth": 1.2, "linestyle": d, "zorder": 2} for c, d in pairs]
-
-
-def _parity(axes: Axes, data: Json, label: str) -> None:
-    """Draw one panel of `draw_parity`."""
-    reference = np.array(data["reference"], dtype=float)
-    ends = [float(np.nanmin(reference)), float(np.nanmax(reference))]
-    for (name, values), colour, marker in zip(data["models"].items(), COLOURS, cycle(_MARKERS), strict=False):
-        model = np.array(values, dtype=float)
-        if len(model) != len(reference):
-            raise InputError(
-                f"{name} has not a value for every material: {label}",
-                found=len(model),
-                expected=str(len(reference)),
-            )
-        known = np.isfinite(model) & np.isfinite(reference)
-        error = np.abs(model - reference)[known].mean() if known.any() else math.nan
-        axes.plot(
-            reference,
-            model,
-            marker,
-            color=colour,
-            markersize=3.5,
-            alpha=0.6,
-            markeredgewidth=0,
-            label=f"{name}, mean error {error:.3g} ({known.sum()})",
-        )
-    axes.axline((ends[0], ends[0]), slope=1.0, color=GREY, linewidth=0.8, zorder=0)
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xlabel(f"{label}: reference")
-    axes.set_ylabel("model")
-    axes.legend(**_ABOVE)

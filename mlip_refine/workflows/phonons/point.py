@@ -1,7 +1,7 @@
 """Phonons of one crystal, beside its reference, and further properties that the config asks for."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,6 @@ FAILURES = (MlipRefineError, ValueError, RuntimeError)
 MODEL, REFERENCE = "model", "reference"
 """Names of band structures in results and figures."""
 
-_HELD = "the cell is held (cell_freedom: fixed)"
-
 
 def reason(error: Exception) -> str:
     """Return the message of an error."""
@@ -80,9 +78,7 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
         with written(store.path(task, ".phonopy.yaml")) as path, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # phonopy warns of a dataset without displacements
             phonon.save(path, settings={"force_constants": True})
-    found, refused, lasting = _attempted(
-        _further(potential, task, store, rested, constants, phonon, reference)
-    )
+    found, refused, lasting = further_properties(potential, task, store, rested, constants, phonon, reference)
     structures, modes = found.pop("bands", None), found.pop("gruneisen", None)
     errors = {} if structures is None else structures.get("errors", {})
     primitive = rested.primitive
@@ -101,7 +97,7 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
         method_difference=difference,
         band_error_THz=errors.get("mean_THz"),
         gruneisen=None if modes is None else modes.as_json([section.temperature]),
-        refused=_refused(task, section) | refused,
+        refused=refused,
         **found,
     )
     modes_json = None if modes is None else modes.modes_as_json()
@@ -109,7 +105,7 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
     return point
 
 
-def _further(
+def further_properties(
     potential: Potential,
     task: Task,
     store: Store,
@@ -117,32 +113,46 @@ def _further(
     constants: Tensor,
     phonon: Phonopy,
     reference: Phonopy | None,
-) -> dict[str, Callable[[], Any]]:
-    """Return what the config asks for beyond harmonic phonons, as functions that compute it."""
-    section = store.section
-    wanted: dict[str, Callable[[], Any]] = {}
-    if section.bands:
-        wanted["bands"] = partial(band_structures, task.crystal, phonon, reference)
-    if task.rest is not None and task.rest.freedom == "cell":
-        if section.gruneisen:
-            wanted["gruneisen"] = partial(gruneisen_parameters, potential, rested, phonon, section)
-        if section.quasi_harmonic is not None:
-            wanted["quasi_harmonic"] = partial(expansion, potential, rested, section, section.quasi_harmonic)
-    if section.conductivity is not None:
-        files = [store.path(task, f".{order}.hdf5") for order in ("fc2", "fc3")] if section.export else []
-        settings = section.conductivity
-        wanted["conductivity"] = partial(conductivity, potential, rested, constants, settings, files)
-    return wanted
+) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """Compute what the config asks for beyond harmonic phonons; what fails is left out with the reason.
 
-
-def _attempted(wanted: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str], bool]:
-    """Compute further properties.
+    Args:
+        potential: Potential in float64.
+        task: The crystal before relaxation.
+        store: Store of files beside the point.
+        rested: The crystal at rest.
+        constants: Compact force constants of the crystal at rest, eV/Å².
+        phonon: Phonons of the crystal at rest, with frequencies on a mesh.
+        reference: Phonons by the reference, likewise; None without one.
 
     Returns:
-        The properties, the reasons why others failed, and whether these would fail again.
+        Properties by the names of their keys in the section `phonons`; reasons why others are missing, also
+        the reference; and whether these reasons would be the same in a further run.
     """
-    found: dict[str, Any] = {}
+    section = store.section
+    wanted: dict[str, Callable[[], Any]] = {}
     refused: dict[str, str] = {}
+    if task.reference is not None and task.reference.force_constants is None:
+        refused["reference"] = "the calculation has displacements, but no force constants"
+    if section.bands:
+        wanted["bands"] = partial(band_structures, task.crystal, phonon, reference)
+    # Both compare the volume at rest with others.
+    of_volumes: dict[str, Callable[[], Any]] = {}
+    if section.gruneisen:
+        of_volumes["gruneisen"] = partial(gruneisen_parameters, potential, rested, phonon, section)
+    if section.quasi_harmonic is not None:
+        settings = section.quasi_harmonic
+        of_volumes["quasi_harmonic"] = partial(expansion, potential, rested, section, settings)
+    if task.rest is not None and task.rest.freedom == "cell":
+        wanted |= of_volumes
+    elif task.rest is not None:
+        refused |= dict.fromkeys(of_volumes, "the cell is held (cell_freedom: fixed)")
+    if section.conductivity is not None:
+        files = [store.path(task, f".{order}.hdf5") for order in ("fc2", "fc3")] if section.export else []
+        wanted["conductivity"] = partial(
+            conductivity, potential, rested, constants, section.conductivity, files
+        )
+    found: dict[str, Any] = {}
     lasting = True
     for name, compute in wanted.items():
         try:
@@ -151,17 +161,6 @@ def _attempted(wanted: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any],
             refused[name] = reason(error)
             lasting = lasting and not isinstance(error, OutOfMemoryError)
     return found, refused, lasting
-
-
-def _refused(task: Task, section: Phonons) -> dict[str, str]:
-    """Return why a crystal cannot have what the config asks for, whatever the model is."""
-    refused = {}
-    if task.reference is not None and task.reference.force_constants is None:
-        refused["reference"] = "the calculation has displacements, but no force constants"
-    if task.rest is not None and task.rest.freedom == "atoms":
-        asked = {"gruneisen": section.gruneisen, "quasi_harmonic": section.quasi_harmonic is not None}
-        refused |= {name: _HELD for name, is_wanted in asked.items() if is_wanted}
-    return refused
 
 
 def band_structures(crystal: HarmonicCrystal, phonon: Phonopy, reference: Phonopy | None) -> dict[str, Any]:

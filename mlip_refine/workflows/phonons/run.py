@@ -1,6 +1,5 @@
 """Phonons of the crystals of a config, beside reference calculations."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ase.data import chemical_symbols
@@ -60,8 +59,26 @@ def prepare(config: Config) -> Prepared:
     if section.conductivity is not None:
         require_phono3py()
     potential = load_potential(config).frozen_copy("float64")
-    tasks = _of_known_elements(section, potential, tasks, left_out)
-    return Prepared(config.name, section, potential, tasks, left_out, baseline)
+
+    def symbols(numbers: set[int]) -> str:
+        return ", ".join(chemical_symbols[z] for z in sorted(numbers))
+
+    # Materials with elements that the model does not know are left out where that is allowed; phases never.
+    known = set(potential.graphs.atomic_numbers)
+    unknown = {task.title: symbols({*task.crystal.supercell.numbers.tolist()} - known) for task in tasks}
+    strange = [task for task in tasks if unknown[task.title]]
+    kept = [task for task in tasks if not unknown[task.title]]
+    possible = kept and all(task.reference is not None for task in strange)
+    if strange and not (possible and section.skip_refused):
+        elements = {task.name: unknown[task.title] for task in strange}
+        raise InputError(
+            f"the model does not know every element of {len(elements)} crystals",
+            found="; ".join(f"{name}: {names}" for name, names in elements.items()),
+            expected=symbols(known),
+            fix="phonons.skip_refused leaves such materials out." if possible else None,
+        )
+    left_out |= {task.title: f"the model does not know {unknown[task.title]}" for task in strange}
+    return Prepared(config.name, section, potential, kept, left_out, baseline)
 
 
 def run(prepared: Prepared, run: Run) -> PhononResult:
@@ -92,28 +109,3 @@ def run(prepared: Prepared, run: Run) -> PhononResult:
     if prepared.baseline is None:
         return result
     return replace(result, baseline=compared_with(prepared.baseline, result))
-
-
-def _of_known_elements(
-    section: Phonons, potential: Potential, tasks: Sequence[Task], left_out: dict[str, str]
-) -> list[Task]:
-    """Return the tasks of which the model knows every element; others are left out, or refused together."""
-
-    def symbols(numbers: set[int]) -> str:
-        return ", ".join(chemical_symbols[z] for z in sorted(numbers))
-
-    known = set(potential.graphs.atomic_numbers)
-    unknown = {task.title: symbols({*task.crystal.supercell.numbers.tolist()} - known) for task in tasks}
-    kept = [task for task in tasks if not unknown[task.title]]
-    strange = {task.name: unknown[task.title] for task in tasks if unknown[task.title]}
-    of_phases = any(task.reference is None for task in tasks if unknown[task.title])
-    may_skip = section.skip_refused and not of_phases
-    if strange and not (may_skip and kept):
-        raise InputError(
-            f"the model does not know every element of {len(strange)} crystals",
-            found="; ".join(f"{name}: {elements}" for name, elements in strange.items()),
-            expected=symbols(known),
-            fix="phonons.skip_refused leaves such materials out." if kept and not of_phases else None,
-        )
-    left_out |= {title: f"the model does not know {names}" for title, names in unknown.items() if names}
-    return kept

@@ -24,25 +24,6 @@ def print_phonons(console: Console, result: PhononResult) -> None:
         result: Result of the run.
     """
     console.print()
-    console.print(_properties_table(result))
-    for cell in result.cells:
-        console.print()
-        console.print(_errors_table(result, cell))
-    lines = [line for point in result.points for line in _notes(point)]
-    lines += [f"left out {name}: {reason}" for name, reason in result.left_out.items()]
-    mesh = " x ".join(map(str, result.mesh))
-    lines.append(
-        f"per primitive cell; {result.temperature_K:g} K, mesh {mesh}; in parentheses: minus the reference"
-    )
-    for line in (*lines, f"results  {result.folder}"):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-
-
-def _properties_table(result: PhononResult) -> Table:
     table = _table()
     table.add_column("crystal", overflow="fold")
     table.add_column("cell")
@@ -64,7 +45,22 @@ def _properties_table(result: PhononResult) -> Table:
             "-" if error is None else f"{error:.2f}",
             f"{100 * point.properties['imaginary']:.2g}",
         )
-    return table
+    console.print(table)
+    for cell in result.cells:
+        console.print()
+        console.print(_errors_table(result, cell))
+    lines = [line for point in result.points for line in _notes(point)]
+    lines += [f"left out {name}: {reason}" for name, reason in result.left_out.items()]
+    mesh = " x ".join(map(str, result.mesh))
+    lines.append(
+        f"per primitive cell; {result.temperature_K:g} K, mesh {mesh}; in parentheses: minus the reference"
+    )
+    for line in (*lines, f"results  {result.folder}"):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
 
 
 def _errors_table(result: PhononResult, cell: str) -> Table:

@@ -11,9 +11,11 @@ from mlip_refine.config import Config, config_from_dict
 from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.data.phonons.collections import read_phonon_set
 from mlip_refine.errors import InputError, OutOfMemoryError
+from mlip_refine.workflows.phonons import point
 from mlip_refine.workflows.phonons import tasks as workflow
-from mlip_refine.workflows.phonons.point import _attempted, _refused
-from mlip_refine.workflows.phonons.tasks import phonon_tasks
+from mlip_refine.workflows.phonons.point import further_properties
+from mlip_refine.workflows.phonons.store import Store
+from mlip_refine.workflows.phonons.tasks import Task, phonon_tasks
 
 SNO2 = Path(__file__).parents[2] / "data" / "phonons" / "SnO2"
 INDIUM = '2\nLattice="3.25 0 0 0 3.25 0 0 0 4.95" pbc="T T T"\nIn 0 0 0\nIn 1.625 1.625 2.475\n'
@@ -86,27 +88,34 @@ def test_a_tetragonal_phase_keeps_its_point_group(tmp_path):
     assert len(task.crystal.supercell) == 6**3
 
 
-def test_what_a_crystal_cannot_have_is_told_beside_what_fails(mixed):
+def test_what_a_crystal_cannot_have_is_told_beside_what_fails(mixed, monkeypatch):
+    def further(task: Task, config: Config) -> tuple[dict[str, Any], dict[str, str], bool]:
+        store = Store(mixed, "hash", config.phonons)
+        return further_properties(None, task, store, task.crystal, None, None, None)
+
     held = {"prototype": "hcp", "element": "Ti", "n_atoms": 2, "a": 2.93, "cell_freedom": "fixed"}
-    config = _config({"hcp": held}, gruneisen=True, quasi_harmonic={}, supercell=5.0)
+    config = _config({"hcp": held}, gruneisen=True, quasi_harmonic={}, supercell=5.0, bands=False)
     (task,), _ = phonon_tasks(config)
     assert task.rest == Rest("atoms")
-    assert _refused(task, config.phonons) == dict.fromkeys(
-        ("gruneisen", "quasi_harmonic"), "the cell is held (cell_freedom: fixed)"
-    )
-    (task, _), _ = phonon_tasks(_config(data=str(mixed), materials="SnO2", cell=["reference", "relaxed"]))
-    assert _refused(task, config.phonons) == {}
+    refused = dict.fromkeys(("gruneisen", "quasi_harmonic"), "the cell is held (cell_freedom: fixed)")
+    assert further(task, config) == ({}, refused, True)
+    both = _config(data=str(mixed), materials="SnO2", cell=["reference", "relaxed"])
+    (task, _), _ = phonon_tasks(both)
+    assert further(task, config) == ({}, {}, True)
     without = replace(task, reference=replace(task.reference, force_constants=None))
-    assert "no force constants" in _refused(without, config.phonons)["reference"]
+    assert "no force constants" in further(without, config)[1]["reference"]
 
-    def less_symmetric() -> None:
+    def less_symmetric(*_: object) -> None:
         raise InputError("the cell has less symmetry than the atoms in it")
 
-    found, refused, lasting = _attempted({"bands": less_symmetric, "conductivity": lambda: 1})
-    assert (found, list(refused), lasting) == ({"conductivity": 1}, ["bands"], True)
-
-    def too_large():
+    def too_large(*_: object) -> None:
         raise OutOfMemoryError("out of memory in the hessian of a single system")
 
-    found, refused, lasting = _attempted({"bands": less_symmetric, "conductivity": too_large})
+    config = _config(data=str(mixed), materials="SnO2", conductivity={})
+    monkeypatch.setattr(point, "band_structures", less_symmetric)
+    monkeypatch.setattr(point, "conductivity", lambda *_: 1)
+    found, refused, lasting = further(task, config)
+    assert (found, list(refused), lasting) == ({"conductivity": 1}, ["bands"], True)
+    monkeypatch.setattr(point, "conductivity", too_large)
+    found, refused, lasting = further(task, config)
     assert (found, list(refused), lasting) == ({}, ["bands", "conductivity"], False)
