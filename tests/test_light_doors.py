@@ -25,6 +25,8 @@ sys.stderr.write("\\n" + json.dumps({"code": code, "modules": modules}))
 
 CONFIG = {"name": "x", "potential": {"model": "titanium-compact"}}
 PHASES = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65}}
+BCC = {"bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16}}
+MELT = {"melt": PHASES["hcp"] | {"identity": "liquid"}}
 
 
 def _probe(*arguments: str) -> tuple[int, str, str, set[str]]:
@@ -67,7 +69,18 @@ def test_what_computes_nothing_imports_nothing_heavy(arguments: tuple[str, ...])
         ("md", {}, "no section md"),
         ("md", {"md": {"temperature": 300, "phases": ["hpc"]}}, "names the phase 'hpc'"),
         ("elastic", {"elastic": {"presure": 1}}, "unknown key 'presure'"),
+        ("elastic", {"elastic": {"phases": "hpc"}}, "Did you mean 'hcp'"),
+        ("elastic", {"phases": {}}, "the config has no phases"),
+        ("elastic", {"phases": MELT}, "is a liquid: it has no elastic constants"),
+        (
+            "elastic",
+            {"phases": PHASES | BCC, "elastic": {"temperature": 300, "table": "titanium-hcp-elastic"}},
+            "belongs to one phase",
+        ),
         ("phonons", {"phonons": {"mesh": 3}}, "mesh"),
+        ("phonons", {"phonons": {"phases": ["hcp", "bbc"]}}, "names the phase 'bbc'"),
+        ("phonons", {"phases": {}}, "no phases, no data"),
+        ("phonons", {"phases": MELT}, "is a liquid: it has no phonons"),
     ],
 )
 def test_a_refused_config_imports_nothing_heavy(

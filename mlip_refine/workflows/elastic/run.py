@@ -12,14 +12,13 @@ from mlip_refine.crystals.elasticity import StaticElasticity, static_elasticity
 from mlip_refine.crystals.moduli import hill_average, reuss_average, voigt_average
 from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.crystals.tensors import rotate, stability
-from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore
 from mlip_refine.workflows.base import FRAMES, Run
-from mlip_refine.workflows.checks import require_phase
+from mlip_refine.workflows.elastic import chosen_phases
 from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult, PolycrystalModuli
 from mlip_refine.workflows.elastic.thermal import ThermalSettings, thermal_elasticity, thermal_settings
 from mlip_refine.workflows.from_config import crystal, load_potential
@@ -67,32 +66,15 @@ def prepare(config: Config) -> Prepared:
     Raises:
         InputError: For bad input.
     """
-    section = config.elastic
-    names = list(config.phases) if section.phases is None else section.phases
-    if not names:
-        raise InputError("there is nothing to do: the config has no phases", where=config.where("elastic"))
+    section, names = config.elastic, chosen_phases(config)
     tasks: list[Task] = []
-    for number, name in enumerate(names):
-        require_phase(config, name, "elastic", config.where("elastic", "phases", number))
-        phase = config.phases[name]
-        if phase.identity == "liquid":
-            raise InputError(
-                f"the phase {name!r} is a liquid: it has no elastic constants",
-                where=config.where("phases", name, "identity"),
-                fix="Name the crystals in elastic.phases.",
-            )
+    for name in names:
         atoms = crystal(config, name)
-        if section.relax == "atoms" or (section.relax is None and phase.cell_freedom == "fixed"):
+        held = config.phases[name].cell_freedom == "fixed"
+        if section.relax == "atoms" or (section.relax is None and held):
             tasks.append(Task(name, name, atoms, Rest("atoms")))
         else:
             tasks += [Task(f"{name}-{p:g}GPa", name, atoms, Rest("cell", p)) for p in section.pressure]
-    if section.table is not None and len(names) > 1:
-        raise InputError(
-            "a table of measurements belongs to one phase",
-            where=config.where("elastic", "table"),
-            found=f"{section.table} for {', '.join(names)}",
-            fix="Name the phase in elastic.phases, and run once for each.",
-        )
     potential = load_potential(config).frozen_copy("float64")
     for task in tasks:
         potential.graphs.species(task.atoms.numbers)
@@ -112,7 +94,10 @@ def run(prepared: Prepared, run: Run) -> ElasticResult:
     with progress("elastic constants", len(prepared.tasks)) as tick:
         for task in prepared.tasks:
             found = static_elasticity(potential, task.atoms, task.rest, symmetrise=prepared.symmetrise)
-            atoms = _in_standard_axes(task.name, found)
+            atoms = found.atoms.copy()
+            turn = found.symmetry.to_standard.numpy()
+            atoms.set_cell(np.array(atoms.cell) @ turn.T, scale_atoms=True)
+            atoms.info["name"] = task.name
             points.append(_point(task, found, atoms))
             crystals.append(atoms)
             tick(len(points))
@@ -173,12 +158,3 @@ def _point(task: Task, found: StaticElasticity, standard: Atoms) -> ElasticPoint
         softest_eV_per_A2=found.softest,
         asymmetry_GPa=found.asymmetry / GPA,
     )
-
-
-def _in_standard_axes(name: str, found: StaticElasticity) -> Atoms:
-    """Return the crystal at rest in the axes of its tensors."""
-    turn = found.symmetry.to_standard.numpy()
-    atoms: Atoms = found.atoms.copy()
-    atoms.set_cell(np.array(atoms.cell) @ turn.T, scale_atoms=True)
-    atoms.info["name"] = name
-    return atoms

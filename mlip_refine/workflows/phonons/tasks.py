@@ -1,8 +1,6 @@
 """The crystals of `mlip-refine phonons`: phases of the config, and materials that have a reference."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Never
 
 from mlip_refine.config import Config
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
@@ -11,8 +9,8 @@ from mlip_refine.crystals.symmetry import primitive_cell, supercell_matrix
 from mlip_refine.data.phonons.collections import calculation_names, read_phonon_set, second_order
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.workflows.checks import require_phase
 from mlip_refine.workflows.from_config import crystal
+from mlip_refine.workflows.phonons import chosen_phases
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,17 @@ def phonon_tasks(config: Config) -> tuple[list[Task], dict[str, str]]:
     Raises:
         InputError: A phase or material is unknown, of two kinds at once, or cannot be read; or there is none.
     """
-    left_out: dict[str, str] = {}
-    tasks = [*_phases(config), *_materials(config, left_out)]
+    section, left_out = config.phonons, dict[str, str]()
+    tasks = []
+    for name in chosen_phases(config):
+        primitive = primitive_cell(crystal(config, name))
+        harmonic = HarmonicCrystal.of_cell(primitive, supercell_matrix(primitive, section.supercell))
+        held = config.phases[name].cell_freedom == "fixed"
+        tasks.append(Task(name, "relaxed", harmonic, Rest("atoms" if held else "cell")))
+    for name, reference in _references(config, left_out).items():
+        for cell in section.cell:
+            rest = Rest("cell") if cell == "relaxed" else None
+            tasks.append(Task(name, cell, HarmonicCrystal.of_reference(reference), rest, reference))
     if not tasks:
         found = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise InputError(
@@ -61,41 +68,11 @@ def phonon_tasks(config: Config) -> tuple[list[Task], dict[str, str]]:
     return tasks, left_out
 
 
-def _phases(config: Config) -> Iterator[Task]:
-    """Yield phases in supercells of their primitive cells."""
-    section = config.phonons
-    names = section.phases
-    if names is None:
-        names = () if section.data else tuple(config.phases)
-    for number, name in enumerate(names):
-        require_phase(config, name, "phonons", config.where("phonons", "phases", number))
-        if config.phases[name].identity == "liquid":
-            raise InputError(
-                f"the phase {name!r} is a liquid: it has no phonons",
-                where=config.where("phases", name, "identity"),
-                fix="Name the crystals in phonons.phases.",
-            )
-        cell = primitive_cell(crystal(config, name))
-        harmonic = HarmonicCrystal.of_cell(cell, supercell_matrix(cell, section.supercell))
-        held = config.phases[name].cell_freedom == "fixed"
-        yield Task(name, "relaxed", harmonic, Rest("atoms" if held else "cell"))
-
-
-def _materials(config: Config, left_out: dict[str, str]) -> Iterator[Task]:
-    """Yield materials that have a reference, in all kinds of cells."""
-    section = config.phonons
-    known = _references(config, left_out)
-    for name in section.materials or known:
-        if name in left_out:
-            continue
-        reference = known.get(name) or _missing(config, name)
-        for cell in section.cell:
-            rest = Rest("cell") if cell == "relaxed" else None
-            yield Task(name, cell, HarmonicCrystal.of_reference(reference), rest, reference)
-
-
 def _references(config: Config, left_out: dict[str, str]) -> dict[str, PhononReference]:
-    """Return the references that the config asks for, by name."""
+    """Return the references that the config asks for by name, in the order in which it names them.
+
+    Materials that cannot be read are added to `left_out` where the config allows that.
+    """
     section = config.phonons
 
     def leave_out(name: str, error: InputError) -> None:
@@ -115,22 +92,21 @@ def _references(config: Config, left_out: dict[str, str]) -> dict[str, PhononRef
             if reference.name in known:
                 raise InputError("a material comes twice", where=str(path), found=reference.name)
             known[reference.name] = reference
-    return known
-
-
-def _missing(config: Config, name: str) -> Never:
-    """Refuse a name that is not in the data, or not in the chosen part of it."""
-    section, where = config.phonons, config.where("phonons", "materials")
-    names = [n for path in section.data or () for n in calculation_names(config.resolve(path))]
-    if name in names:
+    wanted = [name for name in section.materials or known if name not in left_out]
+    missing = next((name for name in wanted if name not in known), None)
+    if missing is None:
+        return {name: known[name] for name in wanted}
+    where = config.where("phonons", "materials")
+    names = [name for path in section.data or () for name in calculation_names(config.resolve(path))]
+    if missing in names:
         raise InputError(
-            f"the material {name!r} is not in the part of the data that is asked for",
+            f"the material {missing!r} is not in the part of the data that is asked for",
             where=where,
             found=f"split {section.split}, lowest_frequency {section.lowest_frequency}",
         )
-    word = nearest(name, names)
+    word = nearest(missing, names)
     raise InputError(
-        f"the data has no material {name!r}",
+        f"the data has no material {missing!r}",
         where=where,
         expected=f"one of {len(names)} names",
         fix=f"Did you mean {word!r}?" if word else None,
