@@ -1,7 +1,6 @@
 """The file of a free-energy difference: `free-energy` writes it, and losses read it as `initial:`."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -86,9 +85,15 @@ class FreeEnergyResult(Record):
         known = data.get("format") if isinstance(data, dict) else None
         if known not in (FORMAT, FORMAT_1):
             raise InputError("this is not a free-energy file", where=str(path), expected=f"format: {FORMAT}")
-        return validated(
-            cls, _from_format_1(data) if known == FORMAT_1 else data, str(path), "free-energy file"
-        )
+        if known == FORMAT_1:
+            # Units stood in the names of measured numbers, and their errors beside them.
+            data["format"] = FORMAT
+            for entry, name in ((data, "delta_g"), (data.get("from"), "gibbs"), (data.get("to"), "gibbs")):
+                keys = f"{name}_mev_per_atom", f"{name}_se"
+                if isinstance(entry, dict) and all(key in entry for key in keys):
+                    value, se = (entry.pop(key) for key in keys)
+                    entry[name] = {"value": value, "se": se, "unit": "meV/atom"}
+        return validated(cls, data, str(path), "free-energy file")
 
 
 @dataclass(frozen=True)
@@ -110,20 +115,3 @@ class FreeEnergies:
     def files(self) -> dict[str, Any]:
         """Return the JSON files of the run folder by name."""
         return {f"initial-{name}.json": result.as_json() for name, result in self.results.items()}
-
-
-def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a file that has units in the names of measured numbers, and errors as `_se`."""
-
-    def converted(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-        value, error = f"{name}_mev_per_atom", f"{name}_se"
-        rest = {key: x for key, x in entry.items() if key not in (value, error)}
-        if value not in entry or error not in entry:
-            return rest
-        return rest | {name: {"value": entry[value], "se": entry[error], "unit": "meV/atom"}}
-
-    found = converted(data, "delta_g") | {"format": FORMAT}
-    for end in ("from", "to"):
-        if isinstance(data.get(end), dict):
-            found[end] = converted(data[end], "gibbs")
-    return found
