@@ -1,28 +1,26 @@
 """`mlip-refine finetune`: evaluate a potential, correct it, and evaluate it again."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlip_refine.config import Config, Training
-from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError
 from mlip_refine.losses import (
     BatchLoss,
     EnsembleSource,
     FreeEnergyDifference,
     Loss,
-    LossSpec,
     loss_specs,
 )
 from mlip_refine.potential import Potential
 from mlip_refine.potential.energy_shift import Compositions, shift_energies
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.training.ensembles.sampler import EnsembleSampler
-from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors
+from mlip_refine.training.replay_batches import held_out_errors
 from mlip_refine.training.schedule import make_schedule
 from mlip_refine.training.trainer import Trainer
 from mlip_refine.workflows.base import Run
@@ -130,7 +128,14 @@ def prepare(config: Config) -> Prepared:
         InputError: For bad input.
     """
     specs = loss_specs(config.losses)
-    _require_squares(config, specs)
+    others = [spec.name for spec in specs if not spec.type.loss_class.squares]
+    if config.training.optimiser == "gauss_newton" and others:
+        raise InputError(
+            f"loss {others[0]!r} is no mean of squared deviations from targets",
+            where=config.where("training", "optimiser"),
+            found="gauss_newton",
+            expected="adam",
+        )
     potential = load_potential(config)
     if not potential.trainable_parameters():
         where = config.where("potential", "freeze") or config.where("potential")
@@ -145,7 +150,13 @@ def prepare(config: Config) -> Prepared:
         )
     make_schedule(config.training, losses, buffer, config.where("training", "schedule"))
     if config.training.energy_shift != "none":
-        _require_shift(potential, buffer, points.values(), config.where("training", "energy_shift"))
+        where = config.where("training", "energy_shift")
+        if buffer is None:
+            problem = "training.energy_shift needs labelled frames, but the config has no section replay"
+            raise InputError(problem, where=where)
+        elements = {int(number) for point in points.values() for number in point.atoms.numbers}
+        structures = [frame.structure for frame in buffer.frames]
+        Compositions.of(potential, structures).require(elements, where)
     given = {}
     for loss in losses:
         if isinstance(loss, FreeEnergyDifference):
@@ -215,37 +226,6 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         wall_time_s=trainer.earlier + time.monotonic() - started,
     )
     return FinetuneResult(run.folder, model, safetensors, summary, potential)
-
-
-def _require_squares(config: Config, specs: Sequence[LossSpec]) -> None:
-    """Refuse losses that the optimiser cannot linearise."""
-    others = [spec.name for spec in specs if not spec.type.loss_class.squares]
-    if config.training.optimiser == "gauss_newton" and others:
-        raise InputError(
-            f"loss {others[0]!r} is no mean of squared deviations from targets",
-            where=config.where("training", "optimiser"),
-            found="gauss_newton",
-            expected="adam",
-        )
-
-
-def _require_shift(
-    potential: Potential,
-    buffer: ReplayBuffer[LabelledFrame] | None,
-    points: Iterable[StatePoint],
-    where: str | None,
-) -> None:
-    """Refuse a shift of atomic energies that the training frames do not determine.
-
-    Raises:
-        InputError: If there are no frames, or they do not determine the energies of all elements.
-    """
-    if buffer is None:
-        problem = "training.energy_shift needs labelled frames, but the config has no section replay"
-        raise InputError(problem, where=where)
-    elements = {int(number) for point in points for number in point.atoms.numbers}
-    structures = [frame.structure for frame in buffer.frames]
-    Compositions.of(potential, structures).require(elements, where)
 
 
 def anchored(prepared: Prepared, run: Run) -> Prepared:

@@ -90,24 +90,22 @@ class StepPrinter:
             self._headings, self._since_header = [], 0
         # Under a schedule, updates of different losses take turns: each kind has its header once.
         if heading not in self._headings:
-            self._header(blocks, list(report.n_eff))
+            if report.n_eff:
+                sources = ", ".join(f"{i} {name}" for i, name in enumerate(report.n_eff, 1))
+                self._print(f"N_eff/N of {sources}", "dim")
+            for i, row in enumerate(self._rows(blocks)):
+                for line in zip(*(block.lines()[:3] for block in row), strict=True):
+                    self._print(((INDENT if i else "") + "  ".join(line)).rstrip(), "bold")
             self._headings.append(heading)
         self._since_header += 1
-        rows = [[block.lines()[3] for block in row] for row in self._rows(blocks)]
-        lines = [(INDENT if i else "") + "  ".join(row) for i, row in enumerate(rows)]
+        values = [[block.lines()[3] for block in row] for row in self._rows(blocks)]
+        lines = [(INDENT if i else "") + "  ".join(row) for i, row in enumerate(values)]
         if report.resampled:
             tail = "resampled " + ", ".join(report.resampled)
             fits = self._fits(len(lines[-1]) + 2 + len(tail))
             lines = [*lines[:-1], f"{lines[-1]}  {tail}"] if fits else [*lines, INDENT + tail]
         for line in lines:
             self._print(line)
-
-    def _header(self, blocks: list[Block], sources: list[str]) -> None:
-        if sources:
-            self._print("N_eff/N of " + ", ".join(f"{i} {name}" for i, name in enumerate(sources, 1)), "dim")
-        for i, row in enumerate(self._rows(blocks)):
-            for line in zip(*(block.lines()[:3] for block in row), strict=True):
-                self._print(((INDENT if i else "") + "  ".join(line)).rstrip(), "bold")
 
     def _rows(self, blocks: list[Block]) -> list[list[Block]]:
         """Return the blocks of each line of the terminal."""
@@ -145,7 +143,17 @@ def _blocks(report: "StepReport | Update") -> list[Block]:
     total = losses.pop("total", float("nan"))
     blocks = [Block("", (StepColumn("step", "", 4, str(report.step)), _loss("total", total)))]
     for name, measured in report.diagnostics.items():
-        columns = _measured_columns(measured)
+        if "delta_g" in measured:
+            delta_g, title = measured["delta_g"], "T*" if "temperature" in measured else "T*-T"
+            columns = [
+                StepColumn("ΔG", delta_g.unit, 9, number(delta_g)),
+                StepColumn(title, "K", 9, number(implied_temperature(measured))),
+            ]
+        else:
+            columns = [
+                StepColumn(key, value.unit, max(9, len(key), len(value.unit)), number(value))
+                for key, value in measured.items()
+            ]
         loss = losses.pop(name, None)
         if loss is not None:
             # A loss with many targets is the mean of their squared deviations in σ.
@@ -160,20 +168,6 @@ def _blocks(report: "StepReport | Update") -> list[Block]:
         sizes = (StepColumn(str(i), "%", 3, f"{100 * x:.0f}") for i, x in enumerate(report.n_eff.values(), 1))
         blocks.append(Block("N_eff/N", tuple(sizes)))
     return blocks
-
-
-def _measured_columns(measured: Mapping[str, Measured]) -> list[StepColumn]:
-    """Return ΔG and T* of a loss that has them; else whatever it measured."""
-    if "delta_g" in measured:
-        delta_g, title = measured["delta_g"], "T*" if "temperature" in measured else "T*-T"
-        return [
-            StepColumn("ΔG", delta_g.unit, 9, number(delta_g)),
-            StepColumn(title, "K", 9, number(implied_temperature(measured))),
-        ]
-    return [
-        StepColumn(name, value.unit, max(9, len(name), len(value.unit)), number(value))
-        for name, value in measured.items()
-    ]
 
 
 def _loss(title: str, value: float) -> StepColumn:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mlip_refine.quantities import Measured
 from mlip_refine.report.tables import number
-from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRecord, Summary, read_summary
+from mlip_refine.workflows.finetune.records import Course, Deviation, Summary, read_summary
 
 MOST_ROWS = 6
 """Most quantities of a loss that are all shown."""
@@ -20,8 +20,6 @@ WORST = 3
 
 if TYPE_CHECKING:
     from mlip_refine.workflows.finetune.run import FinetuneResult
-
-type Row = tuple[str, str, str, str]
 
 
 def print_summary(console: Console, folder: Path) -> None:
@@ -50,43 +48,49 @@ def _print(console: Console, summary: Summary, folder: Path) -> None:
     table.add_column(summary.name, overflow="fold")
     for title in ("before", "after", "change"):
         table.add_column(title, justify="right", overflow="fold")
-    for title, rows in _sections(summary):
-        table.add_row(title, "", "", "", style="bold")
-        for label, *values in rows:
-            table.add_row(f"  {label}", *values)
-    console.print()
-    console.print(table)
-    for line in _lines_below(summary, folder):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _sections(summary: Summary) -> Iterator[tuple[str, Iterator[Row]]]:
     for t in summary.transitions:
         # ΔG_after is ΔG_before plus an independent change, so the change has the smaller error.
         se = max(t.after.se**2 - t.before.se**2, 0.0) ** 0.5
         change = Measured(t.after.value - t.before.value, se, t.after.unit)
-        target = f"ΔG, meV/atom (target {t.target.value:g})"
+        target = f"  ΔG, meV/atom (target {t.target.value:g})"
         temperatures = (number(t.transition_before), number(t.transition_after))
-        rows: list[Row] = [
-            (f"{t.state}, N = {t.n_atoms}", "", "", ""),
-            (target, number(t.before), number(t.after), number(change)),
-            ("transition temperature, K", *temperatures, ""),
-        ]
-        yield t.name, iter(rows)
-    for loss, courses in _without_transitions(summary).items():
-        yield f"{loss}, as trained", _course_rows(courses, summary.deviations.get(loss))
+        table.add_row(t.name, style="bold")
+        table.add_row(f"  {t.state}, N = {t.n_atoms}")
+        table.add_row(target, number(t.before), number(t.after), number(change))
+        table.add_row("  transition temperature, K", *temperatures)
+    known = {t.name for t in summary.transitions}
+    as_trained = {loss: courses for loss, courses in summary.measured.items() if loss not in known}
+    for loss, courses in as_trained.items():
+        table.add_row(f"{loss}, as trained", style="bold")
+        for label, *values in _course_rows(courses, summary.deviations.get(loss)):
+            table.add_row(f"  {label}", *values)
     before, after = summary.replay.before, summary.replay.after
     if before is not None and after is not None:
-        yield f"held-out frames ({before.n_frames})", _error_rows(before, after)
+        table.add_row(f"held-out frames ({before.n_frames})", style="bold")
+        for name in ("energy", "forces", "stress"):
+            old, new = getattr(before, name), getattr(after, name)
+            if old is not None and new is not None:
+                share = f"{100 * (new.value / old.value - 1):+.1f} %" if old.value > 0 else ""
+                table.add_row(f"  {name} MAE, {old.unit}", f"{old.value:.3g}", f"{new.value:.3g}", share)
+    console.print()
+    console.print(table)
+
+    lines = [f"note, {t.name}: {note}" for t in summary.transitions for note in t.notes]
+    if as_trained:
+        lines.append("as trained: values in the first and the last update of a loss, not sampled afresh")
+    minutes, seconds = divmod(round(summary.wall_time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h" if hours else "", f"{minutes} min" if hours or minutes else "", f"{seconds} s"]
+    lines += [
+        f"updates    {summary.steps}, {'every target met' if summary.converged else 'all steps used'}",
+        f"wall time  {' '.join(part for part in parts if part)}",
+        f"model      {folder / f'{summary.name}.model'}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _without_transitions(summary: Summary) -> dict[str, Mapping[str, Course]]:
-    """Return what losses measured that are no transitions."""
-    known = {t.name for t in summary.transitions}
-    return {loss: courses for loss, courses in summary.measured.items() if loss not in known}
-
-
-def _course_rows(courses: Mapping[str, Course], deviation: Deviation | None) -> Iterator[Row]:
+def _course_rows(courses: Mapping[str, Course], deviation: Deviation | None) -> Iterator[tuple[str, ...]]:
     """Return a row per quantity; for many, the r.m.s. of their deviations and the worst of them."""
     shown = list(courses)
     if len(courses) > MOST_ROWS:
@@ -102,25 +106,3 @@ def _course_rows(courses: Mapping[str, Course], deviation: Deviation | None) -> 
         yield f"{label}{target}", number(course.first), number(course.last), change
     if len(courses) > MOST_ROWS:
         yield f"{len(courses) - WORST} others are in summary.json", "", "", ""
-
-
-def _error_rows(before: HeldOutRecord, after: HeldOutRecord) -> Iterator[Row]:
-    for name in ("energy", "forces", "stress"):
-        old, new = getattr(before, name), getattr(after, name)
-        if old is not None and new is not None:
-            change = f"{100 * (new.value / old.value - 1):+.1f} %" if old.value > 0 else ""
-            yield f"{name} MAE, {old.unit}", f"{old.value:.3g}", f"{new.value:.3g}", change
-
-
-def _lines_below(summary: Summary, folder: Path) -> Iterator[str]:
-    for transition in summary.transitions:
-        for note in transition.notes:
-            yield f"note, {transition.name}: {note}"
-    if _without_transitions(summary):
-        yield "as trained: values in the first and the last update of a loss, not sampled afresh"
-    yield f"updates    {summary.steps}, {'every target met' if summary.converged else 'all steps used'}"
-    minutes, seconds = divmod(round(summary.wall_time_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{hours} h" if hours else "", f"{minutes} min" if hours or minutes else "", f"{seconds} s"]
-    yield f"wall time  {' '.join(part for part in parts if part)}"
-    yield f"model      {folder / f'{summary.name}.model'}"
