@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mlip_refine.data.phonons.files import files_of
+from mlip_refine.data.phonons.calculations import files_of
 from mlip_refine.data.phonons.reference import Displacement, PhononMetadata, PhononReference
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.files import written

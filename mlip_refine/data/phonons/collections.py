@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mlip_refine.data.phonons.cache import cache_key, default_cache, store, stored
+from mlip_refine.data.phonons.calculations import is_calculation
 from mlip_refine.data.phonons.checks import check_unique
-from mlip_refine.data.phonons.files import is_calculation
 from mlip_refine.data.phonons.reader import PhononSettings, calculation_name, read_phonon_orders
 from mlip_refine.data.phonons.reference import PhononMetadata, PhononReference
 from mlip_refine.data.phonons.splits import KAPPA, PARTS, SplitRule, in_kappa103, split_phonons

@@ -1,11 +1,9 @@
 """The files of a phonon calculation: by phonopy's names, compressed or not, in a folder or an archive."""
 
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,26 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from phonopy.file_IO import get_io_module_to_decompress, get_supported_file_extensions_for_compression
 
-from mlip_refine.errors import InputError
-
-WHOLE_PATTERNS = ("*.yaml", "*.yml")
-"""Names of files that hold a whole calculation; WHOLE_FILES are those that are looked for in a folder."""
-
-WHOLE_FILES = (
-    *("phonopy_params.yaml", "phono3py_params.yaml", "phonopy.yaml", "phono3py.yaml"),
-    *("phonopy_disp.yaml", "phono3py_disp.yaml"),
-)
-FORCES_FILES = ("FORCE_SETS", "FORCES_FC2", "FORCES_FC3")
-FORCE_CONSTANTS_FILES = ("FORCE_CONSTANTS", "force_constants.hdf5", "fc2.hdf5")
 CELL_FILES = ("POSCAR-unitcell", "POSCAR")
 CONF_FILES = ("phonopy.conf", "disp.conf")
 INCAR_FILES = ("INCAR-force", "INCAR")
 BORN_FILES = ("BORN",)
 
-_KNOWN = {
-    *(*WHOLE_FILES, *FORCES_FILES, *FORCE_CONSTANTS_FILES),
-    *(*CELL_FILES, *CONF_FILES, *INCAR_FILES, *BORN_FILES),
-}
 _COMPRESSIONS = get_supported_file_extensions_for_compression()
 
 _FUNCTIONALS = {
@@ -61,56 +44,10 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and (path.suffix == ".tgz" or Path(plain_name(path)).suffix == ".tar")
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a path is named like a file that holds a whole calculation."""
-    return path.is_file() and any(fnmatch(plain_name(path), pattern) for pattern in WHOLE_PATTERNS)
-
-
-def is_calculation(path: Path) -> bool:
-    """Whether a path may be a phonon calculation: archive, YAML file, or folder with what one is made of."""
-    if path.is_dir():
-        return find(path, *WHOLE_FILES, *FORCES_FILES, *FORCE_CONSTANTS_FILES) is not None
-    return is_archive(path) or is_whole(path)
-
-
 def find(folder: Path, *names: str) -> Path | None:
     """Return the first of these files that is in a folder, under its name or with a compression's suffix."""
     candidates = (folder / f"{name}{suffix}" for name in names for suffix in _COMPRESSIONS)
     return next((path for path in candidates if path.is_file()), None)
-
-
-def files_of(path: Path) -> list[Path]:
-    """Files that a calculation may be read from: an archive; a file and its neighbours; those of a folder."""
-    if is_archive(path):
-        return [path]
-    folder = path if path.is_dir() else path.parent
-    known = [file for file in sorted(folder.iterdir()) if file.is_file() and plain_name(file) in _KNOWN]
-    return known if path.is_dir() else [path, *(file for file in known if file != path)]
-
-
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """Hold the files of an archive in a folder while the block runs; anything else stays where it is."""
-    if not is_archive(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        with tarfile.open(path, "r:*") as archive:
-            # Known files alone, under their last names: no path of an archive leads out of the folder.
-            for member in archive:
-                name = Path(member.name).name
-                if not member.isfile() or plain_name(Path(name)) not in _KNOWN:
-                    continue
-                if (folder / name).exists():
-                    raise InputError(
-                        "the archive holds several calculations", where=str(path), found=f"{name} twice"
-                    )
-                source = archive.extractfile(member)
-                if source is not None:
-                    with (folder / name).open("wb") as copy:
-                        shutil.copyfileobj(source, copy)
-        yield folder
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,7 @@ from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import get_primitive_matrix, guess_primitive_matrix
 from torch import Tensor
 
-from mlip_refine.data.phonons.calculations import Calculation
+from mlip_refine.data.phonons.formats import Calculation
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.errors import InputError
 

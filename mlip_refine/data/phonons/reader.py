@@ -14,7 +14,7 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 from torch import Tensor
 
-from mlip_refine.data.phonons.calculations import Calculation, PhononFiles, parsing, read_calculations
+from mlip_refine.data.phonons.calculations import PhononFiles, parsing, read_calculations
 from mlip_refine.data.phonons.checks import PhononTolerances, check_deviations, deviations
 from mlip_refine.data.phonons.files import plain_name
 from mlip_refine.data.phonons.force_constants import (
@@ -25,6 +25,7 @@ from mlip_refine.data.phonons.force_constants import (
     force_constants,
     in_electronvolts,
 )
+from mlip_refine.data.phonons.formats import Calculation
 from mlip_refine.data.phonons.reference import Displacement, PhononMetadata, PhononReference
 from mlip_refine.data.phonons.spacegroups import (
     CrystalSymmetry,

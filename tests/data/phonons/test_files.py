@@ -5,6 +5,7 @@ import json
 import lzma
 import shutil
 import tarfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,12 +13,22 @@ import numpy as np
 import pytest
 import torch
 from ase.units import Bohr, Rydberg
-from phonopy.file_IO import write_FORCE_CONSTANTS, write_force_constants_to_hdf5
+from phonopy.file_IO import parse_FORCE_SETS, write_FORCE_CONSTANTS, write_force_constants_to_hdf5
 from phonopy.interface.phonopy_yaml import load_yaml
 
 from mlip_refine.data.phonons import reader as phonon_reading
-from mlip_refine.data.phonons.calculations import PhononFiles, calculations_of_yaml, with_forces
+from mlip_refine.data.phonons.calculations import PhononFiles
 from mlip_refine.data.phonons.checks import PhononTolerances
+from mlip_refine.data.phonons.collections import calculation_names
+from mlip_refine.data.phonons.files import read_text
+from mlip_refine.data.phonons.formats import (
+    READERS,
+    PartReader,
+    WholeReader,
+    calculations_of_yaml,
+    reader_of,
+    with_forces,
+)
 from mlip_refine.data.phonons.reader import PhononSettings, read_phonon_orders, read_phonons
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError
@@ -385,3 +396,75 @@ def test_an_archive_cannot_reach_outside_and_holds_one_calculation(tmp_path):
             archive.add(folder, f"material-{k}")
     with pytest.raises(InputError, match="several calculations"):
         read_phonons(tmp_path / "two.tar.gz")
+
+
+@pytest.fixture
+def readers():
+    """The table of readers, as it was after the test."""
+    kept = list(READERS)
+    yield READERS
+    READERS[:] = kept
+
+
+@pytest.mark.parametrize("name", ["forces.json", "forces.json.xz"])
+def test_forces_of_another_program_need_one_entry_of_the_table(tmp_path, readers, name):
+    folder = _copy(tmp_path)
+    sets = json.dumps(parse_FORCE_SETS(filename=folder / "FORCE_SETS"), default=np.ndarray.tolist)
+    (folder / "FORCE_SETS").unlink()
+    compress = lzma.compress if name.endswith(".xz") else bytes
+    (folder / name).write_bytes(compress(sets.encode()))
+    with pytest.raises(InputError, match="neither forces nor force constants"):
+        read_phonons(folder)
+
+    def read(calculation, path):
+        data = json.loads(read_text(path))
+        for one in data["first_atoms"]:
+            one.update({key: np.array(one[key]) for key in ("displacement", "forces")})
+        return calculation.with_dataset(data)
+
+    readers.append(PartReader(gives="forces", names=("forces.json",), patterns=("*.json",), read=read))
+    with tarfile.open(tmp_path / "packed.tar", "w") as archive:
+        archive.add(folder, "SnO2")
+    other = (folder / name).rename(folder / f"other-{name}")
+    for path in (tmp_path / "packed.tar", other):
+        assert _agree(read_phonons(path), _tin_oxide())
+    assert calculation_names(tmp_path) == ["packed"]
+    other.rename(folder / name)
+    assert calculation_names(tmp_path) == ["copy", "packed"]
+    assert _agree(read_phonons(folder), _tin_oxide())
+
+
+def test_a_whole_calculation_of_another_program_needs_one_entry_of_the_table(tmp_path, readers):
+    path = tmp_path / "TiPN3.json"
+    path.write_text(json.dumps(_polar()))
+    assert calculation_names(path) == ["TiPN3"]
+    with pytest.raises(InputError, match="no unit cell"):
+        read_phonons(path)
+
+    def read(path):
+        return [replace(calculations_of_yaml(json.loads(read_text(path)))[0], functional="PBE")]
+
+    readers.append(WholeReader(names=("calculation.json",), patterns=("*.json",), read=read))
+    found = read_phonons(path)
+    assert found.metadata.functional == "PBE"
+    assert _agree(found, read_phonons(POLAR))
+    path.rename(tmp_path / "calculation.json")
+    assert _agree(read_phonons(tmp_path), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "gives"),
+    [
+        ("anything.yaml.xz", None),
+        ("FORCES_FC3.yml", None),
+        ("FORCE_SETS", "forces"),
+        ("forces of mine.gz", "forces"),
+        ("FORCES_FC2", "second-order forces"),
+        ("FORCE_CONSTANTS_2ND", "force constants"),
+        ("FORCE_CONSTANTS.hdf5", "force constants"),
+    ],
+)
+def test_a_file_by_itself_is_read_by_the_most_special_reader(name, gives):
+    assert getattr(reader_of(Path(name)), "gives", None) == gives
+    if name.endswith(".hdf5"):
+        assert reader_of(Path(name)) is reader_of(Path("fc2.hdf5"))

@@ -10,8 +10,8 @@ import torch
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
-from mlip_refine.data.phonons.calculations import Calculation
 from mlip_refine.data.phonons.force_constants import estimated_residual_forces
+from mlip_refine.data.phonons.formats import Calculation
 from mlip_refine.data.phonons.reader import read_phonons
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations, crystal_symmetry
