@@ -78,7 +78,7 @@ def read_frames(
     """Read labelled frames.
 
     Args:
-        path: One file or several, `.xyz`, `.extxyz`, or either with `.gz`.
+        path: One file or several; the suffix tells the format, by the table `FORMATS`.
         energy_key: Name of the energy in the comment line, eV; None reads no energies.
         forces_key: Name of the forces' column, eV/Å; None reads no forces.
         stress_key: Name of the stress in the comment line, eV/Å³, tensile positive: nine numbers or six in
@@ -97,13 +97,10 @@ def read_frames(
     keys = (energy_key, forces_key, stress_key)
     found = []
     for one in map(Path, paths):
-        frames = [
+        found += [
             _frame(atoms, *keys, f"{one.name}, frame {i}", elements)
             for i, atoms in enumerate(_read_atoms(one))
         ]
-        if not frames:
-            raise InputError("no frames", where=str(one), expected="an extended-XYZ file with at least one")
-        found += frames
     return found
 
 
@@ -117,16 +114,29 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Iterator[Atoms]]]] = {
     ".xyz": ("extended XYZ", _extended_xyz),
     ".extxyz": ("extended XYZ", _extended_xyz),
 }
-"""Name and reader of a format by the suffix of its files without `.gz`; others are read as extended XYZ."""
+"""Name and reader of a format by the suffix of its files, in lower case and without `.gz`.
+
+Files with another suffix are read as extended XYZ.
+"""
 
 
 def _read_atoms(path: Path) -> Iterator[Atoms]:
-    """Yield the frames of a file as ASE reads them."""
+    """Yield the frames of a file, in the format that its suffix names."""
+    suffixes = f"{', '.join(FORMATS)}, each also with .gz"
     if not path.is_file():
         found = "a folder" if path.is_dir() else None
-        raise InputError("no such file", where=str(path), found=found, expected="an extended-XYZ file")
-    plain = Path(path.stem) if path.suffix == ".gz" else path
-    name, read = FORMATS.get(plain.suffix.lower(), FORMATS[".xyz"])
+        raise InputError(
+            "no such file", where=str(path), found=found, expected=f"a file of frames ({suffixes})"
+        )
+    suffix = (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
+    name, read = FORMATS.get(suffix, FORMATS[".xyz"])
+    complete = f"a complete frame of {name}"
+    if read is _extended_xyz:
+        complete = "a complete frame: number of atoms, comment line, one line for every atom"
+    fix = None
+    if suffix not in FORMATS:
+        unknown = f"The suffix {suffix} is not known" if suffix else "The name has no suffix"
+        fix = f"{unknown}, so that {name} was tried; known are {suffixes}."
     count = 0
     try:
         for atoms in read(path):
@@ -145,10 +155,13 @@ def _read_atoms(path: Path) -> Iterator[Atoms]:
         raise InputError(
             f"cannot be read as {name} ({_one_line(error)})",
             where=f"{path.name}, frame {count}",
-            expected="a complete frame: number of atoms, comment line, one line for every atom",
+            expected=complete,
+            fix=fix,
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"the file is damaged ({_one_line(error)})", where=str(path)) from error
+        raise InputError(f"the file is damaged ({_one_line(error)})", where=str(path), fix=fix) from error
+    if count == 0:
+        raise InputError("no frames", where=str(path), expected=f"at least one, as {name}", fix=fix)
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_refine.data import read_frames
+from mlip_refine.data.frames import FORMATS
 from mlip_refine.errors import InputError
 
 STRESS = np.array([[0.01, 0.002, 0.003], [0.002, -0.02, 0.004], [0.003, 0.004, 0.03]])
@@ -163,6 +164,41 @@ def test_bad_files(tmp_path):
     (tmp_path / "binary.xyz").write_bytes(bytes(range(256)))
     with pytest.raises(InputError, match=r"binary\.xyz"):
         read_frames(tmp_path / "binary.xyz")
+
+
+def test_an_unknown_suffix_is_named_with_the_format_that_was_tried(tmp_path):
+    _file(tmp_path).rename(tmp_path / "frames.dat")
+    assert len(read_frames(tmp_path / "frames.dat")) == 1
+    (tmp_path / "frames.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read as extended XYZ") as error:
+        read_frames(tmp_path / "frames.json")
+    assert error.value.fix == (
+        "The suffix .json is not known, so that extended XYZ was tried; "
+        "known are .xyz, .extxyz, each also with .gz."
+    )
+    (tmp_path / "OUTCAR").write_text("")
+    with pytest.raises(
+        InputError, match=r"no frames.*The name has no suffix, so that extended XYZ was tried"
+    ):
+        read_frames(tmp_path / "OUTCAR")
+
+
+def test_another_format_is_one_entry_of_the_table(tmp_path, monkeypatch):
+    def read(path):
+        yield from ase.io.iread(path, format="json")
+
+    monkeypatch.setitem(FORMATS, ".json", ("ASE's JSON", read))
+    atoms = bulk("Ti", "hcp", a=2.95, c=4.7)
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=np.zeros((2, 3)))
+    ase.io.write(tmp_path / "frames.json", atoms)
+    (frame,) = read_frames(tmp_path / "frames.json", "energy", "forces", None)
+    assert frame.energy == -3.0
+    (tmp_path / "frames.json").write_text("{")
+    with pytest.raises(
+        InputError, match=r"cannot be read as ASE's JSON.*a complete frame of ASE's JSON"
+    ) as error:
+        read_frames(tmp_path / "frames.json")
+    assert error.value.fix is None
 
 
 @pytest.mark.parametrize(("name", "count"), [("train", 300), ("valid", 100)])
