@@ -16,6 +16,8 @@ import yaml
 import mlip_refine
 from mlip_refine import cli
 from mlip_refine.config import load_config
+from mlip_refine.data.frames import FORMATS
+from mlip_refine.data.phonons.formats import READERS
 from mlip_refine.losses import loss_specs
 
 PROJECT = Path(__file__).parents[2]
@@ -134,6 +136,9 @@ def test_python(page: Path, home: Path) -> None:
     if page.stem == "python":
         assert names["config"].name == "my-titanium"
     if page.stem == "extending":
+        # The page's readers are for its own tables alone.
+        assert FORMATS.pop(".traj")[1] is names["read_trajectory"]
+        assert READERS.pop().read is names["read_arrays"]
         options = names["HuberForcesOptions"](delta=0.2)
         assert names["HuberForces"]("huber", 1.0, options).probes == {"forces"}
 
