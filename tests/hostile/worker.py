@@ -1,0 +1,324 @@
+"""Reads mutated files through one door of the package, and says after each what came of it.
+
+    python worker.py DOOR SEED FIRST LAST FOLDER
+
+One line of JSON before and one after each file go to standard output, so that whoever started this process
+knows which file hung or crashed it. An audit hook notes what no reader may do: start a process, import or run
+what a file names, and write outside of FOLDER.
+"""
+
+import json
+import lzma
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutations import mutate_bytes, mutate_text
+
+from mlip_refine.errors import MlipRefineError
+
+ROOT = Path(__file__).parents[2]
+PHONONS = ROOT / "tests" / "data" / "phonons"
+CANARY = "canary_in_a_file"
+SLOWEST = 60.0
+"""Seconds that a reader may take."""
+
+MEMORY = 8 << 30
+"""Address space that a reader may take beyond what the imports took, bytes."""
+
+type Files = dict[str, bytes]
+type Read = Callable[[Path], object]
+
+
+class Watch:
+    """Notes what a reader of a stranger's file must never do."""
+
+    def __init__(self) -> None:
+        self.folder: str | None = None
+        self.seen: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.folder is None:
+            return
+        if event in {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen"}:
+            self.seen.append(f"{event} {arguments}"[:200])
+        elif event == "open" and isinstance(arguments[2], int):
+            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            if writes and not self._allowed(arguments[0]):
+                self.seen.append(f"open {arguments}"[:200])
+        elif event in {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}:
+            descriptor = any(isinstance(a, int) and a >= 0 for a in arguments[1:3])
+            if not descriptor and not self._allowed(arguments[0]):
+                self.seen.append(f"{event} {arguments}"[:200])
+        elif event in {"import", "compile"} and CANARY in repr(arguments[0]):
+            self.seen.append(f"{event} {arguments}"[:200])
+
+    def _allowed(self, path: Any) -> bool:
+        text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+        inside = text.startswith(str(self.folder)) or not text.startswith("/")
+        return not text or inside or "__pycache__" in text or text == os.devnull
+
+
+watch = Watch()
+
+
+def configs() -> tuple[list[Files], Read]:
+    """Configs of every workflow, as far as they are checked without a model."""
+    from mlip_refine.config import dump_config, load_config
+    from mlip_refine.workflows import verbs
+    from mlip_refine.workflows.base import Workflow
+
+    workflows = [verb for verb in verbs() if isinstance(verb, Workflow)]
+
+    def read(folder: Path) -> None:
+        config = load_config(folder / "config.yaml")
+        dump_config(config)
+        for workflow in workflows:
+            with suppress(MlipRefineError):
+                workflow.check_config(config)
+
+    paths = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs").glob("titanium_fusion/*.yaml")])
+    return [{"config.yaml": path.read_bytes()} for path in paths], read
+
+
+def tables() -> tuple[list[Files], Read]:
+    """Tables of experiments, and losses that take their targets from them."""
+    from ase.build import bulk
+
+    from mlip_refine import testing
+    from mlip_refine.data.tables import read_table
+
+    assets = ROOT / "mlip_refine" / "assets"
+    lattice = assets / "titanium-hcp-lattice.csv"
+    files = [{"table.csv": path.read_bytes()} for path in (*sorted(assets.glob("*.csv")), lattice, lattice)]
+    crystal = bulk("Ti", "hcp", a=2.95, c=4.68) * (3, 3, 2)
+
+    def read(folder: Path) -> None:
+        table = read_table(folder / "table.csv")
+        node = {"type": "lattice", "phase": "hcp", "temperature": "300 K", "table": str(folder / "table.csv")}
+        if "a" in table.columns:
+            testing.loss_of(node, crystal)
+
+    return files, read
+
+
+def frames() -> tuple[list[Files], Read]:
+    """Labelled frames in extended XYZ."""
+    import ase.io
+    from ase.build import bulk
+
+    from mlip_refine.data.frames import read_frames
+
+    random = np.random.default_rng(0)
+    written = []
+    for k in range(3):
+        atoms = bulk("Ti", "hcp", a=2.95, c=4.68) * (1 + k % 2, 1, 1)
+        stress = np.diag(random.normal(size=3) * 0.01).ravel()
+        atoms.info.update(REF_energy=-7.8 * len(atoms), REF_stress=stress, head="Default")
+        atoms.arrays["REF_forces"] = random.normal(size=(len(atoms), 3))
+        written.append(atoms)
+    stream = StringIO()
+    ase.io.write(stream, written, format="extxyz")
+    return [{"train.extxyz": stream.getvalue().encode()}], lambda folder: read_frames(folder / "train.extxyz")
+
+
+def structures() -> tuple[list[Files], Read]:
+    """Crystals in the formats that people have."""
+    import ase.io
+    from ase.build import bulk
+
+    from mlip_refine.data.structures import load_structure
+
+    names = dict.fromkeys(("POSCAR", "a.cif", "a.extxyz", "a.xsf", "a.json", "a.gen", "a.res", "a.traj"))
+        ("POSCAR", "a.cif", "a.extxyz", "a.xsf", "a.json", "a.gen", "a.res", "a.traj", "a.cfg")
+    )
+    names |= {"geometry.in": "aims", "a.pwi": "espresso-in", "a.cell": "castep-cell", "a.cube": "cube"}
+    folder = Path(tempfile.mkdtemp())
+    files: list[Files] = []
+    for name, kind in names.items():
+        options = {"pseudopotentials": {"Ti": "Ti.upf"}} if kind == "espresso-in" else {}
+        with suppress(Exception), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            ase.io.write(folder / name, bulk("Ti", "hcp", a=2.95, c=4.68) * (2, 1, 1), format=kind, **options)
+            files.append({name: (folder / name).read_bytes()})
+    shutil.rmtree(folder)
+    lattice = {"matrix": np.diag([3.0, 3.0, 5.0]).tolist()}
+    sites = [{"species": [{"element": "Ti", "occu": 1}], "abc": [x, x, x]} for x in (0.0, 0.5)]
+    crystal = {
+        "@module": "pymatgen.core.structure",
+        "@class": "Structure",
+        "lattice": lattice,
+        "sites": sites,
+    }
+    files.append({"a.json": json.dumps(crystal, indent=1).encode()})
+    return files, lambda folder: load_structure(next(folder.iterdir()))
+
+
+def phonons() -> tuple[list[Files], Read]:
+    """Phonon calculations as phonopy and phono3py write them."""
+    from mlip_refine.data.phonons.reader import read_phonons
+
+    packed = ("phonopy_params_TiPN3.yaml.xz", "phonopy_params_NaCl-rd.yaml.xz", "mp-149.yaml.xz")
+    files: list[Files] = []
+    for name in packed:
+        content = lzma.decompress((PHONONS / name).read_bytes())
+        files.append({name.removesuffix(".xz").replace("mp-149", "phonopy"): content})
+    tin = {path.name: path.read_bytes() for path in sorted((PHONONS / "SnO2").iterdir())}
+    files += [tin, tin, tin]
+
+    def read(folder: Path) -> None:
+        inside = list(folder.iterdir())
+        read_phonons(inside[0] if len(inside) == 1 else folder)
+
+    return files, read
+
+
+def models() -> tuple[list[Files], Read]:
+    """Models: MACE's pickle, and tensors with a description in JSON."""
+    from mlip_refine.potential import Potential
+    from mlip_refine.potential.checkpoints.archive import save_safetensors
+
+    path = ROOT / "tests" / "data" / "gst" / "gst_mace_swa.model"
+    folder = Path(tempfile.mkdtemp())
+    compact = Potential.load("titanium-compact", default_dtype="float32")
+    save_safetensors(compact.module, folder / "a")
+    pair = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    shutil.rmtree(folder)
+    asset = ROOT / "mlip_refine" / "assets" / "titanium-compact.model"
+    files = [{"a.model": asset.read_bytes()}, pair, pair, {"a.model": path.read_bytes()}]
+
+    def read(folder: Path) -> None:
+        main = [file for file in folder.iterdir() if file.suffix in {".model", ".safetensors"}]
+        Potential.load(main[0])
+
+    return files, read
+
+
+def runs() -> tuple[list[Files], Read]:
+    """What a run folder holds: checkpoints, frames, results of a free energy."""
+    import torch
+
+    from mlip_refine.sampling import Length, MDSettings, StatePoint, sample
+    from mlip_refine.sampling.store import FrameStore
+    from mlip_refine.testing import HarmonicCrystals, harmonic_crystal
+    from mlip_refine.training.checkpoint import read_latest, write_checkpoint
+
+    folder = Path(tempfile.mkdtemp())
+    content = {"weights": {"a": torch.arange(50.0)}, "random": torch.arange(9), "log": [1.0, "two"]}
+    checkpoint = write_checkpoint(folder, 3, content).read_bytes()
+    atoms, reference = harmonic_crystal("hcp")
+    potential = HarmonicCrystals([reference], atoms.numbers)
+    point = StatePoint("hcp", atoms, temperature=300.0, identity="none")
+    store = FrameStore(folder / "frames", {})
+    sample(potential, [point], MDSettings(), Length(40.0, 10), seed=1, stage="test", store=store)
+    stored = store.path("test", 0).read_bytes()
+    shutil.rmtree(folder)
+
+    def read(folder: Path) -> None:
+        read_latest(folder)
+        frames = FrameStore(folder, {})
+        if frames.path("test", 0).exists():
+            frames.read("test", 0, {point.name: point}, None)
+
+    return [{"step-0003.pt": checkpoint}, {"test.0000.h5": stored}], read
+
+
+DOORS = {door.__name__: door for door in (configs, tables, frames, structures, phonons, models, runs)}
+
+
+class _TooSlow(BaseException):
+    pass
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Stop what takes longer, as far as Python can."""
+
+    def stop(*_: object) -> None:
+        raise _TooSlow
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def faulty(files: Files, random: np.random.Generator) -> tuple[Files, str]:
+    """Return files of which one has faults."""
+    name = str(random.choice(sorted(files)))
+    content = files[name]
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        content, what = mutate_bytes(content, random)
+    else:
+        if random.random() < 0.85:
+            text, what = mutate_text(text, random)
+            content = text.encode("utf-8", "surrogatepass")
+        else:
+            content, what = mutate_bytes(content, random)
+    return {**files, name: content}, f"{name}: {what}"
+
+
+def outcome(read: Read, folder: Path) -> str:
+    """Read, and say `accepted`, `refused`, or what went wrong."""
+    watch.seen.clear()
+    watch.folder = str(folder.parent)
+    try:
+        with limited(SLOWEST), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            read(folder)
+        came = "accepted"
+    except MlipRefineError as error:
+        message = str(error)
+        came = "refused" if message.isprintable() or "\n" in message else f"message {message!r}"
+    except _TooSlow:
+        came = f"slower than {SLOWEST} s"
+    except BaseException:  # noqa: BLE001 - every kind of end is an answer
+        came = "traceback " + " | ".join(traceback.format_exc().strip().splitlines()[-7:])
+    watch.folder = None
+    return f"not allowed: {watch.seen}" if watch.seen else came
+
+
+def main(door: str, seed: int, first: int, last: int, folder: Path) -> None:
+    """Read the mutated files from `first` to `last`."""
+    warnings.simplefilter("ignore")
+    whole, read = DOORS[door]()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    os.chdir(folder)
+    os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = tempfile.tempdir = str(folder)
+    sys.addaudithook(watch)
+    for k in range(first, last):
+        random = np.random.default_rng([seed, sorted(DOORS).index(door), k])
+        files, what = faulty(whole[k % len(whole)], random)
+        place = folder / "files"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+        say(k=k, what=what)
+        say(k=k, came=outcome(read, place))
+
+
+def say(**what: object) -> None:
+    """Write a line of JSON."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
