@@ -64,7 +64,9 @@ class InputError(MlipRefineError):
             details.append(f"expected {self.expected}")
         if details:
             message = f"{message}; {', '.join(details)}"
-        return f"{message.rstrip('.')}. {self.fix}" if self.fix else message
+        message = f"{message.rstrip('.')}. {self.fix}" if self.fix else message
+        # What a file holds must not steer the terminal: control characters are shown as their escapes.
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
 
 
 def _rebuild_input_error(

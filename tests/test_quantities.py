@@ -86,6 +86,7 @@ def test_input_error_puts_its_parts_in_order():
     )
     assert str(error) == "a.yaml:3: the key is unknown; found 'x', expected y or z. Did you mean 'y'?"
     assert str(InputError("too short")) == "too short"
+    assert str(InputError("bad", found="\x1b[31m red\u202e")) == "bad; found \\x1b[31m red\\u202e"
     assert error.exit_code == 2
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.io import read
-from ase.io.formats import UnknownFileTypeError, get_compression, open_with_compression
+from ase.io.formats import UnknownFileTypeError, filetype, get_compression, open_with_compression
 
 from mlip_refine.config.sections.phases import ATOMS_PER_CELL, IDEAL_C_OVER_A, Prototype
 from mlip_refine.errors import InputError, nearest
@@ -127,6 +128,14 @@ def load_structure(
 
 
 def _read_structure(path: Path, format: str | None) -> Atoms:
+    with suppress(UnknownFileTypeError, OSError, ValueError):
+        if (format or filetype(str(path))) == "castep-cell":
+            raise InputError(
+                "ASE runs castep to read such a file, and a structure must not start a program",
+                where=str(path),
+                found="the format castep-cell",
+                fix="Convert it, for example to CIF.",
+            )
     try:
         return cast(Atoms, read(path, index=-1, format=format))
     except UnknownFileTypeError as error:

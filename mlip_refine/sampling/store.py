@@ -114,7 +114,7 @@ class FrameStore:
                     values = {array: torch.from_numpy(np.asarray(group[array])) for array in arrays}
                     verdicts = tuple(json.loads(group.attrs["verdicts"]))
                     frames[name] = Trajectory(point=point, **values, verdicts=verdicts)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise InputError(
                 "the file of frames cannot be read",
                 where=str(path),

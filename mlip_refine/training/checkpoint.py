@@ -12,6 +12,12 @@ from mlip_refine.files import written
 
 FORMAT = "mlip_refine checkpoint 2"
 
+_CORRUPT = (
+    *(RuntimeError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EOFError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
+"""What a damaged file raises somewhere between its first byte and its last tensor."""
+
 
 def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
     """Write `step-NNNN.pt`; it appears whole or not at all. Older ones beyond `keep` are removed."""
@@ -33,11 +39,11 @@ def read_latest(folder: Path) -> dict[str, Any] | None:
     paths = _written(folder)
     if not paths:
         return None
-    if not zipfile.is_zipfile(paths[-1]):
-        raise _unreadable(paths[-1], "it is not a whole zip archive")
     try:
+        if not zipfile.is_zipfile(paths[-1]):
+            raise _unreadable(paths[-1], "it is not a whole zip archive")
         content: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except _CORRUPT as error:
         raise _unreadable(paths[-1], str(error).partition("\n")[0] or type(error).__name__) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError("this is not a checkpoint of a run", where=str(paths[-1]), expected=FORMAT)

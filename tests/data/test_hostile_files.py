@@ -279,6 +279,11 @@ def test_hostile_structures_are_refused(watched, name):
     refused(watched, lambda: load_structure(watched / name), name)
 
 
+def test_a_structure_starts_no_program(watched):
+    ase.io.write(watched / "a.cell", bulk("Ti", "hcp", a=2.95, c=4.7), format="castep-cell")
+    refused(watched, lambda: load_structure(watched / "a.cell"), "a structure must not start a program")
+
+
 def test_structures_of_pymatgen_are_read_without_what_they_name(watched):
     _structure("a.json", watched / "a.json")
     watch.folder = watched

@@ -108,7 +108,12 @@ def tables() -> tuple[list[Files], Read]:
 
     def read(folder: Path) -> None:
         table = read_table(folder / "table.csv")
-        node = {"type": "lattice", "phase": "hcp", "temperature": "300 K", "table": str(folder / "table.csv")}
+        node = {
+            "type": "lattice",
+            "phase": "hcp",
+            "temperature": "1200 K",
+            "table": str(folder / "table.csv"),
+        }
         if "a" in table.columns:
             testing.loss_of(node, crystal)
 
@@ -143,8 +148,6 @@ def structures() -> tuple[list[Files], Read]:
     from mlip_refine.data.structures import load_structure
 
     names = dict.fromkeys(("POSCAR", "a.cif", "a.extxyz", "a.xsf", "a.json", "a.gen", "a.res", "a.traj"))
-        ("POSCAR", "a.cif", "a.extxyz", "a.xsf", "a.json", "a.gen", "a.res", "a.traj", "a.cfg")
-    )
     names |= {"geometry.in": "aims", "a.pwi": "espresso-in", "a.cell": "castep-cell", "a.cube": "cube"}
     folder = Path(tempfile.mkdtemp())
     files: list[Files] = []
@@ -297,6 +300,11 @@ def main(door: str, seed: int, first: int, last: int, folder: Path) -> None:
     """Read the mutated files from `first` to `last`."""
     warnings.simplefilter("ignore")
     whole, read = DOORS[door]()
+    # Whole files are read once, so that every library is loaded before memory is limited.
+    for files in whole:
+        written(files, folder / "files")
+        with suppress(MlipRefineError):
+            read(folder / "files")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     os.chdir(folder)
@@ -305,13 +313,17 @@ def main(door: str, seed: int, first: int, last: int, folder: Path) -> None:
     for k in range(first, last):
         random = np.random.default_rng([seed, sorted(DOORS).index(door), k])
         files, what = faulty(whole[k % len(whole)], random)
-        place = folder / "files"
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        for name, content in files.items():
-            (place / name).write_bytes(content)
+        written(files, folder / "files")
         say(k=k, what=what)
-        say(k=k, came=outcome(read, place))
+        say(k=k, came=outcome(read, folder / "files"))
+
+
+def written(files: Files, folder: Path) -> None:
+    """Write files into a folder that has nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def say(**what: object) -> None:

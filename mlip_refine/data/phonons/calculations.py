@@ -34,7 +34,15 @@ _NOT_CALCULATORS = ("phonopy_yaml",)
 
 _PARSER_ERRORS = (
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RuntimeError, OSError),
-    *(EOFError, NotImplementedError, lzma.LZMAError, zlib.error, tarfile.TarError, yaml.YAMLError),
+    *(
+        ArithmeticError,
+        EOFError,
+        NotImplementedError,
+        lzma.LZMAError,
+        zlib.error,
+        tarfile.TarError,
+        yaml.YAMLError,
+    ),
 )
 """What phonopy and the libraries below it raise when a file is not what its name says."""
 

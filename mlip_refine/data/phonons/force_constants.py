@@ -37,7 +37,10 @@ _PLACE = 1e-2
 _UNLIKE = 0.1
 """Largest difference of full force constants from their expanded rows, over the largest entry."""
 
-_PHONOPY_ERRORS = (ValueError, RuntimeError, IndexError, TypeError, AssertionError, np.linalg.LinAlgError)
+_PHONOPY_ERRORS = (
+    *(ValueError, RuntimeError, IndexError, TypeError, AssertionError, ArithmeticError),
+    np.linalg.LinAlgError,
+)
 
 
 def in_electronvolts(calculation: Calculation) -> Calculation:
