@@ -58,7 +58,7 @@ def wrong(door: str, first: int, last: int, folder: Path) -> list[str]:
     return [f"{what}: {outcome}" for what, outcome in came if outcome not in {"accepted", "refused"}]
 
 
-@pytest.mark.parametrize("door", ("configs", "frames", "structures"))
+@pytest.mark.parametrize("door", ["configs", "frames", "structures"])
 def test_files_with_faults_are_read_or_refused(door, tmp_path):
     assert wrong(door, 0, 15, tmp_path) == []
 
