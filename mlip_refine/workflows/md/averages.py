@@ -5,13 +5,18 @@ phases. The temperature is that of the momenta. The pressure has its kinetic par
 that is held in nvt and npt, and in nve and nph, which hold none, with that of the momenta.
 """
 
+import csv
+from collections.abc import Mapping
+from io import StringIO
 from math import sqrt
+from pathlib import Path
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from mlip_refine.errors import StatisticsError
+from mlip_refine.files import write_text
 from mlip_refine.observables.cell import ANGLES, GRAMS_PER_CM3, cell_angles, cell_lengths
 from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
@@ -78,8 +83,22 @@ def averages(run: Trajectory, minimum: float) -> dict[str, Average]:
     for name, unit in UNITS.items():
         if name in exact:
             result[name] = Average.of(Measured(exact[name], 0.0, unit), independent_frames=None)
+            continue
+        if not run.n_kept:
+            reason = "no frame after the equilibration counts"
+            result[name] = Average.refuse(unit, reason, independent_frames=0.0)
+            continue
+        values = known[name]
+        independent = run.n_kept / run.inefficiency(values)
+        try:
+            # One frame has no spread to take an error from.
+            what = f"the average of {name}"
+            require_effective(independent, max(minimum, 2.0), what, run.n_kept, "frames")
+        except StatisticsError as error:
+            result[name] = Average.refuse(unit, str(error), independent_frames=independent)
         else:
-            result[name] = _average(run, known[name], f"the average of {name}", unit, minimum)
+            mean = Measured(float(values.mean()), float(values.std()) / sqrt(independent), unit)
+            result[name] = Average.of(mean, independent_frames=independent)
     return result
 
 
@@ -106,14 +125,23 @@ def _cell(cells: Tensor) -> dict[str, Tensor]:
     return dict(zip(CELL, values.unbind(-1), strict=True))
 
 
-def _average(run: Trajectory, values: Tensor, what: str, unit: str, minimum: float) -> Average:
-    if not run.n_kept:
-        return Average.refuse(unit, "no frame after the equilibration counts", independent_frames=0.0)
-    independent = run.n_kept / run.inefficiency(values)
-    try:
-        # One frame has no spread to take an error from.
-        require_effective(independent, max(minimum, 2.0), what, run.n_kept, "frames")
-    except StatisticsError as error:
-        return Average.refuse(unit, str(error), independent_frames=independent)
-    mean = Measured(float(values.mean()), float(values.std()) / sqrt(independent), unit)
-    return Average.of(mean, independent_frames=independent)
+def write_series(path: Path, runs: Mapping[str, Trajectory], interval: float) -> None:
+    """Write every frame of every replica as a line, those of the equilibration too.
+
+    Args:
+        path: Path of the CSV file; it appears whole or not at all.
+        runs: Trajectories by name of the point.
+        interval: Time between frames, fs.
+    """
+    stream = StringIO()
+    lines = csv.writer(stream, lineterminator="\n")
+    lines.writerow(
+        ["point", "replica", "time_ps", "kept", *(f"{name} ({unit})" for name, unit in UNITS.items())]
+    )
+    for name, run in runs.items():
+        values = torch.stack(list(series(run).values()), dim=-1).tolist()
+        for replica, frames in enumerate(values):
+            for frame, row in enumerate(frames):
+                kept = int(run.kept[replica, frame])
+                lines.writerow([name, replica, (frame + 1) * interval / 1e3, kept, *row])
+    write_text(path, stream.getvalue())

@@ -1,9 +1,12 @@
 """Diffusion, viscosity and vibrational spectra of the trajectories of `md`, with errors over blocks."""
 
+import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from math import sqrt
+from pathlib import Path
 
 import torch
 from ase.data import chemical_symbols
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from mlip_refine.config.sections.md import Dynamics
 from mlip_refine.errors import StatisticsError
+from mlip_refine.files import write_text
 from mlip_refine.observables import dynamics as formulas
 from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.sampling import Trajectory
@@ -167,7 +171,13 @@ def dynamics(blocks: Blocks, options: Dynamics) -> tuple[DynamicsPoint, Curves, 
     for symbol, atoms in blocks.elements():
         displacement = formulas.mean_square_displacement(blocks.positions[:, :, atoms], blocks.lags)
         curves |= _curve(f"msd {symbol} (Å²)", displacement)
-        values |= _diffusion(blocks, symbol, atoms, displacement)
+        # By Einstein from the second half of the window, and by Green and Kubo.
+        einstein = formulas.einstein_diffusion(displacement, blocks.interval, blocks.lags // 2)
+        ones = torch.ones(len(atoms), dtype=torch.float64)
+        correlation = formulas.velocity_autocorrelation(blocks.velocities[:, :, atoms], ones, blocks.lags)
+        green_kubo = formulas.running_integral(correlation, blocks.interval)[:, -1] / (3 * len(atoms))
+        values[f"diffusion_{symbol}"] = Estimate.of(_measured(einstein * _SQUARE_METRES, "m²/s"))
+        values[f"diffusion_{symbol}_green_kubo"] = Estimate.of(_measured(green_kubo * _SQUARE_METRES, "m²/s"))
     curves |= _curve("vacf", blocks.correlation / blocks.correlation[:, :1])
     if options.finite_size_correction:
         values |= _bulk(blocks, options, values)
@@ -186,30 +196,6 @@ def dynamics(blocks: Blocks, options: Dynamics) -> tuple[DynamicsPoint, Curves, 
     return point, curves, spectrum
 
 
-def refused(trajectory: Trajectory, interval: float, options: Dynamics, reason: str) -> DynamicsPoint:
-    """Return the record of a point without numbers."""
-    return DynamicsPoint(
-        name=trajectory.point.name,
-        interval_fs=interval,
-        window_ps=options.window / 1e3,
-        blocks=0,
-        block_ps=0.0,
-        values={"diffusion": Estimate.refuse("m²/s", reason)},
-    )
-
-
-def _diffusion(blocks: Blocks, symbol: str, atoms: Tensor, displacement: Tensor) -> dict[str, Estimate]:
-    """Diffusion by Einstein, from the second half of the window, and by Green and Kubo."""
-    einstein = formulas.einstein_diffusion(displacement, blocks.interval, blocks.lags // 2)
-    ones = torch.ones(len(atoms), dtype=torch.float64)
-    correlation = formulas.velocity_autocorrelation(blocks.velocities[:, :, atoms], ones, blocks.lags)
-    green_kubo = formulas.running_integral(correlation, blocks.interval)[:, -1] / (3 * len(atoms))
-    return {
-        f"diffusion_{symbol}": Estimate.of(_measured(einstein * _SQUARE_METRES, "m²/s")),
-        f"diffusion_{symbol}_green_kubo": Estimate.of(_measured(green_kubo * _SQUARE_METRES, "m²/s")),
-    }
-
-
 def _bulk(blocks: Blocks, options: Dynamics, values: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Viscosity, correction for the size of the box and diffusion of the bulk, as far as they are known."""
     try:
@@ -217,10 +203,15 @@ def _bulk(blocks: Blocks, options: Dynamics, values: Mapping[str, Estimate]) -> 
     except StatisticsError as error:
         return {"viscosity": Estimate.refuse("mPa s", str(error))}
     found = {"viscosity": Estimate.of(viscosity)}
-    try:
-        correction = _correction(blocks, viscosity)
-    except StatisticsError as error:
-        return found | {"finite_size_correction": Estimate.refuse("m²/s", str(error))}
+
+    gram = blocks.cell @ blocks.cell.T
+    length = float(gram[0, 0].sqrt())
+    if not torch.allclose(gram, length**2 * torch.eye(3, dtype=gram.dtype), rtol=1e-6, atol=1e-6 * length**2):
+        reason = "the correction for the size of the box is that of a cube; needed: a cubic box"
+        return found | {"finite_size_correction": Estimate.refuse("m²/s", reason)}
+    inside = viscosity.value / _MILLIPASCALS
+    value = formulas.finite_size_correction(blocks.temperature, inside, length) * _SQUARE_METRES
+    correction = Measured(value, value * viscosity.se / viscosity.value, "m²/s")
     found["finite_size_correction"] = Estimate.of(correction)
     for symbol, _ in blocks.elements():
         box = values[f"diffusion_{symbol}"].measured
@@ -242,18 +233,6 @@ def _viscosity(blocks: Blocks, options: Dynamics) -> Measured:
     return found
 
 
-def _correction(blocks: Blocks, viscosity: Measured) -> Measured:
-    gram = blocks.cell @ blocks.cell.T
-    length = float(gram[0, 0].sqrt())
-    if not torch.allclose(gram, length**2 * torch.eye(3, dtype=gram.dtype), rtol=1e-6, atol=1e-6 * length**2):
-        raise StatisticsError(
-            "the correction for the size of the box is that of a cube", needed="a cubic box"
-        )
-    inside = viscosity.value / _MILLIPASCALS
-    value = formulas.finite_size_correction(blocks.temperature, inside, length) * _SQUARE_METRES
-    return Measured(value, value * viscosity.se / viscosity.value, "m²/s")
-
-
 def _measured(values: Tensor, unit: str) -> Measured:
     return Measured(float(values.mean()), float(values.std()) / sqrt(len(values)), unit)
 
@@ -261,3 +240,49 @@ def _measured(values: Tensor, unit: str) -> Measured:
 def _curve(name: str, blocks: Tensor) -> dict[str, Tensor]:
     """Mean and standard error of a function over blocks `[blocks, n]`."""
     return {name: blocks.mean(0), f"{name} se": blocks.std(0) / sqrt(len(blocks))}
+
+
+def write_dynamics(
+    folder: Path, runs: Mapping[str, Trajectory], skipped: int, interval: float, options: Dynamics
+) -> tuple[DynamicsPoint, ...]:
+    """Evaluate the dynamics of every point, and write its curves, `POINT-times.csv` and `POINT-spectrum.csv`.
+
+    Args:
+        folder: Folder of the files.
+        runs: Trajectories by name of the point.
+        skipped: Number of frames of the equilibration.
+        interval: Time between frames, fs.
+        options: Options of the config.
+    """
+    folder.mkdir(exist_ok=True)
+    points = []
+    for run in runs.values():
+        try:
+            blocks = Blocks.cut(run, skipped, interval, options.window)
+        except StatisticsError as error:
+            refused = {"diffusion": Estimate.refuse("m²/s", str(error))}
+            points.append(
+                DynamicsPoint(
+                    name=run.point.name,
+                    interval_fs=interval,
+                    window_ps=options.window / 1e3,
+                    blocks=0,
+                    block_ps=0.0,
+                    values=refused,
+                )
+            )
+            continue
+        point, times, spectrum = dynamics(blocks, options)
+        _write_columns(folder / f"{point.name}-times.csv", times)
+        _write_columns(folder / f"{point.name}-spectrum.csv", spectrum)
+        points.append(point)
+    return tuple(points)
+
+
+def _write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
+    stream = StringIO()
+    lines = csv.writer(stream, lineterminator="\n")
+    lines.writerow(columns)
+    rows = torch.stack([column.double() for column in columns.values()], dim=1).tolist()
+    lines.writerows([f"{value:.8g}" for value in row] for row in rows)
+    write_text(path, stream.getvalue())

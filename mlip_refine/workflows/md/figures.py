@@ -14,7 +14,7 @@ from mlip_refine.workflows.md.records import MDPoint, read_dynamics, read_md
 
 PANELS = ("energy", "volume", "pressure")
 
-type Courses = Mapping[str, Mapping[int, Sequence[Mapping[str, str]]]]
+type Row = dict[str, str]
 type Columns = dict[str, list[float]]
 
 
@@ -36,36 +36,32 @@ def write_md_figures(folder: Path) -> list[Path]:
     Raises:
         InputError: A result file is missing or cannot be read, or a figure cannot be written.
     """
-    result, courses = read_md(folder), _courses(Path(folder) / "series.csv")
-    return [_draw(point, courses, Path(folder) / f"{point.name}.png") for point in result.points]
-
-
-def _courses(path: Path) -> Courses:
-    """Lines of the CSV file by point and replica."""
-    found: dict[str, dict[int, list[Mapping[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    folder = Path(folder)
+    result, path = read_md(folder), folder / "series.csv"
+    # Lines of the file by point and replica.
+    courses: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                found[row["point"]][int(row["replica"])].append(row)
+                courses[row["point"]][int(row["replica"])].append(row)
     except (OSError, KeyError, ValueError) as error:
         raise InputError("the series cannot be read", where=str(path), found=str(error)) from error
-    return found
+
+    written = []
+    for point in result.points:
+        figure = new_figure(6.4, 5.6)
+        panels = figure.subplots(len(PANELS), 1, sharex=True)
+        for axes, name in zip(panels, PANELS, strict=True):
+            _panel(axes, point, name, courses[point.name])
+        panels[-1].set_xlabel("time, ps")
+        panels[-1].set_xlim(left=0.0)
+        title = f"{point.name}, {point.ensemble}, N = {point.n_atoms}"
+        panels[0].set_title(title, fontsize="medium", loc="left")
+        written.append(save_figure(figure, folder / f"{point.name}.png"))
+    return written
 
 
-def _draw(point: MDPoint, courses: Courses, path: Path) -> Path:
-    figure = new_figure(6.4, 5.6)
-    panels = figure.subplots(len(PANELS), 1, sharex=True)
-    for axes, name in zip(panels, PANELS, strict=True):
-        _panel(axes, point, name, courses[point.name])
-    panels[-1].set_xlabel("time, ps")
-    panels[-1].set_xlim(left=0.0)
-    panels[0].set_title(f"{point.name}, {point.ensemble}, N = {point.n_atoms}", fontsize="medium", loc="left")
-    return save_figure(figure, path)
-
-
-def _panel(
-    axes: Axes, point: MDPoint, name: str, replicas: Mapping[int, Sequence[Mapping[str, str]]]
-) -> None:
+def _panel(axes: Axes, point: MDPoint, name: str, replicas: Mapping[int, Sequence[Row]]) -> None:
     """One quantity: a line per replica, the mean with its error, the equilibration shaded."""
     average = point.averages[name]
     axes.set_ylabel(f"{name}, {average.unit}")
@@ -97,32 +93,23 @@ def write_dynamics_figures(folder: Path) -> list[Path]:
     Raises:
         InputError: A result file is missing or cannot be read, or a figure cannot be written.
     """
-    folder = Path(folder)
-    names = [point.name for point in read_dynamics(folder) if point.blocks]
-    return [_draw_dynamics(folder / "dynamics", name) for name in names]
-
-
-def _draw_dynamics(folder: Path, name: str) -> Path:
-    times, spectrum = (_columns(folder / f"{name}-{kind}.csv") for kind in ("times", "spectrum"))
-    figure = new_figure(6.4, 6.4)
-    panels = figure.subplots(3, 1)
-    _curves(
-        panels[0],
-        times,
-        "time (ps)",
-        [key for key in times if key.startswith("msd") and not key.endswith(" se")],
-    )
-    _curves(panels[1], times, "time (ps)", ["vacf"])
-    _curves(panels[2], spectrum, "frequency (THz)", ["density (1/THz)"])
-    panels[2].set_xlim(0.0, _end(spectrum["frequency (THz)"], spectrum["density (1/THz)"]))
-    panels[0].set_title(name, fontsize="medium", loc="left")
-    return save_figure(figure, folder / f"{name}.png")
-
-
-def _end(frequency: Sequence[float], density: Sequence[float]) -> float:
-    """Where nothing more is to be seen: a fifth beyond the last hundredth of the highest peak."""
-    seen = [f for f, d in zip(frequency, density, strict=True) if d > 0.01 * max(density)]
-    return min(1.2 * seen[-1], frequency[-1])
+    folder, written = Path(folder), []
+    for name in (point.name for point in read_dynamics(folder) if point.blocks):
+        times = _columns(folder / "dynamics" / f"{name}-times.csv")
+        spectrum = _columns(folder / "dynamics" / f"{name}-spectrum.csv")
+        figure = new_figure(6.4, 6.4)
+        panels = figure.subplots(3, 1)
+        displacements = [key for key in times if key.startswith("msd") and not key.endswith(" se")]
+        _curves(panels[0], times, "time (ps)", displacements)
+        _curves(panels[1], times, "time (ps)", ["vacf"])
+        _curves(panels[2], spectrum, "frequency (THz)", ["density (1/THz)"])
+        # To a fifth beyond the last hundredth of the highest peak: nothing is to be seen further on.
+        frequency, density = spectrum["frequency (THz)"], spectrum["density (1/THz)"]
+        seen = [f for f, d in zip(frequency, density, strict=True) if d > 0.01 * max(density)]
+        panels[2].set_xlim(0.0, min(1.2 * seen[-1], frequency[-1]))
+        panels[0].set_title(name, fontsize="medium", loc="left")
+        written.append(save_figure(figure, folder / "dynamics" / f"{name}.png"))
+    return written
 
 
 def _curves(axes: Axes, columns: Columns, across: str, keys: Sequence[str]) -> None:

@@ -5,8 +5,12 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ase import Atoms
+from ase.io import write
+
 from mlip_refine.config import MD, Config
 from mlip_refine.errors import InputError, SamplingError
+from mlip_refine.files import written
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
@@ -22,8 +26,8 @@ from mlip_refine.workflows.from_config import (
     with_timestep,
 )
 from mlip_refine.workflows.md import chosen_states, required_section
-from mlip_refine.workflows.md.averages import averages
-from mlip_refine.workflows.md.files import write_dynamics, write_frames, write_series
+from mlip_refine.workflows.md.averages import averages, write_series
+from mlip_refine.workflows.md.dynamics import write_dynamics
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
 
 STAGE = "md"
@@ -167,7 +171,7 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
     """Sample the frames that are not there yet, and measure how fast that was."""
     segments, points = prepared.length.segments(), list(prepared.points.values())
     paths = [store.path(STAGE, i) for i in range(len(segments))]
-    written_before, started = [_written(path) for path in paths], time.monotonic()
+    before, started = [path.stat().st_mtime_ns if path.exists() else None for path in paths], time.monotonic()
     try:
         trajectories = sample(
             prepared.potential,
@@ -180,14 +184,16 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
         )
     except SamplingError:
         # Raised at the end, when a point lost all its replicas: the others are in the store.
-        stored = _stored(prepared, store)
-        if stored is None:
-            raise
-        trajectories = stored
+        trajectories = {}
+        for i in range(len(segments)):
+            segment = store.read(STAGE, i, prepared.points, None)
+            if segment is None:
+                raise
+            trajectories = {name: trajectories[name].extend(t) if i else t for name, t in segment[0].items()}
     seconds = time.monotonic() - started
-    fresh = sum(
-        n for n, path, before in zip(segments, paths, written_before, strict=True) if _written(path) != before
-    )
+
+    after = [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+    fresh = sum(n for n, old, new in zip(segments, before, after, strict=True) if new != old)
     if not fresh:
         return trajectories, None
     steps = fresh * prepared.steps_per_frame
@@ -199,22 +205,6 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
         device=str(prepared.potential.device),
     )
     return trajectories, speed
-
-
-def _written(path: Path) -> int | None:
-    """Return when a file was written; None for one that is not there."""
-    return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _stored(prepared: Prepared, store: FrameStore) -> dict[str, Trajectory] | None:
-    """Return the trajectories in the store, if all of their segments are there."""
-    whole: dict[str, Trajectory] = {}
-    for i in range(len(prepared.length.segments())):
-        segment = store.read(STAGE, i, prepared.points, None)
-        if segment is None:
-            return None
-        whole = {name: whole[name].extend(t) if whole else t for name, t in segment[0].items()}
-    return whole
 
 
 def _point(prepared: Prepared, trajectory: Trajectory) -> MDPoint:
@@ -243,3 +233,32 @@ def _point(prepared: Prepared, trajectory: Trajectory) -> MDPoint:
         averages=averages(production, prepared.min_effective),
         verdicts=trajectory.verdicts,
     )
+
+
+def write_frames(path: Path, run: Trajectory, interval: float, skipped: int) -> None:
+    """Write the frames that count, with the model's energy (eV) and stress (eV/Å³, tensile positive).
+
+    They are named as `mace_eval_configs` names them: `MACE_energy` and `MACE_stress`. Positions are not
+    wrapped into the cell, so that displacements can be followed.
+
+    Args:
+        path: Path of the file; it appears whole or not at all.
+        run: Trajectory with all frames.
+        interval: Time between frames, fs.
+        skipped: Number of frames of the equilibration.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        for replica, frame in run.kept.nonzero().tolist():
+            if frame < skipped:
+                continue
+            positions, cell = run.positions[replica, frame].numpy(), run.cells[replica, frame].numpy()
+            atoms = Atoms(run.point.atoms.numbers, positions, cell=cell, pbc=True)
+            atoms.info = {
+                "config_type": run.point.name,
+                "MACE_energy": float(run.model_energy[replica, frame]),
+                "MACE_stress": run.stress[replica, frame].numpy(),
+                "replica": replica,
+                "time_ps": (frame + 1) * interval / 1e3,
+            }
+            write(stream, atoms, format="extxyz")

@@ -1,14 +1,14 @@
 """Tables of `mlip-refine md`, from its result."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mlip_refine.quantities import Measured
 from mlip_refine.report.tables import number
-from mlip_refine.workflows.md.records import Average, DynamicsPoint, MDPoint, MDResult
-from mlip_refine.workflows.records import Estimate
+from mlip_refine.workflows.md.records import DynamicsPoint, MDPoint, MDResult
 
 TABLES = {
     "state point": ("energy", "enthalpy", "pressure"),
@@ -27,12 +27,28 @@ def print_md(console: Console, result: MDResult) -> None:
     if result.dynamics is not None:
         print_dynamics(console, result.dynamics)
     for title, names in TABLES.items():
-        # Angles are shown where a cell may change them.
-        points = [p for p in result.points if title != "angles" or any(_varies(p, name) for name in names)]
+        points = result.points
+        if title == "angles":
+            # They are shown where a cell may change them.
+            points = tuple(p for p in points if any(p.averages[name].se != 0 for name in names))
         if points:
             console.print()
             console.print(_table(title, names, points))
-    for line in _notes(result):
+
+    notes = []
+    for point in result.points:
+        refused = {name: average for name, average in point.averages.items() if average.refused}
+        if refused:
+            worst = min(refused.values(), key=lambda average: average.independent_frames or 0.0)
+            notes.append(f"note, {point.name}: no {', '.join(refused)}: {worst.refused}")
+        notes += [f"note, {verdict}" for verdict in point.verdicts]
+    if result.speed is not None:
+        speed = result.speed
+        notes.append(
+            f"speed    {speed.atom_steps_per_s:.3g} atom·steps/s on {speed.device}, "
+            f"{speed.steps} steps in {speed.seconds:.0f} s"
+        )
+    for line in (*notes, f"results  {result.folder}"):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -43,10 +59,17 @@ def print_dynamics(console: Console, points: Sequence[DynamicsPoint]) -> None:
     for heading in ("blocks", "quantity", "value", "unit"):
         table.add_column(heading, justify="left" if heading == "quantity" else "right", overflow="fold")
     for point in points:
-        known = [(name.replace("_", " "), e) for name, e in point.values.items() if e.measured is not None]
-        for i, (name, estimate) in enumerate(known):
-            head = (point.name, f"{point.blocks} × {point.block_ps:.3g} ps") if i == 0 else ("", "")
-            table.add_row(*head, name, *_scaled(estimate))
+        head = (point.name, f"{point.blocks} × {point.block_ps:.3g} ps")
+        for name, estimate in point.values.items():
+            value, unit = estimate.measured, estimate.unit
+            if value is None:
+                continue
+            shown = _cell(value)
+            if unit == "m²/s":
+                # Diffusion coefficients are of the order of 10⁻⁹ m²/s.
+                shown, unit = number(value.scaled(1e9, "1e-9 m²/s")), "10⁻⁹ m²/s"
+            table.add_row(*head, name.replace("_", " "), shown, unit)
+            head = ("", "")
     console.print()
     console.print(table)
     for point in points:
@@ -54,20 +77,6 @@ def print_dynamics(console: Console, points: Sequence[DynamicsPoint]) -> None:
             if estimate.refused:
                 line = f"note, {point.name}: no {name.replace('_', ' ')}: {estimate.refused}"
                 console.print(line, markup=False, soft_wrap=True)
-
-
-def _scaled(estimate: Estimate) -> tuple[str, str]:
-    """Return value with error, and unit; diffusion coefficients are of the order of 10⁻⁹ m²/s."""
-    value = estimate.measured
-    if value is not None and estimate.unit == "m²/s":
-        return number(value.scaled(1e9, "1e-9 m²/s")), "10⁻⁹ m²/s"
-    if value is not None and value.se == 0:
-        return f"{value.value:.6g}", estimate.unit
-    return number(value), estimate.unit
-
-
-def _varies(point: MDPoint, name: str) -> bool:
-    return point.averages[name].se != 0
 
 
 def _table(title: str, names: Sequence[str], points: Sequence[MDPoint]) -> Table:
@@ -81,28 +90,12 @@ def _table(title: str, names: Sequence[str], points: Sequence[MDPoint]) -> Table
     for point in points:
         frames = f"{point.frames_kept}/{point.frames_kept + point.frames_discarded}"
         state = (point.ensemble, frames) * with_state
-        table.add_row(point.name, *state, *(_cell(point.averages[name]) for name in names))
+        table.add_row(point.name, *state, *(_cell(point.averages[name].measured) for name in names))
     return table
 
 
-def _cell(average: Average) -> str:
+def _cell(measured: Measured | None) -> str:
     """A number with its error; one that the ensemble fixes has none."""
-    if average.se == 0:
-        return f"{average.value:.6g}"
-    return number(average.measured)
-
-
-def _notes(result: MDResult) -> Iterator[str]:
-    for point in result.points:
-        refused = {name: average for name, average in point.averages.items() if average.refused}
-        if refused:
-            worst = min(refused.values(), key=lambda average: average.independent_frames or 0.0)
-            yield f"note, {point.name}: no {', '.join(refused)}: {worst.refused}"
-        yield from (f"note, {verdict}" for verdict in point.verdicts)
-    if result.speed is not None:
-        speed = result.speed
-        yield (
-            f"speed    {speed.atom_steps_per_s:.3g} atom·steps/s on {speed.device}, "
-            f"{speed.steps} steps in {speed.seconds:.0f} s"
-        )
-    yield f"results  {result.folder}"
+    if measured is not None and measured.se == 0:
+        return f"{measured.value:.6g}"
+    return number(measured)

@@ -21,9 +21,8 @@ from mlip_refine.files import write_json
 from mlip_refine.quantities import KB
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.workflows.md import run as workflow
-from mlip_refine.workflows.md.dynamics import Blocks, dynamics
+from mlip_refine.workflows.md.dynamics import Blocks, dynamics, write_dynamics
 from mlip_refine.workflows.md.figures import write_dynamics_figures
-from mlip_refine.workflows.md.files import write_dynamics
 from mlip_refine.workflows.md.records import DynamicsPoint, MDResult, read_dynamics
 from mlip_refine.workflows.md.tables import print_dynamics
 from mlip_refine.workflows.records import Estimate
