@@ -63,8 +63,7 @@ def locked_run_folder(
     Raises:
         InputError: If the folder cannot be used, or another process works in it.
     """
-    may_differ = _may_differ(section, resumable)
-    _make(config, resume=resume, may_differ=may_differ, growing=growing)
+    _make(config, resume=resume, section=section, resumable=resumable, growing=growing)
     with _locked(config.run_folder):
         # Once more: another process may have started a run since.
         yield open_run_folder(config, resume=resume, section=section, resumable=resumable, growing=growing)
@@ -91,16 +90,19 @@ def open_run_folder(
         InputError: If the folder exists and is not to be resumed, holds a run of another config, or cannot be
             written. Nothing is overwritten.
     """
-    _make(config, resume=resume, may_differ=_may_differ(section, resumable), growing=growing)
+    _make(config, resume=resume, section=section, resumable=resumable, growing=growing)
     write_text(config.run_folder / "config.yaml", dump_config(config))
     return config.run_folder
 
 
-def _may_differ(section: str | None, resumable: tuple[str, ...]) -> tuple[str, ...]:
-    return (*RESUMABLE, *(name for name in ONE_VERB_SECTIONS if name != section), *resumable)
-
-
-def _make(config: Config, *, resume: bool, may_differ: tuple[str, ...], growing: tuple[str, ...]) -> None:
+def _make(
+    config: Config,
+    *,
+    resume: bool,
+    section: str | None,
+    resumable: tuple[str, ...],
+    growing: tuple[str, ...],
+) -> None:
     """Make the folder if it is not there, or refuse it."""
     folder = config.run_folder
     if (folder / "config.yaml").exists():
@@ -110,7 +112,8 @@ def _make(config: Config, *, resume: bool, may_differ: tuple[str, ...], growing:
                 where=str(folder),
                 fix="Give the run another name, go on with --resume, or remove the folder.",
             )
-        _require_same(config, folder, may_differ, growing)
+        others = (name for name in ONE_VERB_SECTIONS if name != section)
+        _require_same(config, folder, (*RESUMABLE, *others, *resumable), growing)
         return
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         problem = "the run folder exists and is not a run"
@@ -177,9 +180,18 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             stream.seek(0)
-            holder = stream.read()
+            try:
+                holder = json.load(stream)
+                found = f"process {holder['process']} on {holder['host']}"
+            except (ValueError, KeyError, TypeError):
+                found = "a process that has just started"
             stream.close()
-            raise _in_use(folder, holder) from error
+            raise InputError(
+                "another process works in the run folder",
+                where=str(folder),
+                found=found,
+                fix="Wait until it has ended, or give the run another name.",
+            ) from error
         except OSError:
             # A file system without locks; the run works there as well.
             break
@@ -195,21 +207,6 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-
-
-def _in_use(folder: Path, holder: str) -> InputError:
-    """Return the error that names the process in a lock file, as far as it says."""
-    try:
-        known = json.loads(holder)
-        found = f"process {known['process']} on {known['host']}"
-    except (ValueError, KeyError, TypeError):
-        found = "a process that has just started"
-    return InputError(
-        "another process works in the run folder",
-        where=str(folder),
-        found=found,
-        fix="Wait until it has ended, or give the run another name.",
-    )
 
 
 @contextmanager
