@@ -44,15 +44,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _options(
-    *,
-    show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Correct pretrained MACE potentials with experiments and free energies, and keep what they know."""
-
-
 @contextmanager
 def _spoken(*, quiet: bool, verbose: bool) -> Iterator[None]:
     """Let a verb say as much as is asked for, about its errors too."""
@@ -137,17 +128,20 @@ def _standard_error_closed(*, unless: bool) -> Iterator[None]:
         os.close(kept)
 
 
-def _application() -> typer.Typer:
-    application = typer.Typer(name="mlip-refine", no_args_is_help=True, pretty_exceptions_enable=False)
-    application.callback()(_options)
-    for verb in verbs():
-        function = _function_of_command(verb) if isinstance(verb, Command) else _function_of_workflow(verb)
-        epilog = escape(f"Example: {verb.example}")
-        application.command(verb.name, help=verb.help, epilog=epilog)(function)
-    return application
+app = typer.Typer(name="mlip-refine", no_args_is_help=True, pretty_exceptions_enable=False)
+for _verb in verbs():
+    _function = _function_of_command(_verb) if isinstance(_verb, Command) else _function_of_workflow(_verb)
+    app.command(_verb.name, help=_verb.help, epilog=escape(f"Example: {_verb.example}"))(_function)
 
 
-app = _application()
+@app.callback()
+def _options(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Correct pretrained MACE potentials with experiments and free energies, and keep what they know."""
 
 
 def main() -> None:

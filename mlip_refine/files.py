@@ -21,18 +21,15 @@ def written(path: Path, *, shared: bool = False) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}{owner}.partial")
     try:
         yield partial
-        # safetensors writes for the owner alone; results are shared like any other file.
-        partial.chmod(0o666 & ~_umask())
+        # safetensors writes for the owner alone; results are shared like any other file. The mask can only be
+        # read by setting it.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
         partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path, text: str) -> None:

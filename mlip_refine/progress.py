@@ -48,11 +48,8 @@ def progress(description: str, total: int) -> Iterator[Ticker]:
         ) as bar:
             task = bar.add_task(description, total=total)
             yield lambda done: bar.update(task, completed=done)
-    else:
-        yield _lines(description, total)
+        return
 
-
-def _lines(description: str, total: int) -> Ticker:
     start = last = time.monotonic()
     first: int | None = None
 
@@ -66,4 +63,4 @@ def _lines(description: str, total: int) -> Ticker:
             left = (now - start) * (total - done) / max(done - first, 1)
             console.print(f"{description}: {done}/{total}, {left:.0f} s left", soft_wrap=True)
 
-    return tick
+    yield tick

@@ -68,7 +68,21 @@ class Measured:
 
     def __str__(self) -> str:
         """Return the value with its error in the last two digits: ``-8.91(23) meV/atom``."""
-        return f"{_with_error(self.value, self.se)} {self.unit}".rstrip()
+        value, se = self.value, self.se
+        if math.isfinite(value) and math.isnan(se):
+            text = f"{value:.4g}(?)"
+        elif not (math.isfinite(value) and math.isfinite(se)):
+            text = f"{value:.6g} ± {se:.2g}"
+        elif se <= 0:
+            text = f"{value:.6g}(0)"
+        else:
+            decimals = 1 - math.floor(math.log10(float(f"{se:.1e}")))
+            if decimals <= 0:
+                text = f"{round(value, decimals):.0f}({round(se, decimals):.0f})"
+            else:
+                error = f"{se:.{decimals}f}" if se >= 1 else f"{round(se * 10**decimals)}"
+                text = f"{value:.{decimals}f}({error})"
+        return f"{text} {self.unit}".rstrip()
 
     @property
     def known_se(self) -> float | None:
@@ -85,21 +99,6 @@ class Measured:
 def error_of(known_se: float | None) -> float:
     """The standard error from what files have of it, `Measured.known_se`."""
     return math.nan if known_se is None else float(known_se)
-
-
-def _with_error(value: float, se: float) -> str:
-    """Write a value with two significant digits of its error in parentheses."""
-    if math.isfinite(value) and math.isnan(se):
-        return f"{value:.4g}(?)"
-    if not (math.isfinite(value) and math.isfinite(se)):
-        return f"{value:.6g} ± {se:.2g}"
-    if se <= 0:
-        return f"{value:.6g}(0)"
-    decimals = 1 - math.floor(math.log10(float(f"{se:.1e}")))
-    if decimals <= 0:
-        return f"{round(value, decimals):.0f}({round(se, decimals):.0f})"
-    error = f"{se:.{decimals}f}" if se >= 1 else f"{round(se * 10**decimals)}"
-    return f"{value:.{decimals}f}({error})"
 
 
 @dataclass(frozen=True)
