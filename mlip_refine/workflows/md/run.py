@@ -133,19 +133,47 @@ def run(prepared: Prepared, run: Run) -> MDResult:
 
     A point that lost all its replicas has no averages and says why; it does not take the others along.
     """
-    section, skipped = prepared.section, prepared.length.skipped
+    section, skipped, interval = prepared.section, prepared.length.skipped, prepared.interval
     trajectories, speed = _timed(prepared, run.store)
-    points = tuple(_point(prepared, trajectory) for trajectory in trajectories.values())
-    write_series(run.folder / "series.csv", trajectories, prepared.interval)
+    points = []
+    for name, trajectory in trajectories.items():
+        point = trajectory.point
+        cut = {field: getattr(trajectory, field)[:, skipped:] for field in (*SERIES, "kept")}
+        production = replace(trajectory, **cut)
+        points.append(
+            MDPoint(
+                name=name,
+                phase=prepared.phases[name],
+                n_atoms=trajectory.n_atoms,
+                temperature_K=point.temperature,
+                pressure_GPa=point.pressure,
+                ensemble=point.ensemble,
+                thermostat=point.thermostat,
+                cell_freedom=point.freedom,
+                identity=point.identity,
+                timestep_fs=prepared.timestep,
+                interval_fs=interval,
+                friction_per_ps=point.friction if point.langevin else None,
+                barostat_time_fs=point.barostat_time if point.freedom != "fixed" else None,
+                replicas=section.replicas,
+                steps=prepared.length.frames * prepared.steps_per_frame,
+                equilibration_ps=skipped * interval / 1e3,
+                frames_kept=production.n_kept,
+                frames_discarded=production.kept.numel() - production.n_kept,
+                averages=averages(production, prepared.min_effective),
+                verdicts=trajectory.verdicts,
+            )
+        )
+
+    write_series(run.folder / "series.csv", trajectories, interval)
     if section.export:
         for name, trajectory in trajectories.items():
-            path = run.folder / "extxyz" / f"{name}.extxyz"
-            write_frames(path, trajectory, prepared.interval, skipped)
+            write_frames(run.folder / "extxyz" / f"{name}.extxyz", trajectory, interval, skipped)
     dynamics = None
     if section.dynamics is not None:
         folder = run.folder / "dynamics"
-        dynamics = write_dynamics(folder, trajectories, skipped, prepared.interval, section.dynamics)
-    return MDResult(run.folder, prepared.name, prepared.potential.hash, points, speed, dynamics)
+        dynamics = write_dynamics(folder, trajectories, skipped, interval, section.dynamics)
+    return MDResult(run.folder, prepared.name, prepared.potential.hash, tuple(points), speed, dynamics)
 
 
 def _state_point(config: Config, section: MD, source: EnsembleSource, potential: Potential) -> StatePoint:
@@ -205,34 +233,6 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
         device=str(prepared.potential.device),
     )
     return trajectories, speed
-
-
-def _point(prepared: Prepared, trajectory: Trajectory) -> MDPoint:
-    point, skipped = trajectory.point, prepared.length.skipped
-    cut = {name: getattr(trajectory, name)[:, skipped:] for name in (*SERIES, "kept")}
-    production = replace(trajectory, **cut)
-    return MDPoint(
-        name=point.name,
-        phase=prepared.phases[point.name],
-        n_atoms=trajectory.n_atoms,
-        temperature_K=point.temperature,
-        pressure_GPa=point.pressure,
-        ensemble=point.ensemble,
-        thermostat=point.thermostat,
-        cell_freedom=point.freedom,
-        identity=point.identity,
-        timestep_fs=prepared.timestep,
-        interval_fs=prepared.interval,
-        friction_per_ps=point.friction if point.langevin else None,
-        barostat_time_fs=point.barostat_time if point.freedom != "fixed" else None,
-        replicas=prepared.section.replicas,
-        steps=prepared.length.frames * prepared.steps_per_frame,
-        equilibration_ps=skipped * prepared.interval / 1e3,
-        frames_kept=production.n_kept,
-        frames_discarded=production.kept.numel() - production.n_kept,
-        averages=averages(production, prepared.min_effective),
-        verdicts=trajectory.verdicts,
-    )
 
 
 def write_frames(path: Path, run: Trajectory, interval: float, skipped: int) -> None:
