@@ -99,6 +99,7 @@ class Potential:
             word = nearest(head, heads)
             raise InputError(
                 f"the model has no head {head!r}",
+                where="head",
                 expected=f"one of {heads}",
                 fix=f"did you mean {word!r}?" if word else None,
             )
@@ -115,7 +116,8 @@ class Potential:
             if not fnmatch.filter(names, pattern):
                 word = nearest(pattern, names)
                 raise InputError(
-                    f"potential.freeze: {pattern!r} matches no parameter",
+                    f"{pattern!r} matches no parameter",
+                    where="freeze",
                     fix=f"did you mean {word!r}?" if word else None,
                 )
         for name, parameter in module.named_parameters():

@@ -51,7 +51,7 @@ def resolve_model(name_or_path: str, base: Path) -> Path:
         word = nearest(name, known)
         raise InputError(
             f"unknown model {name!r}, and no file of that name in {path.parent}",
-            where="potential.model",
+            where="model",
             expected=f"a path, or one of {', '.join(known)}",
             fix=f"Did you mean {word!r}?" if word else None,
         )
@@ -64,7 +64,7 @@ def resolve_model(name_or_path: str, base: Path) -> Path:
         raise InputError(
             f"the foundation model {name!r} is not in the cache and cannot be downloaded ({error})",
             fix=f"Download {urls[name]} on a connected machine and put it at {cached_path(name)} "
-            "(XDG_CACHE_HOME moves the cache), or give the path of the file as potential.model.",
+            "(XDG_CACHE_HOME moves the cache), or give the path of the file in place of its name.",
         ) from error
 
 

@@ -43,15 +43,21 @@ def load_potential(config: Config) -> Potential:
         InputError: If it cannot be loaded safely (see `Potential.load`).
     """
     section = config.potential
-    return Potential.load(
-        section.model,
-        base=config.base,
-        head=section.head,
-        default_dtype=section.default_dtype,
-        device=config.device,
-        freeze=section.freeze,
-        trust_pickle=section.trust_pickle,
-    )
+    try:
+        return Potential.load(
+            section.model,
+            base=config.base,
+            head=section.head,
+            default_dtype=section.default_dtype,
+            device=config.device,
+            freeze=section.freeze,
+            trust_pickle=section.trust_pickle,
+        )
+    except InputError as error:
+        # An argument of `load` is a key of the config, with its line.
+        if error.where in ("model", "head", "freeze"):
+            error.where = config.where("potential", error.where) or f"potential.{error.where}"
+        raise
 
 
 def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms:

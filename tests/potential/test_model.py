@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,6 +283,20 @@ def test_an_unknown_head_is_refused_with_the_nearest_one(build: Build) -> None:
     with pytest.raises(InputError, match="no head") as caught:
         Potential.from_module(build("density"), head="r2scam")
     assert "r2scan" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "titanium-compct"}, "model: unknown model 'titanium-compct'"),
+        ({"model": "titanium-compact", "head": "pbe"}, "head: the model has no head 'pbe'"),
+        ({"model": "titanium-compact", "freeze": ["raedout*"]}, "freeze: 'raedout\\*' matches no parameter"),
+    ],
+)
+def test_a_refusal_names_the_argument(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        Potential.load(**arguments)
+    assert "potential." not in str(caught.value)
 
 
 def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

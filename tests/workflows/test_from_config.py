@@ -1,9 +1,11 @@
 """From a config to crystals and state points: what cannot be meant is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
-from mlip_refine.config import config_from_dict
+from mlip_refine.config import config_from_dict, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.workflows.from_config import crystal, load_potential, state_points
@@ -25,6 +27,25 @@ def test_a_cubic_phase_has_no_second_lattice_constant(config):
     assert crystal(config, "hcp", (2.95, 4.68)).cell.lengths() == pytest.approx([5.9, 5.9, 9.36])
     with pytest.raises(InputError, match=r"'bcc' is cubic(.|\n)*bcc with the lattice \[2.95, 4.68\]"):
         crystal(config, "bcc", (2.95, 4.68))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("model", "titanium-compct", "unknown model"),
+        ("head", "pbe", "no head"),
+        ("freeze", ["raedout*"], "matches no parameter"),
+    ],
+)
+def test_a_potential_that_is_refused_names_line_or_key_of_the_config(tmp_path, key, value, problem):
+    section = {"model": "titanium-compact", key: value}
+    with pytest.raises(InputError, match=rf"^potential\.{key}: .*{problem}"):
+        load_potential(config_from_dict({"name": "x", "potential": section}))
+    path = tmp_path / "run.yaml"
+    lines = [f"  {name}: {json.dumps(given)}" for name, given in section.items()]
+    path.write_text("\n".join(["name: x", "potential:", *lines]))
+    with pytest.raises(InputError, match=rf"run\.yaml:{3 + list(section).index(key)}: .*{problem}"):
+        load_potential(load_config(path))
 
 
 def test_a_cell_that_is_held_is_another_state_than_one_that_moves(config):

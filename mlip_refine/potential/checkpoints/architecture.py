@@ -286,7 +286,8 @@ def rebuild(node: Node, where: str) -> torch.nn.Module:
         raise InputError(
             f"cannot be rebuilt exactly: {'; '.join(unlike[:3])}",
             where=where,
-            fix="if you trust the source, pass --trust-pickle (potential.trust_pickle: true)",
+            fix="if you trust the source, pass --trust-pickle (potential.trust_pickle: true; in Python "
+            "trust_pickle=True)",
         )
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(kept[name].requires_grad)

@@ -27,7 +27,9 @@ from mlip_refine.potential.checkpoints.architecture import rebuild
 from mlip_refine.potential.checkpoints.archive import load_safetensors
 from mlip_refine.potential.checkpoints.module_tree import Inert, node_of_inert
 
-TRUST = "if you trust the source, pass --trust-pickle (potential.trust_pickle: true)"
+TRUST = (
+    "if you trust the source, pass --trust-pickle (potential.trust_pickle: true; in Python trust_pickle=True)"
+)
 
 _ADMITTED: dict[str, str] = {
     "mace.modules.models": "MACE ScaleShiftMACE",
