@@ -87,7 +87,7 @@ class ObservableLoss(EnsembleLoss):
         """
         super().__init__(name, weight)
         self.options, self.wanted = options, wanted
-        self.observable = _Kept(observable) if options.structural else observable
+        self.observable = _Kept(observable) if options.columns_kept else observable
         self.source = _source_of(options)
         self.probes = frozenset({"energy"}) | observable.probes
 
@@ -115,7 +115,7 @@ class ObservableLoss(EnsembleLoss):
     @property
     def targets(self) -> Mapping[str, Target]:
         """Targets by label; none for a curve, which has too many."""
-        if self.options.structural:
+        if self.options.is_curve:
             return {}
         values = zip(self.wanted.values.tolist(), self.wanted.uncertainties.tolist(), strict=True)
         state = (self.source.temperature, self.source.pressure)
@@ -136,7 +136,7 @@ class ObservableLoss(EnsembleLoss):
         value = residuals.square().mean()
         rms, largest = _measured(_Deviations(observable, wanted), mine)
         diagnostics = {"rms": rms, "largest": largest}
-        if not self.options.structural:
+        if not self.options.is_curve:
             found = dict(zip(observable.labels, _measured(observable, mine), strict=True))
             diagnostics = {label: found[label] for label in wanted.labels}
         components = {self.name: float(value.detach())}

@@ -59,8 +59,11 @@ class ObservableOptions(Section):
     cell: ClassVar[Cell] = "any"
     """Cells in which the observable is defined: moving (free), fixed, or any."""
 
-    structural: ClassVar[bool] = False
-    """Whether the observable depends on positions and cells alone and is slow: its columns are then kept."""
+    columns_kept: ClassVar[bool] = False
+    """Whether columns are kept as long as frames are the same: for slow ones of positions and cells alone."""
+
+    is_curve: ClassVar[bool] = False
+    """Whether the values are bins of a curve: too many for results, which then have their deviations."""
 
     phase: str = Field(description="A phase among phases.")
     temperature: Temperature = Field(description="Temperature of the target, K.")
@@ -343,7 +346,8 @@ class CurveOptions(ObservableOptions):
     """
 
     dimension = _NUMBER
-    structural = True
+    columns_kept = True
+    is_curve = True
     abscissa: ClassVar[str]
     """Unit of the axis on which the bins lie, in words where it depends on options."""
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ase.build import bulk
 
 from mlip_refine import testing
 from mlip_refine.errors import InputError
-from mlip_refine.losses import EnsembleSource, Frames, ObservableLoss, ScalarOptions
+from mlip_refine.losses import EnsembleSource, Frames, ObservableLoss, ScalarOptions, Setting
 from mlip_refine.losses.ensemble.observable_options import OBSERVABLES
 from mlip_refine.losses.registry import BUILT_IN, LossType, loss_types
 from mlip_refine.observables import Density, RadialDistribution, average
@@ -161,6 +162,26 @@ def test_columns_of_a_curve_are_found_once(made, frames_of, monkeypatch):
         values += [float(_evaluate(loss, frames).value) for _ in range(3)]
     assert len(calls) == 2
     assert len(set(values[:3])) == len(set(values[3:])) == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_columns_that_are_kept_make_no_curve(frames_of, kept):
+    """Two words of the options: one spares time, the other decides what results say."""
+
+    class Options(ScalarOptions):
+        dimension = OBSERVABLES["density"].dimension
+        kind = Density
+        labels = ("density",)
+        columns_kept = kept
+
+    options = Options(phase="one", temperature=300.0, target=4.0, uncertainty=1.0)
+    setting = Setting(crystal=lambda _: ARGON, cell_moves=lambda _: True, resolve=Path)
+    loss = ObservableLoss.bind("density", 1.0, options, setting)
+    zero = torch.zeros(3, dtype=torch.float64)
+    cells = 5.0 * torch.eye(3, dtype=torch.float64).expand(3, 3, 3)
+    result = _evaluate(loss, frames_of({"energy": zero}, zero, torch.zeros(3, 1, 3).double(), cells))
+    assert set(result.diagnostics) == set(loss.targets) == {"density"}
+    assert isinstance(loss.observable, Density) is not kept
 
 
 ARGON = bulk("Ar", "fcc", a=5.3, cubic=True) * (2, 2, 2)
