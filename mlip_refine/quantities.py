@@ -1,14 +1,11 @@
-"""The leaf of the package: constants, measured values with errors, targets, and the hash of a model.
+"""The leaf of the package: constants, measured values with errors, and targets.
 
 Units inside are eV, Å, K and amu, with stress in eV/Å³ and time in fs.
 """
 
-import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from ase import units
 
 from mlip_refine.errors import InputError
@@ -140,22 +137,3 @@ class Target:
         return Measured(measured.value - self.value, measured.se, self.unit).scaled(
             1 / self.uncertainty, "sigma"
         )
-
-
-def tensor_hash(tensors: Mapping[str, torch.Tensor], architecture: str) -> str:
-    """Identify a model by its numbers and its architecture.
-
-    Args:
-        tensors: Every tensor that the output depends on, by name; order does not matter.
-        architecture: Text that settles everything the tensors do not (layers, cutoff, heads).
-
-    Returns:
-        Hexadecimal SHA-256 over the architecture and, by sorted name, the name, shape and
-        little-endian float64 bytes of every tensor. Precision and device do not enter.
-    """
-    digest = hashlib.sha256(architecture.encode())
-    for name in sorted(tensors):
-        numbers = tensors[name].detach().to(device="cpu", dtype=torch.float64).contiguous().numpy()
-        digest.update(f"\0{name}\0{numbers.shape}\0".encode())
-        digest.update(numbers.astype("<f8", copy=False).tobytes())
-    return digest.hexdigest()

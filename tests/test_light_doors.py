@@ -95,6 +95,15 @@ def test_a_refused_config_imports_nothing_heavy(
     assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
 
 
+@pytest.mark.parametrize("module", ["quantities", "errors", "files", "progress", "losses.registry"])
+def test_what_every_room_uses_imports_nothing_heavy(module: str) -> None:
+    code = (
+        f"import json, sys, mlip_refine.{module}; print(json.dumps([n.split('.')[0] for n in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(json.loads(done.stdout)) & set(HEAVY)
+
+
 def _cpu_time(*arguments: str) -> float:
     """CPU seconds of a Python process, the best of three."""
     times = []

@@ -2,10 +2,9 @@ import math
 import pickle
 
 import pytest
-import torch
 
 from mlip_refine.errors import InputError, StatisticsError, nearest
-from mlip_refine.quantities import GPA, HBAR, KB, Measured, Target, tensor_hash
+from mlip_refine.quantities import GPA, HBAR, KB, Measured, Target
 
 
 def test_constants_against_codata():
@@ -58,26 +57,6 @@ def test_a_target_measures_deviation_in_its_uncertainty():
 def test_a_bare_float_is_no_target(value, uncertainty):
     with pytest.raises(InputError):
         Target(value, uncertainty, "K")
-
-
-def test_hash_depends_on_numbers_names_shapes_and_architecture_only():
-    one = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
-    reordered = {
-        "b": torch.ones(2, dtype=torch.float64),
-        "a": torch.arange(6.0, requires_grad=True).reshape(2, 3),
-    }
-    reference = tensor_hash(one, "x")
-    assert len(reference) == 64
-    assert tensor_hash(reordered, "x") == reference
-    assert tensor_hash(one, "y") != reference
-    assert tensor_hash({**one, "b": torch.tensor([1.0, 1.0 + 1e-7], dtype=torch.float64)}, "x") != reference
-    assert tensor_hash({**one, "a": one["a"].reshape(3, 2)}, "x") != reference
-    assert tensor_hash({"a": one["a"], "c": one["b"]}, "x") != reference
-
-
-def test_hash_of_a_transposed_view_reads_the_numbers_in_order():
-    matrix = torch.arange(6.0).reshape(2, 3)
-    assert tensor_hash({"a": matrix.T}, "") == tensor_hash({"a": matrix.T.clone()}, "")
 
 
 def test_input_error_puts_its_parts_in_order():

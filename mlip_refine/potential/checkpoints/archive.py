@@ -1,5 +1,6 @@
 """Files of MACE models: a `.model` that plain MACE opens, and tensors with JSON that need no pickle."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -23,7 +24,6 @@ from mlip_refine.potential.checkpoints.architecture import (
     read_architecture,
 )
 from mlip_refine.potential.checkpoints.module_tree import GRAPH_CODE, node_of_module
-from mlip_refine.quantities import tensor_hash
 
 FORMAT = "mlip-refine MACE"
 FORMAT_VERSION = 1
@@ -155,6 +155,25 @@ def module_hash(module: torch.nn.Module) -> str:
             if child.kind != GRAPH_CODE and tensor.numel() and not name.endswith(_DERIVED):
                 tensors[f"{prefix}{name}"] = tensor
     return tensor_hash(tensors, read_architecture(node, "the model").canonical())
+
+
+def tensor_hash(tensors: Mapping[str, Tensor], architecture: str) -> str:
+    """Identify a model by its numbers and its architecture.
+
+    Args:
+        tensors: Every tensor that the output depends on, by name; order does not matter.
+        architecture: Text that settles everything the tensors do not (layers, cutoff, heads).
+
+    Returns:
+        Hexadecimal SHA-256 over the architecture and, by sorted name, the name, shape and
+        little-endian float64 bytes of every tensor. Precision and device do not enter.
+    """
+    digest = hashlib.sha256(architecture.encode())
+    for name in sorted(tensors):
+        numbers = tensors[name].detach().to(device="cpu", dtype=torch.float64).contiguous().numpy()
+        digest.update(f"\0{name}\0{numbers.shape}\0".encode())
+        digest.update(numbers.astype("<f8", copy=False).tobytes())
+    return digest.hexdigest()
 
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -16,6 +16,7 @@ from mlip_refine.potential.checkpoints.archive import (
     module_hash,
     save_model,
     save_safetensors,
+    tensor_hash,
 )
 from mlip_refine.potential.checkpoints.unpickle import load_module
 from mlip_refine.potential.model_files import resolve_model
@@ -182,3 +183,23 @@ def test_missing_and_damaged_files(model, tmp_path):
     (tmp_path / "a.json").unlink()
     with pytest.raises(InputError, match="description of the model is missing"):
         load_safetensors(path)
+
+
+def test_hash_depends_on_numbers_names_shapes_and_architecture_only():
+    one = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}
+    reordered = {
+        "b": torch.ones(2, dtype=torch.float64),
+        "a": torch.arange(6.0, requires_grad=True).reshape(2, 3),
+    }
+    reference = tensor_hash(one, "x")
+    assert len(reference) == 64
+    assert tensor_hash(reordered, "x") == reference
+    assert tensor_hash(one, "y") != reference
+    assert tensor_hash({**one, "b": torch.tensor([1.0, 1.0 + 1e-7], dtype=torch.float64)}, "x") != reference
+    assert tensor_hash({**one, "a": one["a"].reshape(3, 2)}, "x") != reference
+    assert tensor_hash({"a": one["a"], "c": one["b"]}, "x") != reference
+
+
+def test_hash_of_a_transposed_view_reads_the_numbers_in_order():
+    matrix = torch.arange(6.0).reshape(2, 3)
+    assert tensor_hash({"a": matrix.T}, "") == tensor_hash({"a": matrix.T.clone()}, "")
