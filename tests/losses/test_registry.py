@@ -1,5 +1,6 @@
 """Losses by name: built in, from other packages, and refused."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -11,7 +12,8 @@ from ase import Atoms
 
 from mlip_refine.config import Section, load_config
 from mlip_refine.errors import InputError
-from mlip_refine.losses import BatchLoss, LossResult, Replay, Setting, loss_specs
+from mlip_refine.losses import BatchLoss, LossResult, Replay, Setting, loss_specs, options
+from mlip_refine.losses.ensemble import observable_options
 from mlip_refine.losses.registry import loss_types
 
 SETTING = Setting(crystal=lambda _: Atoms(), cell_moves=lambda _: True, resolve=Path)
@@ -125,14 +127,29 @@ def test_broken_registrations_are_refused(installed, name, target, message):
     assert str(caught.value).startswith(target)
 
 
-def test_built_in_names():
-    assert set(loss_types()) == {
+def test_names_that_configs_use_stay():
+    """New ones need no line here: see the next test."""
+    assert set(loss_types()) >= {
         *("angular_distribution", "bulk_modulus", "cell_angles", "density", "elastic_constants", "enthalpy"),
         *("enthalpy_difference", "free_energy_difference", "heat_capacity", "lattice", "linear_expansion"),
         *("phonon_frequencies", "phonon_hvp"),
         *("pressure", "radial_distribution", "replay", "stress", "structure_factor", "thermal_expansion"),
         *("volume", "volume_difference"),
     }
+
+
+def test_every_class_of_options_is_a_loss_of_its_name():
+    """`BulkModulusOptions` is `bulk_modulus`; classes that others build on are no losses."""
+    classes = [
+        found
+        for module in (options, observable_options)
+        for found in vars(module).values()
+        if isinstance(found, type) and found.__module__ == module.__name__ and "Options" in found.__name__
+    ]
+    final = [each for each in classes if not any(each in other.__mro__[1:] for other in classes)]
+    names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", c.__name__.removesuffix("Options")).lower() for c in final]
+    assert dict(zip(names, final, strict=True)) == {n: loss.options for n, loss in loss_types().items()}
+    assert len(names) == len(set(names))
 
 
 def test_options_of_all_losses_are_read_without_torch():
