@@ -104,7 +104,7 @@ def run(prepared: Prepared, run: Run) -> ElasticResult:
     result = ElasticResult(folder, prepared.name, potential.hash, tuple(points))
     ase.io.write(folder / "crystals.extxyz", crystals, format="extxyz")
     write_json(folder / "elastic.json", result.files()["elastic.json"])
-    # Frames do not depend on the versions of packages: runs of earlier versions can be extended.
+    # Not `run.store`, whose frames belong to versions of packages: runs of earlier versions can be extended.
     store = FrameStore(folder / FRAMES, {"seed": run.seed})
     for thermal_points in thermal_elasticity(potential, prepared.thermal, store):
         result = replace(result, thermal=result.thermal + thermal_points)

@@ -190,13 +190,14 @@ def test_frames_are_removed_where_the_config_does_not_keep_them(tmp_path):
 
 
 def test_a_finished_run_goes_on_to_more_frames(tmp_path, monkeypatch):
-    """Two segments of two frames are left as they are, and a third follows them."""
+    """Two segments of two frames are left as they are, also by other packages, and a third follows them."""
     monkeypatch.setattr("mlip_refine.workflows.elastic.thermal.SEGMENT", 48.0)
     longer = {"elastic": {"temperature": 300, "born_every": 1}, "sampling": SHORT | {"frames": 6}}
     short = _config(tmp_path, **longer | {"sampling": SHORT})
     (first,) = elastic(short).thermal
     frames = short.run_folder / "frames"
     written = {path.name: path.stat().st_mtime_ns for path in frames.iterdir()}
+    monkeypatch.setattr("mlip_refine.workflows.base.packages", lambda: {"torch": "another version"})
     (grown,) = elastic(_config(tmp_path, **longer), resume=True).thermal
     assert (first.frames, grown.frames) == (8, 12)
     assert len(written) == 2
