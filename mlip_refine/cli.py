@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -128,13 +128,6 @@ def _standard_error_closed(*, unless: bool) -> Iterator[None]:
         os.close(kept)
 
 
-app = typer.Typer(name="mlip-refine", no_args_is_help=True, pretty_exceptions_enable=False)
-for _verb in verbs():
-    _function = _function_of_command(_verb) if isinstance(_verb, Command) else _function_of_workflow(_verb)
-    app.command(_verb.name, help=_verb.help, epilog=escape(f"Example: {_verb.example}"))(_function)
-
-
-@app.callback()
 def _options(
     *,
     show_version: Annotated[
@@ -142,6 +135,19 @@ def _options(
     ] = False,
 ) -> None:
     """Correct pretrained MACE potentials with experiments and free energies, and keep what they know."""
+
+
+def application(declared: Iterable[Workflow[Any, Any] | Command]) -> typer.Typer:
+    """Return a command line with these verbs, which have the options of all verbs beside their own."""
+    made = typer.Typer(name="mlip-refine", no_args_is_help=True, pretty_exceptions_enable=False)
+    made.callback()(_options)
+    for verb in declared:
+        function = _function_of_command(verb) if isinstance(verb, Command) else _function_of_workflow(verb)
+        made.command(verb.name, help=verb.help, epilog=escape(f"Example: {verb.example}"))(function)
+    return made
+
+
+app = application(verbs())
 
 
 def main() -> None:

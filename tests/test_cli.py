@@ -247,14 +247,13 @@ def _add(*, first: int = 1, second: Annotated[int, typer.Option(help="A number."
     return CommandResult({"sum": first + second}, lambda console: console.print(f"it is {first + second}"))
 
 
-def test_a_new_command_has_the_options_of_every_verb(monkeypatch, capsys):
+def test_a_new_command_has_the_options_of_every_verb():
     """A function that only returns its result: `--json`, `--quiet` and `--verbose` are there."""
     command = Command(name="add", help="Add.", example="mlip-refine add", function=_add)
-    monkeypatch.setattr(cli, "verbs", lambda: [command, *verbs()])
-    application = typer.testing.CliRunner()
+    application, runner = cli.application([command, *verbs()]), typer.testing.CliRunner()
 
     def call(*arguments: str) -> str:
-        done = application.invoke(cli._application(), ["add", "--second", "4", *arguments])
+        done = runner.invoke(application, ["add", "--second", "4", *arguments])
         assert done.exit_code == 0
         return done.stdout
 
