@@ -45,6 +45,7 @@ class Dimension:
         readable: Units that a dumped config prefers, when the number survives unchanged.
         above: Exclusive lower bound in the stored unit.
         least: Inclusive lower bound in the stored unit.
+        most: Largest size in the stored unit; what is larger is a slip of the pen.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Dimension:
     readable: tuple[str, ...] = ()
     above: float | None = None
     least: float | None = None
+    most: float = 1e9
 
     @property
     def unit(self) -> str:
@@ -79,12 +81,8 @@ class Dimension:
             match = _QUANTITY.fullmatch(unicodedata.normalize("NFC", value).replace("−", "-"))
             if match is None:
                 raise problem(self.describe())
-            unit = _plain_unit(match[2]) or self.unit
-            if unit not in self.units:
-                word = nearest(match[2], self.units)
-                expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {match[2]!r} is not one)"
-                raise problem(expected, f"Did you mean {word!r}?" if word else "")
-            number = float(match[1]) * self.units[unit] + (self.offsets or {}).get(unit, 0.0)
+            factor, offset = self.conversion(match[2] or self.unit)
+            number = float(match[1]) * factor + offset
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise problem(self.describe())
         else:
@@ -92,9 +90,32 @@ class Dimension:
                 number = float(value)
             except OverflowError:
                 raise problem(self.describe()) from None
+        return self.checked(number)
+
+    def conversion(self, unit: str) -> tuple[float, float]:
+        """Return factor and offset that turn a number in a unit into one in the stored unit.
+
+        Raises:
+            PydanticCustomError: It is no unit of this kind.
+        """
+        plain = _plain_unit(unit)
+        if plain not in self.units:
+            word = nearest(unit, self.units)
+            expected = f"a {self.kind} in one of: {', '.join(self.units)} (unit {unit!r} is not one)"
+            raise problem(expected, f"Did you mean {word!r}?" if word else "")
+        return self.units[plain], (self.offsets or {}).get(plain, 0.0)
+
+    def checked(self, number: float) -> float:
+        """Return a number in the stored unit, if it is within the bounds.
+
+        Raises:
+            PydanticCustomError: It is not finite, or out of bounds.
+        """
         inside = (self.above is None or number > self.above) and (self.least is None or number >= self.least)
         if not (math.isfinite(number) and inside):
             raise problem(self.describe())
+        if abs(number) > self.most:
+            raise problem(f"a {self.kind} of at most {self.most:g} {self.unit}")
         return number
 
     def describe(self) -> str:
@@ -142,10 +163,10 @@ def _plain_unit(unit: str) -> str:
     return re.sub(r"\s*/\s*", "/", unit)
 
 
-TEMPERATURE = Dimension("temperature", {"K": 1.0, "°C": 1.0}, offsets={"°C": 273.15}, above=0.0)
+TEMPERATURE = Dimension("temperature", {"K": 1.0, "°C": 1.0}, offsets={"°C": 273.15}, above=0.0, most=1e6)
 PRESSURE = Dimension("pressure", {"GPa": 1.0, "MPa": 1e-3, "kbar": 0.1, "bar": 1e-4, "Pa": 1e-9})
-TIME = Dimension("time", {"fs": 1.0, "ps": 1e3, "ns": 1e6}, readable=("ns", "ps"), above=0.0)
-LENGTH = Dimension("length", {"Å": 1.0, "A": 1.0, "Ang": 1.0, "nm": 10.0, "bohr": _BOHR}, above=0.0)
+TIME = Dimension("time", {"fs": 1.0, "ps": 1e3, "ns": 1e6}, readable=("ns", "ps"), above=0.0, most=1e12)
+LENGTH = Dimension("length", {"Å": 1.0, "A": 1.0, "Ang": 1.0, "nm": 10.0, "bohr": _BOHR}, above=0.0, most=1e5)
 ENERGY_PER_ATOM = Dimension(
     "energy per atom",
     {"meV/atom": 1.0, "eV/atom": 1e3, "kJ/mol/atom": _KJ_PER_MOL, "kJ/mol": _KJ_PER_MOL},

@@ -13,7 +13,8 @@ A table begins with lines ``# key: text`` and has one line for each column:
 
 The third part of a column is its standard uncertainty: a number in the unit or in percent, and whether it is
 `stated` by the source or `assumed` here; or `exact`, or `unknown`. An empty cell is a value that was not
-measured. The first column is what values are looked up by.
+measured. The first column is what values are looked up by; a temperature or a pressure may be in any unit of
+its kind, such as °C or kbar.
 """
 
 import csv
@@ -26,12 +27,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import PydanticCustomError
 
+from mlip_refine.config.units import PRESSURE, TEMPERATURE
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.quantities import Target
 
 _KEYS = ("title", "conditions", "source", "licence", "note")
 _BASES = ("stated", "assumed")
+_STATES = {"temperature": TEMPERATURE.bounded(least=0.0), "pressure": PRESSURE}
+"""What a state is described by, and may be the first column of a table."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,28 @@ class Table:
         """The first column."""
         return next(iter(self.columns.values()))
 
+    def at(self, temperature: float, pressure: float) -> float:
+        """Return the value of the first column at a state, in the unit of that column.
+
+        Args:
+            temperature: Temperature of the state, K.
+            pressure: Its pressure, GPa.
+
+        Raises:
+            InputError: The first column is neither of the two.
+        """
+        state = {"temperature": temperature, "pressure": pressure}
+        name = self.index.name
+        if name not in state:
+            raise InputError(
+                "the table is not looked up by a state",
+                where=str(self.path),
+                found=f"first column {name}",
+                expected=" or ".join(state),
+            )
+        factor, offset = _STATES[name].conversion(self.index.unit)
+        return (state[name] - offset) / factor
+
     def target(self, name: str, at: float, uncertainty: float | None = None) -> Target:
         """Return the value of a column at a value of the first, such as a temperature in K, as a target.
 
@@ -120,11 +147,12 @@ class Table:
                 where=str(self.path),
                 fix="Give one with the target.",
             )
-        temperature, pressure = (
-            at if self.index.name == name else None for name in ("temperature", "pressure")
-        )
+        state = {}
+        if self.index.name in _STATES:
+            factor, offset = _STATES[self.index.name].conversion(self.index.unit)
+            state[self.index.name] = at * factor + offset
         source = f"{self.source} ({self.conditions})"
-        return Target(value, known, column.unit, temperature, pressure, source)
+        return Target(value, known, column.unit, **state, source=source)
 
     def measured(self, name: str, at: float) -> tuple[float, float]:
         """Return value and standard uncertainty of a column at a value of the first, as for `target`.
@@ -142,7 +170,9 @@ class Table:
             raise InputError(
                 f"the table is no function of {self.index.name}: its rows do not ascend", where=str(self.path)
             )
-        if not x[0] <= at <= x[-1]:
+        # Rounding of a conversion, such as 300 K to 26.85 °C, does not lead out of the range.
+        slack = 1e-12 * max(abs(x[0]), abs(x[-1]))
+        if not x[0] - slack <= at <= x[-1] + slack:
             raise InputError(
                 f"{name} was not measured there",
                 where=str(self.path),
@@ -198,7 +228,10 @@ def read_table(path: Path) -> Table:
     texts, notes, described = _header(path, lines)
     names = list(described)
     body = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
-    rows = list(csv.reader(line for _, line in body))
+    try:
+        rows = list(csv.reader(line for _, line in body))
+    except csv.Error as error:
+        raise InputError(f"the table is no CSV ({error})", where=str(path)) from error
     if len(rows) < 2:
         raise InputError("the table has no rows", where=str(path))
     if rows[0] != names:
@@ -226,6 +259,23 @@ def read_table(path: Path) -> Table:
         name: _column(name, *described[name], values)
         for name, values in zip(names, np.array(numbers).T, strict=True)
     }
+    if names[0] in _STATES:
+        unit, _, where = described[names[0]]
+        dimension = _STATES[names[0]]
+        try:
+            factor, offset = dimension.conversion(unit)
+        except PydanticCustomError as error:
+            expected = ", ".join(dimension.units)
+            raise InputError(
+                f"no {names[0]}", where=where, found=f"unit {unit}", expected=expected
+            ) from error
+        for (line, _), row in zip(body[1:], numbers, strict=True):
+            try:
+                dimension.checked(row[0] * factor + offset)
+            except PydanticCustomError as error:
+                raise InputError(
+                    f"no {names[0]}", where=f"{path}:{line}", found=f"{row[0]:g} {unit}"
+                ) from error
     return Table(path, **texts, notes=tuple(notes), columns=columns)
 
 

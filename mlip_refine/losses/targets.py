@@ -103,13 +103,7 @@ def table_targets(
     Raises:
         InputError: An unknown label or column, a column of another kind, or a state outside of the table.
     """
-    if table.index.name not in state:
-        raise InputError(
-            f"loss {loss!r}: the table is not looked up by a state",
-            where=str(table.path),
-            found=f"first column {table.index.name}",
-            expected=" or ".join(state),
-        )
+    at = table.at(**state)
     chosen = dict(columns) or {label: label for label in known if label in table.columns}
     for label in chosen:
         require_known(f"loss {loss!r}: no {label!r} to take a column for", label, known)
@@ -124,7 +118,6 @@ def table_targets(
     errors = (
         {} if uncertainty is None else by_label(loss, "uncertainty", tuple(chosen), uncertainty, common=True)
     )
-    at = state[table.index.name]
     return {label: looked_up(table, name, at, dimension, errors.get(label)) for label, name in chosen.items()}
 
 
@@ -136,26 +129,37 @@ def looked_up(
     Raises:
         InputError: A column of another kind, a state outside of the table, or no uncertainty.
     """
-    factor = factor_of(table, column, dimension)
-    found = table.target(column, at, None if uncertainty is None else uncertainty / factor)
-    return found.value * factor, found.uncertainty * factor
+    found = table.target(column, at, uncertainty)
+    value, own = converted(table, column, found.value, found.uncertainty, dimension)
+    return value, own if uncertainty is None else uncertainty
 
 
-def factor_of(table: "Table", column: str, dimension: Dimension) -> float:
-    """What a column is multiplied by to have the unit of a dimension.
+def converted(
+    table: "Table", column: str, value: float, uncertainty: float, dimension: Dimension
+) -> tuple[float, float]:
+    """Value and uncertainty of a column, in its own unit, in the unit of a dimension.
 
     Raises:
-        InputError: It is of another kind.
+        InputError: The column is of another kind, or the value cannot be one of this kind.
     """
     unit = table[column].unit
     try:
-        return dimension.parse(f"1 {unit}")
+        factor, offset = dimension.conversion(unit)
     except PydanticCustomError as error:
         raise InputError(
             f"the column {column} is no {dimension.kind}",
             where=str(table.path),
             found=f"unit {unit}",
             expected=", ".join(dimension.units),
+        ) from error
+    try:
+        return dimension.checked(value * factor + offset), uncertainty * factor
+    except PydanticCustomError as error:
+        raise InputError(
+            f"{column} is no {dimension.kind}",
+            where=str(table.path),
+            found=f"{value:g} {unit}",
+            expected=(error.context or {})["expected"],
         ) from error
 
 

@@ -163,6 +163,62 @@ def test_a_wrong_line_is_named(write, old: str, new: str, message: str) -> None:
         read_table(write(GOOD.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    ("column", "rows", "state"),
+    [
+        ("temperature | K", (100, 500), (300.0, 0.0)),
+        ("temperature | °C", (-173.15, 226.85), (300.0, 0.0)),
+        ("pressure | GPa", (10, 50), (0.0, 30.0)),
+        ("pressure | kbar", (100, 500), (0.0, 30.0)),
+        ("pressure | MPa", (10_000, 50_000), (0.0, 30.0)),
+        ("pressure | bar", (-5e5, 11e5), (0.0, 30.0)),
+    ],
+)
+def test_the_first_column_has_its_unit(write, column: str, rows: tuple[float, float], state) -> None:
+    """Half-way between two rows, in whatever unit these are written."""
+    name = column.partition(" ")[0]
+    lines = f"# column: {column} | exact\n# column: a | Å | 0.01 assumed\n{name},a\n"
+    head = GOOD[: GOOD.index("# column")]
+    table = read_table(write(f"{head}{lines}{rows[0]},2.9\n{rows[1]},3.1\n"))
+    found = table.target("a", table.at(*state))
+    assert found.value == pytest.approx(3.0, abs=1e-9)
+    assert (found.temperature or 0.0, found.pressure or 0.0) == pytest.approx(state)
+    # The ends of the range are in it, whatever a conversion rounds.
+    for place in rows:
+        there = table.target("a", place)
+        assert table.measured("a", table.at(there.temperature or 0.0, there.pressure or 0.0))
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "message"),
+    [
+        ("temperature | eV", 300, r":5: no temperature; found unit eV, expected K, °C"),
+        ("temperature | mK", 300, r":5: no temperature; found unit mK"),
+        ("temperature | 1", 300, r":5: no temperature; found unit 1"),
+        ("pressure | eV/Å³", 3, r":5: no pressure; found unit eV/Å³, expected GPa, MPa, kbar"),
+        ("temperature | K", -5, r":8: no temperature; found -5 K"),
+        ("temperature | °C", -300, r":8: no temperature; found -300 °C"),
+        ("temperature | K", 1e300, r":8: no temperature; found 1e\+300 K"),
+        ("pressure | Pa", 1e200, r":8: no pressure; found 1e\+200 Pa"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused(write, column: str, row: float, message: str) -> None:
+    name = column.partition(" ")[0]
+    lines = f"# column: {column} | exact\n# column: a | Å | 0.01 assumed\n{name},a\n{row},3\n"
+    with pytest.raises(InputError, match=message):
+        read_table(write(GOOD[: GOOD.index("# note")] + lines))
+
+
+def test_a_table_that_is_not_by_a_state_has_no_place_for_one() -> None:
+    with pytest.raises(InputError, match="not looked up by a state; found first column r"):
+        experimental_table("titanium-liquid-rdf").at(300.0, 0.0)
+
+
+def test_a_field_beyond_the_limit_of_csv_is_refused(write) -> None:
+    with pytest.raises(InputError, match=r"no CSV \(field larger than field limit"):
+        read_table(write(GOOD.replace("100,200", "100," + "2" * 140_000)))
+
+
 def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_table(tmp_path / "none.csv")

@@ -10,7 +10,7 @@ from mlip_refine.config.units import LENGTH, PRESSURE
 from mlip_refine.data import Table
 from mlip_refine.errors import InputError
 from mlip_refine.losses.options import ElasticTarget
-from mlip_refine.losses.targets import factor_of, looked_up
+from mlip_refine.losses.targets import converted, looked_up
 
 _CONSTANT = re.compile("C[1-6][1-6]")
 
@@ -37,7 +37,7 @@ class CellTargets:
             InputError: The table has no constants, is not by temperature, has other units, or uncertainties
                 are unknown and not given.
         """
-        names = _names(table)
+        place, names = _place(table, temperature), _names(table)
         if not names:
             raise InputError(
                 "the table has no elastic constants",
@@ -45,7 +45,7 @@ class CellTargets:
                 found=", ".join(table.columns),
                 expected="columns such as C11",
             )
-        constants = {n: looked_up(table, n, temperature, PRESSURE, uncertainty) for n in names}
+        constants = {n: looked_up(table, n, place, PRESSURE, uncertainty) for n in names}
         return cls(temperature, lattice_of(table, temperature), constants)
 
 
@@ -68,23 +68,22 @@ def lattice_of(table: Table, temperature: float) -> tuple[float, ...]:
 
 
 def _names(table: Table) -> list[str]:
-    """Elastic constants that a table has, by temperature."""
-    _require_temperature(table)
+    """Elastic constants that a table has."""
     return [name for name in table.columns if _CONSTANT.fullmatch(name)]
 
 
 def _measured(table: Table, name: str, temperature: float, dimension: Dimension) -> tuple[float, float]:
-    _require_temperature(table)
-    factor = factor_of(table, name, dimension)
-    value, uncertainty = table.measured(name, temperature)
-    return factor * value, factor * uncertainty
+    value, uncertainty = table.measured(name, _place(table, temperature))
+    return converted(table, name, value, uncertainty, dimension)
 
 
-def _require_temperature(table: Table) -> None:
-    if table.index.name != "temperature" or table.index.unit != "K":
+def _place(table: Table, temperature: float) -> float:
+    """Return the value of the first column at a temperature in K."""
+    if table.index.name != "temperature":
         raise InputError(
             "the table is not looked up by temperature",
             where=str(table.path),
-            found=f"first column {table.index.name}, {table.index.unit}",
-            expected="temperature, K",
+            found=f"first column {table.index.name}",
+            expected="temperature",
         )
+    return table.at(temperature, 0.0)

@@ -172,6 +172,8 @@ def test_a_table_of_other_units_is_converted(tmp_path):
     wanted = CellTargets.from_table(read_table(path), 300.0, 2.0)
     assert wanted.constants == {"C11": (pytest.approx(160.0), 2.0)}
     assert wanted.lattice == pytest.approx((2.96,))
+    path.write_text(TABLE.replace("| K |", "| °C |").replace("100,", "-173.15,").replace("300,", "26.85,"))
+    assert CellTargets.from_table(read_table(path), 300.0, 2.0) == wanted
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_a_table_of_other_units_is_converted(tmp_path):
         ("C11 | kbar", "C11 | meV", 2.0, "mine.csv: the column C11 is no pressure; found unit meV"),
         ("a | nm", "a | g", 2.0, "mine.csv: the column a is no length"),
         ("C11", "B11", 2.0, "mine.csv: the table has no elastic constants; found temperature, a, B11"),
-        ("temperature", "pressure", 2.0, "mine.csv: the table is not looked up by temperature"),
+        ("temperature", "place", 2.0, "mine.csv: the table is not looked up by temperature"),
         ("300,0.296,1600", "300,0.296,", 2.0, "C11 was not measured there"),
     ],
 )

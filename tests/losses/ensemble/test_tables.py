@@ -58,6 +58,28 @@ def test_units_of_a_table_are_those_of_the_loss(made, table):
     assert _wanted(loss).uncertainties.tolist() == pytest.approx([0.01])
 
 
+@pytest.mark.parametrize(
+    ("column", "places", "state"),
+    [
+        ("temperature | °C | exact", [0, 100], {"temperature": "323.15 K"}),
+        ("pressure | kbar | exact", [0, 40], {"pressure": "2 GPa"}),
+        ("pressure | MPa | exact", [0, 4000], {"pressure": "2 GPa"}),
+    ],
+)
+def test_the_state_of_a_table_is_looked_up_in_its_unit(made, table, column, places, state):
+    path = table([column, "density | kg/m³ | 1 % stated"], [[places[0], 4000], [places[1], 5000]])
+    assert _wanted(made("density", BCC, table=path, **state)).values.tolist() == pytest.approx([4.5])
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1e300])
+def test_a_value_that_cannot_be_is_refused(made, table, value):
+    path = table(["temperature | K | exact", "a | Å | 0.01 stated"], [[0, value], [2000, value]])
+    with pytest.raises(
+        InputError, match=r"a is no length; found .* Å, expected a length (above 0|of at most)"
+    ):
+        made("lattice", BCC, table=path)
+
+
 def test_a_radial_distribution_of_the_package(made):
     """Bins as wide as its rows on average; those in its range are interpolated."""
     loss = made("radial_distribution", BCC, table="titanium-liquid-rdf", within=[2.3, 10.0])
