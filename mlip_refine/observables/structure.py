@@ -71,10 +71,10 @@ class RadialDistribution(Observable):
         counts = sample.volumes.new_zeros(len(sample), self.bins)
         for frames in portions(len(sample), _PER_PAIR * len(centres) * len(others)):
             positions, cells = sample.positions[frames], sample.cells[frames]
-            shifts = _image_shifts(cells, self.largest)
+            shifts = image_shifts(cells, self.largest)
             for rows in portions(len(centres), _PER_PAIR * len(others) * len(cells)):
-                separation = _separations(positions, cells, centres[rows], others)
-                for _, distance in _image_distances(separation, cells, shifts):
+                separation = separations(positions, cells, centres[rows], others)
+                for _, distance in image_distances(separation, cells, shifts):
                     shells = (distance * (self.bins / self.largest)).long().clamp(max=self.bins - 1)
                     # An atom is no pair with itself.
                     counted = (distance > 0.0) & (distance < self.largest)
@@ -156,8 +156,8 @@ class AngularDistribution(Observable):
 
     def _neighbours(self, positions: Tensor, cells: Tensor, centres: Tensor, others: Tensor) -> Tensor:
         """Return unit vectors to the neighbours of every centre `[n, c, most, 3]`, zero beyond the last."""
-        separation = _separations(positions, cells, centres, others)
-        images = list(_image_distances(separation, cells, _image_shifts(cells, self.distance)))
+        separation = separations(positions, cells, centres, others)
+        images = list(image_distances(separation, cells, image_shifts(cells, self.distance)))
         vectors = torch.cat([vector for vector, _ in images], dim=2)
         lengths = torch.cat([length for _, length in images], dim=2)
         near = (lengths > 0.0) & (lengths < self.distance)
@@ -315,7 +315,7 @@ def _atoms_of(sample: Sample, symbol: str | None, where: str) -> Tensor:
     return found.to(sample.positions.device)
 
 
-def _separations(positions: Tensor, cells: Tensor, centres: Tensor, others: Tensor) -> Tensor:
+def separations(positions: Tensor, cells: Tensor, centres: Tensor, others: Tensor) -> Tensor:
     """Return differences of atoms in units of the cell vectors, nearest image along each `[n, c, o, 3]`.
 
     Args:
@@ -329,7 +329,7 @@ def _separations(positions: Tensor, cells: Tensor, centres: Tensor, others: Tens
     return difference - difference.round()
 
 
-def _image_shifts(cells: Tensor, distance: float) -> Tensor:
+def image_shifts(cells: Tensor, distance: float) -> Tensor:
     """Return the cells whose atoms can lie within a distance `[n_images, 3]`.
 
     A separation of s + m cell vectors, |s| ≤ ½, is at least |s + m| heights of the cell long.
@@ -345,13 +345,13 @@ def _image_shifts(cells: Tensor, distance: float) -> Tensor:
     return torch.tensor(shifts, dtype=cells.dtype, device=cells.device)
 
 
-def _image_distances(separation: Tensor, cells: Tensor, shifts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def image_distances(separation: Tensor, cells: Tensor, shifts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the vectors `[n, c, o, 3]` and distances `[n, c, o]` of every image in turn, Å.
 
     Args:
-        separation: Separations from `_separations` `[n, c, o, 3]`.
+        separation: Separations from `separations` `[n, c, o, 3]`.
         cells: Cell vectors as rows `[n, 3, 3]`, Å.
-        shifts: Images from `_image_shifts` `[n_images, 3]`.
+        shifts: Images from `image_shifts` `[n_images, 3]`.
     """
     home = torch.einsum("ncoi,nij->ncoj", separation, cells)
     for offset in torch.einsum("mi,nij->mnj", shifts, cells):

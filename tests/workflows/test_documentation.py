@@ -5,12 +5,14 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ase.build
 import ase.io
 import pytest
+import torch
 import yaml
 
 import mlip_refine
@@ -18,7 +20,8 @@ from mlip_refine import cli
 from mlip_refine.config import load_config
 from mlip_refine.data.frames import FORMATS
 from mlip_refine.data.phonons.formats import READERS
-from mlip_refine.losses import loss_specs
+from mlip_refine.losses import ObservableLoss, Setting, loss_specs
+from mlip_refine.observables import average, sample_of
 
 PROJECT = Path(__file__).parents[2]
 GUIDE = Path(mlip_refine.__file__).parent / "guide"
@@ -135,6 +138,19 @@ def test_python(page: Path, home: Path) -> None:
         exec(compile(text, str(page), "exec"), names)
     if page.stem == "python":
         assert names["config"].name == "my-titanium"
+    if page.stem == "observables":
+        crystal, sampled = names["atoms"], sample_of(names["trajectory"])
+        given = {"phase": "bcc", "temperature": 1200.0, "target": 8, "uncertainty": 0.1, "distance": 3.0}
+        setting = Setting(crystal=lambda _: crystal, cell_moves=lambda _: False, resolve=Path)
+        loss = ObservableLoss.bind("neighbours", 1.0, names["CoordinationOptions"](**given), setting)
+        assert loss.targets["coordination"].value == 8.0
+        # Eight nearest neighbours of bcc, and six more at the distance of the lattice constant.
+        at_rest = torch.from_numpy(crystal.positions).expand_as(sampled.positions)
+        ideal = replace(
+            sampled, positions=at_rest, cells=torch.from_numpy(crystal.cell.array).expand_as(sampled.cells)
+        )
+        assert average(loss.observable, ideal).tolist() == pytest.approx([8.0])
+        assert average(names["Coordination"](3.5), ideal).tolist() == pytest.approx([14.0])
     if page.stem == "extending":
         # The page's readers are for its own tables alone.
         assert FORMATS.pop(".traj")[1] is names["read_trajectory"]

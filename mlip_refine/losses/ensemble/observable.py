@@ -2,10 +2,14 @@
 
 To add an observable and its loss:
 
-1. Write the observable, a subclass of `Observable`, in a file of `mlip_refine/observables/`.
+1. Write the observable, a subclass of `Observable`, in a file of `mlip_refine/observables/`, and export it
+   in the `__init__.py` there.
 2. In `mlip_refine/losses/ensemble/observable_options.py` write its options, a subclass of `ScalarOptions`
-   (one value or a few) or `CurveOptions` (bins), and add them to the table `OBSERVABLES` at the end. The name
-   there is the type of the loss in a config; schema, command line and `mlip-refine losses` follow from it.
+   (one value or a few), `InCellOptions` (also in a cell with given lattice constants) or `CurveOptions`
+   (bins), and add them to the table `OBSERVABLES` at the end. The name there is the type of the loss in a
+   config; schema, command line and `mlip-refine losses` follow from it.
+
+`mlip-refine guide observables` has an example.
 """
 
 from collections.abc import Mapping, Sequence

@@ -167,9 +167,11 @@ class ScalarOptions(ObservableOptions):
     def table_columns(cls) -> str:
         """Return the names of columns that are found without being told."""
         some = ", or some of these" if len(cls.labels) > 1 else ""
+        units = list(cls.dimension.units)
+        unit = f"in one of {', '.join(units)}" if len(units) > 1 else f"unit {units[0]}"
         return (
-            f"First temperature, K, or pressure, GPa. Then {', '.join(cls.labels)}{some}, in one of "
-            f"{', '.join(cls.dimension.units)}. For other names: columns: {{{cls.labels[0]}: NAME}}."
+            f"First temperature, K, or pressure, GPa. Then {', '.join(cls.labels)}{some}, {unit}. For other "
+            f"names: columns: {{{cls.labels[0]}: NAME}}."
         )
 
     def targets(self, loss: str, known: Sequence[str], table: "Table | None") -> Targets:
