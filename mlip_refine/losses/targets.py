@@ -218,7 +218,15 @@ class Curve:
         Raises:
             InputError: Another unit, no bin that is compared, or an uncertainty that is not known.
         """
-        name = column or self._only_column(loss, table)
+        others = [name for name in table.columns if name != table.index.name]
+        if not column and len(others) != 1:
+            raise InputError(
+                f"loss {loss!r}: which column of the table is the curve?",
+                where=str(table.path),
+                found=", ".join(others),
+                fix="Name it as column.",
+            )
+        name = column or others[0]
         self._require_unit(table, table.index.name, (self.abscissa,))
         self._require_unit(table, name, (self.unit, UP_TO_A_FACTOR) if self.density else (self.unit,))
         x = table.index.values
@@ -235,17 +243,6 @@ class Curve:
                 fix="Change within, or the bins.",
             )
         return {label: (t.value * factor, t.uncertainty * factor) for label, t in found.items()}
-
-    def _only_column(self, loss: str, table: "Table") -> str:
-        others = [name for name in table.columns if name != table.index.name]
-        if len(others) != 1:
-            raise InputError(
-                f"loss {loss!r}: which column of the table is the curve?",
-                where=str(table.path),
-                found=", ".join(others),
-                fix="Name it as column.",
-            )
-        return others[0]
 
     def _require_unit(self, table: "Table", column: str, units: Sequence[str]) -> None:
         unit = table[column].unit

@@ -105,7 +105,10 @@ class PhononFrequencies(PhononLoss):
 
     def _compared(self, number: int, columns: Tensor) -> tuple[Tensor, float]:
         """Error of a material from columns of the model's Hessian, and its mean absolute error, THz."""
-        reference, wanted = self.references[number], self._wanted_of(number)
+        reference = self.references[number]
+        if number not in self._wanted:
+            self._wanted[number] = _ReferenceFrequencies.of(reference, self.options.mesh)
+        wanted = self._wanted[number]
         constants = reference.symmetry.complete(reference.translations, reference.irreducible(), columns)
         squares = squared_frequencies(wanted.sums.matrices(constants))
         floor = self.options.floor
@@ -113,8 +116,3 @@ class PhononFrequencies(PhononLoss):
         error = wanted.weights @ self.deviation(difference).mean(1)
         bare = frequencies(squares.detach()) - frequencies(wanted.squares)
         return error, float(wanted.weights @ bare.abs().mean(1))
-
-    def _wanted_of(self, number: int) -> _ReferenceFrequencies:
-        if number not in self._wanted:
-            self._wanted[number] = _ReferenceFrequencies.of(self.references[number], self.options.mesh)
-        return self._wanted[number]

@@ -113,8 +113,15 @@ class PhononHVP(PhononLoss):
         pairs = zip(materials, groups, strict=True)
         structures = [self.structure(potential, number) for number, group in pairs for _ in group]
         trained = list(potential.trainable_parameters().values()) if torch.is_grad_enabled() else []
+        if self.options.backend == "hvp":
+            work = Work.HESSIAN_GRADIENT if trained else Work.HESSIAN
+        elif not trained:
+            work = Work.FORCES
+        else:
+            one_end = self.options.backend == "forces"
+            work = Work.FORCES_GRADIENT if one_end else Work.DIFFERENCE_GRADIENT
         evaluate = partial(self._part, potential, trained, probes)
-        parts = list(potential.in_chunks(self._work(differentiable=bool(trained)), structures, evaluate))
+        parts = list(potential.in_chunks(work, structures, evaluate))
         sums = torch.cat([part.sums for part in parts])
         gradients: Gradients = [None] * len(trained)
         for part in parts:
@@ -124,13 +131,6 @@ class PhononHVP(PhononLoss):
         value = mean_over((len(materials) * of_materials[:, 0]).tolist(), "")
         measured = {"relative error": mean_over(errors.tolist(), "%")}
         return BatchResult(sums[:, 0].sum(), value.se, gradients, measured)
-
-    def _work(self, *, differentiable: bool) -> Work:
-        if self.options.backend == "hvp":
-            return Work.HESSIAN_GRADIENT if differentiable else Work.HESSIAN
-        if not differentiable:
-            return Work.FORCES
-        return Work.FORCES_GRADIENT if self.options.backend == "forces" else Work.DIFFERENCE_GRADIENT
 
     def drawn(self, number: int) -> list[Probe]:
         """The directions of a material at this update."""
@@ -147,16 +147,11 @@ class PhononHVP(PhononLoss):
             probes = drawn_probes(reference, kind, options.probes, scale, options.step, random)
         if not options.relative:
             return probes
-        return [replace(probe, size=self._size(number, scale)) for probe in probes]
-
-    def _size(self, number: int, scale: Tensor) -> float:
-        """What `relative` divides by; eV/Å²."""
         if number not in self._sizes:
-            thermal = self.options.probe == "thermal"
-            reference = self.references[number]
+            thermal = options.probe == "thermal"
             size = self._spread(number, scale).size if thermal else reference_size(reference, scale)
             self._sizes[number] = size
-        return self._sizes[number]
+        return [replace(probe, size=self._sizes[number]) for probe in probes]
 
     def _spread(self, number: int, scale: Tensor) -> ThermalSpread:
         if number not in self._spreads:
@@ -178,7 +173,9 @@ class PhononHVP(PhononLoss):
         residual = scale * product - wanted
         components = (self.deviation(residual), residual.square(), wanted.square())
         weights = torch.tensor([p.weight for p in mine], dtype=torch.float64).to(real)
-        sums = torch.stack([weights * _graph_means(graphs, x) for x in components], dim=1)
+        # Of every graph, the mean over its components.
+        totals = (real.new_zeros(graphs.n_graphs).index_add(0, graphs.batch, x.sum(1)) for x in components)
+        sums = torch.stack([weights * (total / (3 * graphs.ptr.diff())) for total in totals], dim=1)
         gradients: Gradients = []
         if trained:
             gradients = torch.autograd.grad(sums[:, 0].sum(), trained, allow_unused=True)
@@ -223,12 +220,6 @@ def _displacements(graphs: Graphs, probes: Sequence[Probe]) -> tuple[Tensor, Ten
 
 def _forces(potential: Potential, graphs: Graphs, create_graph: bool) -> Tensor:
     return potential.evaluate(graphs, ("forces",), create_graph=create_graph)["forces"]
-
-
-def _graph_means(graphs: Graphs, components: Tensor) -> Tensor:
-    """Mean over the components of every graph `[n_graphs]`."""
-    sums = components.new_zeros(graphs.n_graphs).index_add(0, graphs.batch, components.sum(1))
-    return sums / (3 * graphs.ptr.diff())
 
 
 _PRODUCTS: dict[str, Product] = {

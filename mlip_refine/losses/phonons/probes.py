@@ -74,8 +74,19 @@ def drawn_probes(
     if kind == "rademacher":
         n = len(scale)
         return _of_directions(reference, _signs(count, n, random) / math.sqrt(3 * n), scale, step)
-    columns = _drawn_columns(reference, kind, count, random)
-    return [_column(reference, atom, axis, scale, weight, step) for (atom, axis), weight in columns]
+    columns = _columns(reference, kind)
+    if kind != "full":
+        # Columns that are drawn several times come once.
+        weights = np.array([weight for _, weight in columns])
+        often = Counter(random.choice(len(columns), size=count, p=weights / weights.sum()).tolist())
+        columns = [(columns[i][0], float(times)) for i, times in sorted(often.items())]
+    probes = []
+    for (atom, axis), weight in columns:
+        direction = torch.zeros(len(scale), 3, dtype=scale.dtype)
+        direction[atom, axis] = scale[atom, 0]
+        product = scale[atom, 0] * reference.columns(atom, axis)
+        probes.append(_probe(direction, product, scale, weight, step))
+    return probes
 
 
 def most_probes(reference: PhononReference, kind: ProbeKind, count: int) -> int:
@@ -214,31 +225,11 @@ def _of_directions(reference: PhononReference, v: Tensor, scale: Tensor, step: f
     return [_probe(direction, product, scale, 1.0, step) for direction, product in pairs]
 
 
-def _drawn_columns(
-    reference: PhononReference, kind: ProbeKind, count: int, random: np.random.Generator
-) -> list[tuple[tuple[int, int], float]]:
-    """Atoms and axes with weights; columns that are drawn several times come once."""
-    columns = _columns(reference, kind)
-    if kind == "full":
-        return columns
-    weights = np.array([weight for _, weight in columns])
-    often = Counter(random.choice(len(columns), size=count, p=weights / weights.sum()).tolist())
-    return [(columns[i][0], float(times)) for i, times in sorted(often.items())]
-
-
 def _columns(reference: PhononReference, kind: ProbeKind) -> list[tuple[tuple[int, int], float]]:
     """Atoms and axes that are drawn from, with weights."""
     if kind == "one_hot":
         return [((atom, axis), 1.0) for atom in reference.primitive_atoms for axis in range(3)]
     return [((c.atom, c.axis), c.weight) for c in reference.irreducible()]
-
-
-def _column(
-    reference: PhononReference, atom: int, axis: int, scale: Tensor, weight: float, step: float
-) -> Probe:
-    direction = torch.zeros(len(scale), 3, dtype=scale.dtype)
-    direction[atom, axis] = scale[atom, 0]
-    return _probe(direction, scale[atom, 0] * reference.columns(atom, axis), scale, weight, step)
 
 
 def _probe(direction: Tensor, product: Tensor, scale: Tensor, weight: float, step: float) -> Probe:
