@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from mlip_refine.losses.base import LossResult as LossResult
     from mlip_refine.losses.base import PotentialLoss as PotentialLoss
     from mlip_refine.losses.base import Setting as Setting
-    from mlip_refine.losses.ensemble.free_energy import FreeEnergyDifference as FreeEnergyDifference
     from mlip_refine.losses.ensemble.observable import ObservableLoss as ObservableLoss
     from mlip_refine.losses.ensemble.observable_options import ObservableOptions as ObservableOptions
     from mlip_refine.losses.ensemble.observable_options import ScalarOptions as ScalarOptions
-    from mlip_refine.losses.ensemble.phase_difference import EnthalpyDifference as EnthalpyDifference
-    from mlip_refine.losses.ensemble.phase_difference import PhaseDifference as PhaseDifference
-    from mlip_refine.losses.ensemble.phase_difference import VolumeDifference as VolumeDifference
+    from mlip_refine.losses.ensemble.two_phases import EnthalpyDifference as EnthalpyDifference
+    from mlip_refine.losses.ensemble.two_phases import FreeEnergyDifference as FreeEnergyDifference
+    from mlip_refine.losses.ensemble.two_phases import PhaseDifference as PhaseDifference
+    from mlip_refine.losses.ensemble.two_phases import VolumeDifference as VolumeDifference
     from mlip_refine.losses.phonons.base import PhononLoss as PhononLoss
     from mlip_refine.losses.phonons.frequencies import PhononFrequencies as PhononFrequencies
     from mlip_refine.losses.phonons.hvp import PhononHVP as PhononHVP
@@ -36,10 +36,11 @@ _HOMES = {
         *("BatchLoss", "EnsembleLoss", "EnsembleSource", "Frames", "Loss", "LossResult", "PotentialLoss"),
         "Setting",
     ),
-    "ensemble.free_energy": ("FreeEnergyDifference",),
     "ensemble.observable": ("ObservableLoss",),
     "ensemble.observable_options": ("ObservableOptions", "ScalarOptions"),
-    "ensemble.phase_difference": ("EnthalpyDifference", "PhaseDifference", "VolumeDifference"),
+    "ensemble.two_phases": (
+        *("EnthalpyDifference", "FreeEnergyDifference", "PhaseDifference", "VolumeDifference"),
+    ),
     "phonons.base": ("PhononLoss",),
     "phonons.frequencies": ("PhononFrequencies",),
     "phonons.hvp": ("PhononHVP",),

@@ -10,10 +10,10 @@ from typing import Any
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.observables.base import Probes, Sample, values_of
+from mlip_refine.errors import InputError
+from mlip_refine.observables.base import Sample, values_of
 from mlip_refine.potential import Potential
-from mlip_refine.quantities import Measured, Target
+from mlip_refine.quantities import GPA, Measured, Target
 
 PERFECT = 1.0
 """Root mean square deviation, in standard uncertainties of the targets, at which a run may stop."""
@@ -56,59 +56,40 @@ class EnsembleSource:
 
 
 @dataclass(frozen=True)
-class Frames:
-    """The frames of an ensemble as a loss sees them.
+class Frames(Sample):
+    """The frames of an ensemble as a loss sees them: a sample, and what reweighting it takes.
+
+    Its probes are what the loss asked for, differentiable; `energy` `[n]`, eV, is among them.
 
     Attributes:
-        probes: What the loss asked for, per frame, differentiable: `energy` `[n]`, eV, and others (see
-            `mlip_refine.observables.base.Sample`).
         log_q: Log-density that each frame was drawn from, up to a constant `[n]`.
-        pv: Pressure times volume of each frame `[n]`, eV.
-        beta: 1/kT, 1/eV.
-        n_atoms: Atoms per frame.
         inefficiency: Statistical inefficiency of the frames, in frames.
         shift: Free energy of the reference that drew the frames minus that of the initial model, eV, whole
             cell.
-        enthalpy: Mean U + PV of the frames under their reference, eV, whole cell.
-        geometry: The frames with their probes, for observables.
+        mean_enthalpy: Mean U + PV of the frames under the current model, eV, whole cell.
         inefficiency_of: Statistical inefficiency of values of the frames `[n]`, where it can be measured.
     """
 
-    probes: Probes
     log_q: Tensor
-    pv: Tensor
-    beta: float
-    n_atoms: int
     inefficiency: float = 1.0
     shift: Measured = field(default_factory=lambda: Measured(0.0, 0.0, "eV"))
-    enthalpy: Measured | None = None
-    geometry: Sample | None = None
+    mean_enthalpy: Measured | None = None
     inefficiency_of: Callable[[Tensor], float] | None = None
-
-    @property
-    def sample(self) -> Sample:
-        """The frames with their probes.
-
-        Raises:
-            MlipRefineError: If only the numbers of the frames are known.
-        """
-        if self.geometry is None:
-            raise MlipRefineError("these frames have no positions: no observable can be taken of them")
-        return self.geometry
-
-    @property
-    def detached_sample(self) -> Sample:
-        """The same without derivatives."""
-        return self.sample.detached()
 
     def inefficiency_of_values(self, values: Tensor) -> float:
         """Statistical inefficiency of values of the frames `[n]`; that of all if it cannot be measured."""
         return self.inefficiency if self.inefficiency_of is None else self.inefficiency_of(values)
 
     @property
+    def beta(self) -> float:
+        """1/kT, 1/eV."""
+        return 1.0 / self.kt
+
+    @property
     def work(self) -> Tensor:
         """Reduced potential of the current model minus that of the reference, per frame `[n]`."""
-        return self.beta * (values_of(self.probes["energy"]) + self.pv) + self.log_q
+        pv = self.pressure * GPA * self.volumes
+        return self.beta * (values_of(self.probes["energy"]) + pv) + self.log_q
 
 
 @dataclass(frozen=True)

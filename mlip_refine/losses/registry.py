@@ -83,19 +83,17 @@ BUILT_IN: dict[str, LossType] = {
     **{name: _built_in(given, "ensemble.observable:ObservableLoss") for name, given in OBSERVABLES.items()},
     "elastic_constants": _built_in(options.ElasticConstantsOptions, "elastic.static:ElasticConstants"),
     "enthalpy_difference": _built_in(
-        options.EnthalpyDifferenceOptions, "ensemble.phase_difference:EnthalpyDifference"
+        options.EnthalpyDifferenceOptions, "ensemble.two_phases:EnthalpyDifference"
     ),
     "free_energy_difference": _built_in(
-        options.FreeEnergyDifferenceOptions, "ensemble.free_energy:FreeEnergyDifference"
+        options.FreeEnergyDifferenceOptions, "ensemble.two_phases:FreeEnergyDifference"
     ),
     "phonon_frequencies": _built_in(
         options.PhononFrequenciesOptions, "phonons.frequencies:PhononFrequencies"
     ),
     "phonon_hvp": _built_in(options.PhononHVPOptions, "phonons.hvp:PhononHVP"),
     "replay": _built_in(options.ReplayOptions, "replay:Replay"),
-    "volume_difference": _built_in(
-        options.VolumeDifferenceOptions, "ensemble.phase_difference:VolumeDifference"
-    ),
+    "volume_difference": _built_in(options.VolumeDifferenceOptions, "ensemble.two_phases:VolumeDifference"),
 }
 
 

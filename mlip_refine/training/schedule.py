@@ -16,7 +16,7 @@ from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError
 from mlip_refine.losses import BatchLoss, Loss
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.replay import LabelledFrame
 
 FOR_GOOD = sys.maxsize
 """Updates of a turn that does not end."""
@@ -116,7 +116,13 @@ def make_schedule(
             expected="losses of experiments and of labelled frames",
             fix="Add one, or leave training.schedule out.",
         )
-    schedule = _turns(settings, buffer)
+    epochs = settings.epochs
+    if epochs is None:
+        schedule = Schedule.in_turn((Group.EXPERIMENT, 1), (Group.REPLAY, 1))
+    else:
+        one_pass = ceil(len(buffer) / (buffer.batch_size * settings.replay_batches))
+        replay = one_pass if epochs.replay == "pass" else epochs.replay
+        schedule = Schedule.in_turn((Group.REPLAY, replay), (Group.EXPERIMENT, epochs.experiment or FOR_GOOD))
     if not schedule.acted(Group.EXPERIMENT, settings.steps):
         raise InputError(
             "the experiments never come to act",
@@ -125,12 +131,3 @@ def make_schedule(
             fix="Make training.epochs.replay smaller, or training.steps larger.",
         )
     return schedule
-
-
-def _turns(settings: Training, buffer: ReplayBuffer[LabelledFrame]) -> Schedule:
-    epochs = settings.epochs
-    if epochs is None:
-        return Schedule.in_turn((Group.EXPERIMENT, 1), (Group.REPLAY, 1))
-    one_pass = ceil(len(buffer) / (buffer.batch_size * settings.replay_batches))
-    replay = one_pass if epochs.replay == "pass" else epochs.replay
-    return Schedule.in_turn((Group.REPLAY, replay), (Group.EXPERIMENT, epochs.experiment or FOR_GOOD))

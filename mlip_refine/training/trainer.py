@@ -1,23 +1,26 @@
 """The training loop: resample where needed, match, replay, as the schedule says; update, checkpoint.
 
 All updates are of one optimiser, whatever losses they are from: the moments of AdamW are running means over
-the gradients of all of them, Gauss-Newton weighs them in one step.
+the gradients of all of them, Gauss-Newton weighs them in one step. A checkpoint holds plain tensors and
+numbers; it is written atomically and read without pickle code.
 """
 
 import json
-import math
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
-from mlip_refine.errors import MlipRefineError
-from mlip_refine.files import write_text
+from mlip_refine.errors import InputError
+from mlip_refine.files import write_text, written
 from mlip_refine.losses import (
     BatchLoss,
     EnsembleLoss,
@@ -29,22 +32,21 @@ from mlip_refine.losses import (
 from mlip_refine.observables.base import Probes
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import Measured
-from mlip_refine.training.checkpoint import read_latest, write_checkpoint
-from mlip_refine.training.ensembles.sampler import EnsembleSampler
-from mlip_refine.training.ensembles.thermal_corrections import ThermalCorrections
-from mlip_refine.training.ensembles.tracker import EnsembleTracker
-from mlip_refine.training.gradients.replay import batch_value
-from mlip_refine.training.gradients.streaming import (
-    evaluate_losses,
-    further_probes,
-    probe_energies,
-    wanted_probes,
+from mlip_refine.training.adamw import AdamW
+from mlip_refine.training.gauss_newton import GaussNewton
+from mlip_refine.training.replay import LabelledFrame, batch_value
+from mlip_refine.training.schedule import Group, Schedule, make_schedule
+from mlip_refine.training.streaming import evaluate_losses, further_probes, probe_energies, wanted_probes
+from mlip_refine.training.tracker import EnsembleSampler, EnsembleTracker, ThermalCorrections
+from mlip_refine.training.trust_region import ProposedStep, Settled
+
+FORMAT = "mlip_refine checkpoint 2"
+
+_CORRUPT = (
+    *(RuntimeError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EOFError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
 )
-from mlip_refine.training.optimisers.adamw import AdamW
-from mlip_refine.training.optimisers.gauss_newton import GaussNewton
-from mlip_refine.training.optimisers.trust_region import Settled, TrustRegion
-from mlip_refine.training.replay_batches import LabelledFrame
-from mlip_refine.training.schedule import Group, make_schedule
+"""What a damaged file raises somewhere between its first byte and its last tensor."""
 
 
 @dataclass(frozen=True)
@@ -99,101 +101,198 @@ class Trainer:
     Attributes:
         potential: The model that is trained, in place.
         losses: All losses.
-        settings: Schedule, optimiser, tolerance, checkpoints.
-        sampler: Draws ensembles, and says when a state point is sampled anew.
+        settings: Optimiser, tolerance, checkpoints.
+        schedule: Which losses act in an update.
+        optimiser: Takes the steps; holds moments, or the damping.
+        ensembles: Frames of thermal losses, which follow the model.
+        thermal: Frames of losses on the potential itself.
         replay: Batches of labelled frames, if there are batch losses.
         folder: Run folder: `log.jsonl` and `checkpoints/`.
         report: Called after every update.
+        step: Updates that were made.
+        updates_within_tolerance: Updates of experiments in a row that met all targets.
+        converged: Whether the run has met its targets.
+        batches: Labelled frames of the newest update that had any.
+        resumed: Whether it goes on from a checkpoint.
         earlier: Wall time of the sessions before a resume, s.
+        started: When this session began, s.
     """
 
     potential: Potential
     losses: Sequence[Loss]
     settings: Training
-    sampler: EnsembleSampler
+    schedule: Schedule
+    optimiser: AdamW | GaussNewton
+    ensembles: EnsembleTracker
+    thermal: ThermalCorrections
     replay: ReplayBuffer[LabelledFrame] | None
     folder: Path
     report: Callable[[StepReport], None] = lambda _: None
     step: int = 0
     updates_within_tolerance: int = 0
     converged: bool = False
-    earlier: float = 0.0
+    batches: Sequence[Sequence[LabelledFrame]] = ()
     resumed: bool = False
-    ensembles: EnsembleTracker = field(init=False)
-    thermal: ThermalCorrections = field(init=False)
-    batches: list[Sequence[LabelledFrame]] = field(init=False, default_factory=list)
+    earlier: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        """Sort the losses, make the schedule and the optimiser."""
-        self._started = time.monotonic()
-        self.schedule = make_schedule(self.settings, self.losses, self.replay)
-        self.optimiser: AdamW | GaussNewton = (
-            GaussNewton(self.potential, self.settings, self.sampler.seed)
-            if self.settings.optimiser == "gauss_newton"
-            else AdamW(self.potential, self.settings)
+    @classmethod
+    def prepare(
+        cls,
+        potential: Potential,
+        losses: Sequence[Loss],
+        settings: Training,
+        sampler: EnsembleSampler,
+        replay: ReplayBuffer[LabelledFrame] | None,
+        folder: Path,
+        report: Callable[[StepReport], None] = lambda _: None,
+    ) -> Self:
+        """Make the schedule, the optimiser and what follows the model; nothing is sampled yet.
+
+        Args:
+            potential: The model that is trained, in place.
+            losses: All losses.
+            settings: Schedule, optimiser, tolerance, checkpoints.
+            sampler: Draws ensembles, and says when a state point is sampled anew.
+            replay: Batches of labelled frames, if there are batch losses.
+            folder: Run folder.
+            report: Called after every update.
+
+        Raises:
+            InputError: The schedule has no turns to take.
+            MlipRefineError: Nothing is trainable.
+        """
+        optimiser: AdamW | GaussNewton
+        if settings.optimiser == "gauss_newton":
+            optimiser = GaussNewton(potential, settings, sampler.seed)
+        else:
+            optimiser = AdamW(potential, settings)
+        return cls(
+            potential=potential,
+            losses=losses,
+            settings=settings,
+            schedule=make_schedule(settings, losses, replay),
+            optimiser=optimiser,
+            ensembles=EnsembleTracker(sampler, [loss for loss in losses if isinstance(loss, EnsembleLoss)]),
+            thermal=ThermalCorrections(sampler),
+            replay=replay,
+            folder=folder,
+            report=report,
         )
-        self.thermal = ThermalCorrections(self.sampler)
-        self.ensemble_losses = [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
-        self.batch_losses = [loss for loss in self.losses if isinstance(loss, BatchLoss)]
-        self.potential_losses = [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
-        self.ensembles = EnsembleTracker(self.sampler, self.ensemble_losses)
-        self.wanted = wanted_probes(self.ensemble_losses)
+
+    @property
+    def sampler(self) -> EnsembleSampler:
+        """What draws all frames, and counts the steps of molecular dynamics."""
+        return self.ensembles.sampler
+
+    @property
+    def ensemble_losses(self) -> list[EnsembleLoss]:
+        """Losses on thermal frames."""
+        return [loss for loss in self.losses if isinstance(loss, EnsembleLoss)]
+
+    @property
+    def batch_losses(self) -> list[BatchLoss]:
+        """Losses on labelled frames."""
+        return [loss for loss in self.losses if isinstance(loss, BatchLoss)]
+
+    @property
+    def potential_losses(self) -> list[PotentialLoss]:
+        """Losses on the potential itself."""
+        return [loss for loss in self.losses if isinstance(loss, PotentialLoss)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no update is left to make."""
+        return self.converged or self.step >= self.settings.steps
 
     def run(self) -> None:
         """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
         if not self.resumed:
-            self.ensembles.begin(self.potential, acting=self._acts(Group.EXPERIMENT, 0))
+            self.ensembles.begin(self.potential, acting=Group.EXPERIMENT in self.schedule.acting(0))
             self._checkpoint()
-        while not self._finished:
-            self._update()
-            if self.step % self.settings.checkpoint_every == 0 or self._finished:
+        while not self.finished:
+            report = self.update()
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(report.as_json()) + "\n")
+            self.report(report)
+            if self.step % self.settings.checkpoint_every == 0 or self.finished:
                 self._checkpoint()
         self.potential.set_parameters(self.optimiser.averaged())
 
-    @property
-    def _finished(self) -> bool:
-        return self.converged or self.step >= self.settings.steps
+    def update(self) -> StepReport:
+        """Make one update, and return what it saw; losses that do not act in it are not evaluated.
 
-    def _acts(self, group: Group, step: int) -> bool:
-        return group in self.schedule.acting(step)
-
-    def _update(self) -> None:
-        """One update; what does not act in it is not evaluated."""
-        self.optimiser.zero_grad()
+        Raises:
+            MlipRefineError: Energies or the gradient are not finite.
+            SamplingError: A phase does not survive.
+            StatisticsError: Frames are too few or too correlated, or a chain of references is broken.
+        """
+        settings, acting = self.settings, self.schedule.acting(self.step)
+        experiment = Group.EXPERIMENT in acting
         results: dict[str, LossResult] = {}
         resampled: list[EnsembleSource] = []
-        experiment = self._acts(Group.EXPERIMENT, self.step)
+        self.optimiser.zero_grad()
+
         if experiment:
-            paused = self.step > 0 and not self._acts(Group.EXPERIMENT, self.step - 1)
+            # The ensembles follow the model, and thermal averages are matched.
+            paused = self.step > 0 and Group.EXPERIMENT not in self.schedule.acting(self.step - 1)
             resampled = self.ensembles.follow(self.potential, self.step, paused=paused)
-            results = self._experiments()
-        if self._acts(Group.REPLAY, self.step):
-            results |= self._replay()
+            probes = self._probes(self.ensembles.energies)
+            results = self.optimiser.ensembles(self.ensemble_losses, self.ensembles.current, probes)
+            # Counted in updates of experiments: how often frames are drawn does not depend on the schedule.
+            turn = self.schedule.acted(Group.EXPERIMENT, self.step)
+            for loss in self.potential_losses:
+                self.thermal.follow(self.potential, loss, turn)
+                loss.at(turn)
+                results[loss.name] = self.optimiser.direct(loss)
+            for validated in self.losses:
+                validation = validated.validation
+                if validation is not None and validated.name in results and turn % validation.every == 0:
+                    result = results[validated.name]
+                    measured = {**result.diagnostics, **validation.measure(self.potential)}
+                    results[validated.name] = replace(result, diagnostics=measured)
+            met = self._targets_met(results)
+            self.updates_within_tolerance = self.updates_within_tolerance + 1 if met else 0
+            self.converged = self.updates_within_tolerance >= settings.patience
         n_eff = self.ensembles.n_eff() if experiment else {}
-        norm, settled = self._step(n_eff)
-        self._log(results, n_eff, resampled, norm, settled)
-        self.ensembles.moved(settled if experiment else None)
+
+        if Group.REPLAY in acting and self.replay is not None and self.batch_losses:
+            # Of the results, those of the last batch are reported.
+            self.batches = [self.replay.next_batch() for _ in range(settings.replay_batches)]
+            for frames in self.batches:
+                results |= self.optimiser.batch(self.batch_losses, frames, 1 / settings.replay_batches)
+
+        # Of ensembles that act, enough frames must still count at the end of the step.
+        norm, end = None, Settled(1.0, self.ensembles.energies, ())
+        if not self.converged:
+            trial = ProposedStep(
+                potential=self.potential,
+                start=self.potential.parameters(),
+                ensembles=self.ensembles.current,
+                energies=self.ensembles.energies,
+                n_eff=n_eff,
+                threshold=self.sampler.policy.threshold if settings.trust_region else 0.0,
+                losses=self.objective,
+            )
+            norm = self.optimiser.step(trial)
+            end = trial.end
+
+        weights = {loss.name: loss.weight for loss in self.losses}
+        total = sum(weights[name] * float(r.value.detach()) for name, r in results.items())
+        report = StepReport(
+            step=self.step,
+            losses={"total": total} | {k: v for r in results.values() for k, v in r.components.items()},
+            diagnostics={name: r.diagnostics for name, r in results.items() if r.diagnostics},
+            n_eff={s.name: n for s, n in n_eff.items()},
+            references={s.name: len(self.ensembles.current[s].references) for s in n_eff},
+            resampled=[s.name for s in resampled],
+            gradient_norm=norm,
+            alpha=None if norm is None else end.alpha,
+            md_steps=self.sampler.md_steps,
+        )
+        self.ensembles.moved(end if experiment else None)
         self.step += 1
-
-    def _experiments(self) -> dict[str, LossResult]:
-        """Evaluate and back-propagate the losses of experiments, and see whether the targets are met."""
-        probes = self._probes(self.ensembles.energies)
-        results = self.optimiser.ensembles(self.ensemble_losses, self.ensembles.current, probes)
-        results |= self._direct()
-        self._validate(results)
-        met = self._targets_met(results)
-        self.updates_within_tolerance = self.updates_within_tolerance + 1 if met else 0
-        self.converged = self.updates_within_tolerance >= self.settings.patience
-        return results
-
-    def _step(self, n_eff: Mapping[EnsembleSource, float]) -> tuple[float | None, Settled]:
-        """Update the parameters; of ensembles that act, enough frames must still count at the end."""
-        if self.converged:
-            return None, Settled(1.0, self.ensembles.energies, ())
-        threshold = self.sampler.policy.threshold if self.settings.trust_region else 0.0
-        trial = ProposedStep(self.potential, self.ensembles, n_eff, threshold, self.objective)
-        norm = self.optimiser.step(trial)
-        return norm, trial.end
+        return report
 
     def objective(self, known: Mapping[EnsembleSource, Tensor]) -> float:
         """Weighted sum of the losses at the parameters as they are, on the frames of this update.
@@ -208,33 +307,12 @@ class Trainer:
         share = 1 / self.settings.replay_batches
         return total + sum(batch_value(self.potential, self.batch_losses, b, share) for b in self.batches)
 
-    def _direct(self) -> dict[str, LossResult]:
-        """Evaluate and back-propagate the losses on the potential itself."""
-        results = {}
-        # Counted in updates of experiments: how often frames are drawn does not depend on the schedule.
-        turn = self.schedule.acted(Group.EXPERIMENT, self.step)
-        for loss in self.potential_losses:
-            self.thermal.follow(self.potential, loss, turn)
-            loss.at(turn)
-            results[loss.name] = self.optimiser.direct(loss)
-        return results
-
-    def _validate(self, results: dict[str, LossResult]) -> None:
-        """Add what is measured on held-out data, of every loss for which it is due, to its diagnostics."""
-        turn = self.schedule.acted(Group.EXPERIMENT, self.step)
-        for loss in self.losses:
-            validation = loss.validation
-            if validation is not None and loss.name in results and turn % validation.every == 0:
-                result = results[loss.name]
-                measured = {**result.diagnostics, **validation.measure(self.potential)}
-                results[loss.name] = replace(result, diagnostics=measured)
-
     def _probes(self, energies: Mapping[EnsembleSource, Tensor]) -> dict[EnsembleSource, Probes]:
         """The probes of the potential as it is now on all frames, energies known."""
-        probes: dict[EnsembleSource, Probes] = {}
+        wanted, probes = wanted_probes(self.ensemble_losses), dict[EnsembleSource, Probes]()
         for source, energy in energies.items():
-            structures, wanted = self.ensembles.current[source].structures, self.wanted.get(source, {})
-            probes[source] = {"energy": energy, **further_probes(self.potential, structures, wanted)}
+            structures = self.ensembles.current[source].structures
+            probes[source] = {"energy": energy, **further_probes(self.potential, structures, wanted[source])}
         return probes
 
     def _targets_met(self, results: Mapping[str, LossResult]) -> bool:
@@ -261,43 +339,6 @@ class Trainer:
                 close.append(result.resolved and abs(result.deviation.value) <= limit)
         return bool(close) and all(close)
 
-    def _replay(self) -> dict[str, LossResult]:
-        """Back-propagate the batch losses; the results are those of the last batch."""
-        results: dict[str, LossResult] = {}
-        if self.replay is None or not self.batch_losses:
-            return results
-        count = self.settings.replay_batches
-        self.batches = [self.replay.next_batch() for _ in range(count)]
-        for frames in self.batches:
-            results = self.optimiser.batch(self.batch_losses, frames, 1 / count)
-        return results
-
-    def _log(
-        self,
-        results: Mapping[str, LossResult],
-        n_eff: Mapping[EnsembleSource, float],
-        resampled: Sequence[EnsembleSource],
-        norm: float | None,
-        settled: Settled,
-    ) -> None:
-        weights = {loss.name: loss.weight for loss in self.losses}
-        total = sum(weights[name] * float(r.value.detach()) for name, r in results.items())
-        components = {k: v for r in results.values() for k, v in r.components.items()}
-        report = StepReport(
-            step=self.step,
-            losses={"total": total} | components,
-            diagnostics={name: r.diagnostics for name, r in results.items() if r.diagnostics},
-            n_eff={s.name: n for s, n in n_eff.items()},
-            references={s.name: len(self.ensembles.current[s].draws) for s in n_eff},
-            resampled=[s.name for s in resampled],
-            gradient_norm=norm,
-            alpha=None if norm is None else settled.alpha,
-            md_steps=self.sampler.md_steps,
-        )
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report.as_json()) + "\n")
-        self.report(report)
-
     def _checkpoint(self) -> None:
         content = {
             "model": self.potential.parameters(),
@@ -308,17 +349,22 @@ class Trainer:
             "md_steps": self.sampler.md_steps,
             "inside": self.updates_within_tolerance,
             "converged": self.converged,
-            "wall_time_s": self.earlier + time.monotonic() - self._started,
+            "wall_time_s": self.earlier + time.monotonic() - self.started,
         }
         write_checkpoint(self.folder / "checkpoints", self.step, content)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint of the folder; `False` if there is none.
 
-        The log is cut back to what the checkpoint knows.
+        The log is cut back to what the checkpoint knows: updates that will be made again go, and so does a
+        line that was not written to its end.
         """
-        content = read_latest(self.folder / "checkpoints")
-        _cut_log(self.folder / "log.jsonl", content["step"] if content else 0)
+        content, log = read_latest(self.folder / "checkpoints"), self.folder / "log.jsonl"
+        if log.exists():
+            known = content["step"] if content else 0
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            complete = [line for line in lines if line.endswith("\n")]
+            write_text(log, "".join(line for line in complete if json.loads(line)["step"] < known))
         if content is None:
             return False
         self.potential.set_parameters(content["model"])
@@ -329,72 +375,48 @@ class Trainer:
         self.updates_within_tolerance = content["inside"]
         self.earlier, self.resumed = content["wall_time_s"], True
         self.sampler.md_steps = content["md_steps"]
-        if not self._finished:
+        if not self.finished:
             self.ensembles.load_state_dict(self.potential, content)
             self.thermal.load_state_dict(self.potential, self.potential_losses, content["thermal"])
         return True
 
 
-@dataclass
-class ProposedStep:
-    """A step of the optimiser before it is taken.
+def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
+    """Write `step-NNNN.pt`; it appears whole or not at all. Older ones beyond `keep` are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:04d}.pt"
+    with written(path) as partial:
+        torch.save(content | {"format": FORMAT, "step": step}, partial)
+    for old in _written(folder)[:-keep]:
+        old.unlink()
+    return path
 
-    Attributes:
-        potential: The potential, at the end of the step.
-        ensembles: Frames and energies of the sources that act.
-        n_eff: Effective frames of every source before the step, in whole draws.
-        threshold: Effective frames of a trust region, in whole draws; 0 without one.
-        losses: Weighted sum of the losses at the parameters as they are, from energies of all frames.
-        end: Where the step ends.
+
+def read_latest(folder: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint of a run, or `None` if there is none.
+
+    Raises:
+        InputError: If the file is not a checkpoint of this package.
     """
-
-    potential: Potential
-    ensembles: EnsembleTracker
-    n_eff: Mapping[EnsembleSource, float]
-    threshold: float
-    losses: Callable[[Mapping[EnsembleSource, Tensor]], float]
-    end: Settled = field(default_factory=lambda: Settled(1.0, {}, ()))
-
-    def __post_init__(self) -> None:
-        """Remember where the step starts."""
-        self._start = self.potential.parameters()
-        self._exhausted: set[EnsembleSource] = set()
-
-    def settle(self, fewest: float = 0.0) -> float:
-        """Shorten the step so that every source keeps `fewest` effective frames and the threshold."""
-        threshold = max(self.threshold, fewest)
-        if threshold > 0 and self.n_eff:
-            region = TrustRegion(threshold)
-            self.end = region.settle(self.potential, self._start, self.ensembles.current, self.n_eff)
-            self._exhausted.update(self.end.exhausted)
-        return self.end.alpha
-
-    def objective(self) -> float:
-        """Return the losses at the end of the step; infinite where they cannot be evaluated."""
-        current = self.ensembles.current
-        missing = {s: e for s, e in current.items() if s not in self.end.energies}
-        energies = {**self.end.energies, **probe_energies(self.potential, missing)}
-        self.end = replace(self.end, energies=energies)
-        if not all(bool(e.isfinite().all()) for e in energies.values()):
-            return math.inf
-        try:
-            return self.losses({s: energies[s] for s in current})
-        except MlipRefineError:
-            # Such as a crystal that does not come to rest.
-            return math.inf
-
-    def refuse(self) -> None:
-        """Take no step; sources with too few effective frames for one are sampled anew."""
-        exhausted = tuple(s for s in self.ensembles.current if s in self._exhausted)
-        self.end = Settled(0.0, self.ensembles.energies, exhausted)
+    paths = _written(folder)
+    if not paths:
+        return None
+    try:
+        if not zipfile.is_zipfile(paths[-1]):
+            raise _unreadable(paths[-1], "it is not a whole zip archive")
+        content: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    except _CORRUPT as error:
+        raise _unreadable(paths[-1], str(error).partition("\n")[0] or type(error).__name__) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError("this is not a checkpoint of a run", where=str(paths[-1]), expected=FORMAT)
+    return content
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop lines of updates that will be made again, and a line that was not written to its end."""
-    if not path.exists():
-        return
-    complete = [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
-    kept = [line for line in complete if json.loads(line)["step"] < step]
-    write_text(path, "".join(kept))
+def _unreadable(path: Path, why: str) -> InputError:
+    fix = "Delete it: the run then resumes from the checkpoint before."
+    return InputError(f"the checkpoint cannot be read ({why})", where=str(path), fix=fix)
+
+
+def _written(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"), key=lambda path: (len(path.name), path.name))

@@ -27,8 +27,8 @@ from mlip_refine.sampling import (
 )
 from mlip_refine.sampling.monitoring.phase_identity import require_ovito
 from mlip_refine.sampling.state_points import Identity
-from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.replay import LabelledFrame
+from mlip_refine.training.tracker import EnsembleSampler, Policy
 from mlip_refine.workflows.checks import require_phase
 from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
 from mlip_refine.workflows.free_energy.cells import CellSettings

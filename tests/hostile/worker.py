@@ -216,7 +216,7 @@ def runs() -> tuple[list[Files], Read]:
     from mlip_refine.sampling import Length, MDSettings, StatePoint, sample
     from mlip_refine.sampling.store import FrameStore
     from mlip_refine.testing import HarmonicCrystals, harmonic_crystal
-    from mlip_refine.training.checkpoint import read_latest, write_checkpoint
+    from mlip_refine.training.trainer import read_latest, write_checkpoint
 
     folder = Path(tempfile.mkdtemp())
     content = {"weights": {"a": torch.arange(50.0)}, "random": torch.arange(9), "log": [1.0, "two"]}

@@ -10,7 +10,6 @@ from ase import Atoms
 
 from mlip_refine import testing
 from mlip_refine.losses import Frames, Loss
-from mlip_refine.observables import Sample
 from mlip_refine.quantities import GPA, KB
 
 
@@ -42,9 +41,8 @@ def frames_of() -> Callable[..., Frames]:
         free_cell: bool = False,
         numbers: np.ndarray | None = None,
     ) -> Frames:
-        n_atoms, beta = positions.shape[1], 1 / (KB * temperature)
-        pv = pressure * GPA * torch.linalg.det(cells).abs()
-        sample = Sample(
+        n_atoms, pv = positions.shape[1], pressure * GPA * torch.linalg.det(cells).abs()
+        return Frames(
             probes=probes,
             positions=positions,
             cells=cells,
@@ -53,9 +51,8 @@ def frames_of() -> Callable[..., Frames]:
             temperature=temperature,
             pressure=pressure,
             free_cell=free_cell,
+            log_q=-(reference + pv) / (KB * temperature),
         )
-        log_q = -beta * (reference + pv)
-        return Frames(probes, log_q, pv, beta, n_atoms, geometry=sample)
 
     return build
 

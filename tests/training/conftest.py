@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -15,10 +15,10 @@ from ase.build import bulk
 from mlip_refine import data
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential, batching
-from mlip_refine.quantities import KB
+from mlip_refine.quantities import KB, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
-from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.ensemble import Ensemble, Reference
+from mlip_refine.training.replay import LabelledFrame
 
 
 @pytest.fixture(scope="session")
@@ -90,17 +90,18 @@ def make_ensemble(titanium: Potential) -> Callable[..., Ensemble]:
         positions = torch.from_numpy(atoms.positions + noise)
         cells = torch.from_numpy(np.array(atoms.cell)).expand(n_frames, 3, 3)
         structures = titanium.graphs.frames(positions, cells, atoms.numbers)
-        draw = Draw(
+        ends = (positions[-1:], cells[-1:])
+        energy = titanium.energies(structures)
+        return Ensemble(
             point=point,
+            references=(Reference(point, titanium.parameters(), "made", n_frames, 1.0, ends),),
             structures=structures,
-            energy=titanium.energies(structures),
             volume=torch.linalg.det(cells).abs(),
-            inefficiency=1.0,
-            stage="made",
-            ends=(positions[-1:], cells[-1:]),
-            reference=titanium.parameters(),
+            energies=energy[None],
+            shift=Measured(0.0, 0.0, "eV"),
+            shift_influence=torch.zeros_like(energy),
+            frames_per_draw=n_frames,
         )
-        return Ensemble.of(draw)
 
     return make
 
@@ -172,9 +173,15 @@ class Wells:
             kept=torch.ones(replicas, n_frames, dtype=torch.bool),
         )
 
-    def draw(self, seed: int, n_frames: int = 500, **how: float) -> Draw:
+    def draw(
+        self, seed: int, n_frames: int = 500, inefficiency: float | None = None, **how: float
+    ) -> Ensemble:
+        """Frames of this model alone; with another statistical inefficiency than was measured, if given."""
         trajectory = self.trajectory(seed, n_frames, **how)
-        return Draw.from_trajectory(self, trajectory, f"seed-{seed}", self.parameters())
+        drawn = Ensemble.from_trajectory(self, trajectory, f"seed-{seed}", self.parameters())
+        if inefficiency is None:
+            return drawn
+        return replace(drawn, references=(replace(drawn.references[0], inefficiency=inefficiency),))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlip_refine.errors import InputError
-from mlip_refine.training.checkpoint import read_latest, write_checkpoint
+from mlip_refine.training.trainer import read_latest, write_checkpoint
 
 CONTENT = {
     "model": {"w": torch.arange(6, dtype=torch.float64).reshape(2, 3)},

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,7 +68,19 @@ class Drawn:
         own = self.reference.potential(self.phase, self.squares)
         probes = {"energy": model.potential(self.phase, self.squares)}
         g = statistical_inefficiency(own)
-        return Frames(probes, -BETA * own, torch.zeros(N_FRAMES), BETA, N_ATOMS, g, self.shift)
+        return Frames(
+            probes=probes,
+            positions=torch.zeros(N_FRAMES, N_ATOMS, 3, dtype=torch.float64),
+            cells=torch.eye(3, dtype=torch.float64).expand(N_FRAMES, 3, 3),
+            numbers=np.full(N_ATOMS, 22),
+            masses=torch.ones(N_ATOMS, dtype=torch.float64),
+            temperature=T,
+            pressure=0.0,
+            free_cell=False,
+            log_q=-BETA * own,
+            inefficiency=g,
+            shift=self.shift,
+        )
 
     def n_eff(self, model: Model) -> float:
         return float(kish_size(log_weights(-self.frames(model).work.detach()))) / N_FRAMES

@@ -10,7 +10,7 @@ from mlip_refine.data import read_frames
 from mlip_refine.losses import Replay
 from mlip_refine.losses.options import ReplayOptions
 from mlip_refine.potential import Potential, ase_calculator
-from mlip_refine.training.replay_batches import LabelledFrame, labels
+from mlip_refine.training.replay import LabelledFrame, labels
 
 GST = Path(__file__).parents[1] / "data" / "gst"
 

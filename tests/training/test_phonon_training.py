@@ -17,8 +17,8 @@ from mlip_refine.losses import Replay, loss_specs
 from mlip_refine.losses.base import Validation
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import Length, MDSettings
-from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.replay import LabelledFrame
+from mlip_refine.training.tracker import EnsembleSampler, Policy
 from mlip_refine.training.trainer import Trainer
 
 LENGTHS = (5.6, 5.64, 5.68)
@@ -74,7 +74,7 @@ def make(phonons_of, springs, tmp_path) -> Callable[..., Trainer]:
         )
         options = {"steps": 9, "learning_rate": 0.05, "ema_decay": 0.0} | TURNS | settings
         buffer = ReplayBuffer(frames, 2, 5)
-        return Trainer(potential, losses, Training.model_validate(options), sampler, buffer, folder)
+        return Trainer.prepare(potential, losses, Training.model_validate(options), sampler, buffer, folder)
 
     return trainer
 

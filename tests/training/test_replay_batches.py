@@ -7,8 +7,7 @@ from mlip_refine.losses.options import ReplayOptions
 from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import GPA
-from mlip_refine.training.gradients.replay import backpropagate_batch
-from mlip_refine.training.replay_batches import LabelledFrame, held_out_errors, labels
+from mlip_refine.training.replay import LabelledFrame, backpropagate_batch, held_out_errors, labels
 
 
 @pytest.mark.parametrize("chunk_atoms", [1, 900])

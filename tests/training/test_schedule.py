@@ -26,14 +26,12 @@ from mlip_refine.potential import GraphBuilder, Potential
 from mlip_refine.potential.batching import Chunker
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import Length, MDSettings
-from mlip_refine.training.ensembles.ensemble import Draw
-from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy, stage_seed
-from mlip_refine.training.ensembles.tracker import EnsembleTracker
-from mlip_refine.training.gradients.replay import backpropagate_batch
-from mlip_refine.training.gradients.streaming import backpropagate, ensemble_losses
-from mlip_refine.training.optimisers.adamw import AdamW
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.adamw import AdamW
+from mlip_refine.training.ensemble import Ensemble
+from mlip_refine.training.replay import LabelledFrame, backpropagate_batch
 from mlip_refine.training.schedule import Group, Schedule, make_schedule
+from mlip_refine.training.streaming import backpropagate, ensemble_losses
+from mlip_refine.training.tracker import EnsembleSampler, EnsembleTracker, Policy, stage_seed
 from mlip_refine.training.trainer import Trainer
 
 HOT = EnsembleSource("wells", 500.0, 0.0)
@@ -92,7 +90,7 @@ class ExactSampler(EnsembleSampler):
             exact = self.wells(float(reference["stiffness"].mean()))
             trajectory = exact.trajectory(stage_seed(number, stage), 12, temperature=source.temperature)
             trajectory = replace(trajectory, point=self.points[source])
-            made[source] = Draw.from_trajectory(potential, trajectory, stage, reference)
+            made[source] = Ensemble.from_trajectory(potential, trajectory, stage, reference)
         return made
 
 
@@ -110,7 +108,7 @@ class Spread(EnsembleLoss):
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
         self.calls += 1
         mine = frames[self.source]
-        squares = (mine.sample.positions - SITES).square().sum((1, 2))
+        squares = (mine.positions - SITES).square().sum((1, 2))
         found = (torch.softmax(-mine.work, 0) * squares).sum()
         deviation = Measured(float(found.detach()) - self.target, 0.0, "Å²")
         value = (found - self.target).square() * 1e6
@@ -188,7 +186,7 @@ def make(wells, tmp_path) -> Callable[..., Trainer]:
             wells=wells,
         )
         options = {"steps": 6, "learning_rate": 0.02, "ema_decay": 0.5} | settings
-        return Trainer(
+        return Trainer.prepare(
             potential=potential,
             losses=losses or [Spread(HOT), Stiffness(), _replay()],
             settings=Training.model_validate(options),
@@ -358,7 +356,7 @@ def test_frames_out_of_reach_are_left_behind_after_a_pause(make):
     ensembles, potential = _moved_far(make, Spread(HOT))
     assert ensembles.follow(potential, 8, paused=True) == [HOT]
     assert [stage for stage, _ in ensembles.sampler.drawn] == ["initial", "step-0008-anew"]
-    assert [draw.stage for draw in ensembles.current[HOT].draws] == ["step-0008-anew"]
+    assert [reference.stage for reference in ensembles.current[HOT].references] == ["step-0008-anew"]
     assert ensembles.n_eff() == {HOT: pytest.approx(1.0)}
     assert math.isnan(ensembles.current[HOT].shift.value)
 
@@ -377,7 +375,7 @@ def test_a_pause_that_leaves_frames_in_reach_joins_new_ones(make):
     potential.set_parameters({"stiffness": torch.tensor([3.5, 3.5])})
     ensembles.moved()
     assert ensembles.follow(potential, 8, paused=True) == [HOT]
-    assert [draw.stage for draw in ensembles.current[HOT].draws] == ["initial", "step-0008"]
+    assert [reference.stage for reference in ensembles.current[HOT].references] == ["initial", "step-0008"]
     assert ensembles.current[HOT].shift.value == 0.0
 
 

@@ -15,7 +15,7 @@ import torch
 
 from mlip_refine import cli
 from mlip_refine.config import load_config
-from mlip_refine.training.checkpoint import write_checkpoint
+from mlip_refine.training.trainer import write_checkpoint
 from mlip_refine.workflows.run_folder import open_run_folder
 
 ASSET = Path(cli.__file__).parent / "assets" / "titanium-compact.model"

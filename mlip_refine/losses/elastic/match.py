@@ -240,21 +240,16 @@ class ElasticMatch(Loss):
             aim = self.stresses[cell].under(self.options.pressure).to(values.stress)
             parts.extend((values.stress - aim) / self.options.pressure_uncertainty)
             errors.extend(e / self.options.pressure_uncertainty for e in values.errors[1])
-            diagnostics |= self._stress(cell, values)
+            stress = zip(
+                self.stresses[cell].labels, values.stress.detach().tolist(), values.errors[1], strict=True
+            )
+            diagnostics |= {f"stress {label} {state}": Measured(v, e, "GPa") for label, v, e in stress}
         names = list(diagnostics)
         if self.options.pressure is not None:
             # The mean of what is matched already: reported, but not a deviation of its own.
             pressure = Measured(float(values.pressure.detach()), values.errors[2][0], "GPa")
             diagnostics[f"P {state}"] = pressure
         return Score(torch.stack(parts), errors, names, diagnostics)
-
-    def _stress(self, cell: EnsembleSource, values: CellValues) -> dict[str, Measured]:
-        """Every component of the stress that is matched."""
-        components = zip(
-            self.stresses[cell].labels, values.stress.detach().tolist(), values.errors[1], strict=True
-        )
-        state = self._state(cell)
-        return {f"stress {label} {state}": Measured(value, e, "GPa") for label, value, e in components}
 
     def result(self, scores: Sequence[Score]) -> LossResult:
         """The loss from the deviations of every cell. What is not known to its uncertainty is not met."""
@@ -263,25 +258,20 @@ class ElasticMatch(Loss):
         total = deviations.square().mean()
         size = float(total.detach())
         resolved = bool((errors <= 1.0).all())
-        if not resolved:
-            self._warn(scores)
+        if not resolved and not self._warned:
+            self._warned = True
+            worst, label = max((e, name) for s in scores for e, name in zip(s.errors, s.labels, strict=True))
+            warnings.warn(
+                f"loss {self.name!r}: the standard error of {label} is {worst:.1f} times the uncertainty of "
+                "its target, so that the target does not count as met; more frames or larger uncertainties "
+                "would do",
+                stacklevel=2,
+            )
         # d = √(mean z²), so that ∂d/∂z_i = z_i/(n d).
         spread = float((deviations.detach() * errors).norm()) / (len(errors) * max(size, 1e-300) ** 0.5)
         deviation = Measured(size**0.5, spread, "sigma")
         diagnostics = {name: m for s in scores for name, m in s.diagnostics.items()}
         return LossResult(total, {self.name: size}, diagnostics, deviation, PERFECT, resolved, deviations)
-
-    def _warn(self, scores: Sequence[Score]) -> None:
-        """Say once that frames are too few to tell whether targets are met."""
-        if self._warned:
-            return
-        self._warned = True
-        worst, label = max((e, name) for s in scores for e, name in zip(s.errors, s.labels, strict=True))
-        warnings.warn(
-            f"loss {self.name!r}: the standard error of {label} is {worst:.1f} times the uncertainty of its "
-            "target, so that the target does not count as met; more frames or larger uncertainties would do",
-            stacklevel=2,
-        )
 
 
 def cells_of(options: ElasticConstantsOptions, wanted: Iterable[CellTargets]) -> tuple[EnsembleSource, ...]:

@@ -65,7 +65,7 @@ class FluctuationElasticConstants(ElasticMatch, EnsembleLoss):
 
     def _values(self, cell: EnsembleSource, frames: Frames) -> CellValues:
         observables = self.observables(cell)
-        constants, stress, pressure = (average(o, frames.sample, -frames.work) for o in observables)
+        constants, stress, pressure = (average(o, frames, -frames.work) for o in observables)
         errors = [_errors(o, frames) for o in observables]
         return CellValues(constants, stress, pressure, (errors[0], errors[1], errors[2]))
 
@@ -73,7 +73,7 @@ class FluctuationElasticConstants(ElasticMatch, EnsembleLoss):
 def _errors(observable: Observable, frames: Frames) -> list[float]:
     """Standard errors of an observable under the current model."""
     work = frames.work.detach()
-    return [m.se for m in measure(observable, frames.detached_sample, frames.inefficiency_of_values, -work)]
+    return [m.se for m in measure(observable, frames.detached(), frames.inefficiency_of_values, -work)]
 
 
 class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
@@ -106,7 +106,7 @@ class DeformedElasticConstants(ElasticMatch, EnsembleLoss):
     def _values(self, cell: EnsembleSource, frames: Sequence[Frames]) -> CellValues:
         """Of a cell and its strained ones."""
         function = partial(self._of_stresses, cell)
-        stress = torch.stack([average(Stress(), f.sample, -f.work) for f in frames])
+        stress = torch.stack([average(Stress(), f, -f.work) for f in frames])
         errors = errors_of_stresses(function, stress, [partial(_errors, frames=f) for f in frames])
         values, m = function(stress), len(self.deformations[cell].basis)
         return CellValues(values[:m], values[m:-1], values[-1:], (errors[:m], errors[m:-1], errors[-1:]))
@@ -169,16 +169,15 @@ class StaticElasticConstants(ElasticMatch, PotentialLoss):
             self._smooth()
 
     def _difference(self, potential: Potential, cell: EnsembleSource, frames: Frames) -> CellValues:
-        cold = self._static(potential, cell, create_graph=False)
-        hot = [
-            measure(o, frames.detached_sample, frames.inefficiency_of_values) for o in self.observables(cell)
-        ]
+        """Values of frames minus those of the crystal at rest, both of this potential."""
+        hot = frames.detached()
+        measured = [measure(o, hot, hot.inefficiency_of_values) for o in self.observables(cell)]
         constants, stress, pressure = (
-            torch.tensor([m.value for m in values], dtype=torch.float64) for values in hot
+            torch.tensor([m.value for m in values], dtype=torch.float64) for values in measured
         )
-        errors = tuple([m.se for m in values] for values in hot)
+        errors = tuple([m.se for m in values] for values in measured)
         found = CellValues(constants, stress, pressure, (errors[0], errors[1], errors[2]))
-        return found.plus(cold, -1.0)
+        return found.plus(self._static(potential, cell, create_graph=False), -1.0)
 
     def _smooth(self) -> None:
         """Replace what temperature adds to the constants by its fit αT + βT², which is 0 at 0 K.

@@ -135,8 +135,11 @@ class ObservableLoss(EnsembleLoss):
             InputError: The cell moves where it should be fixed, or the other way round.
         """
         observable, wanted, mine = self.observable, self.wanted, frames[self.source]
-        self._require_cell(mine.sample)
-        residuals = wanted.deviations(average(observable, mine.sample, -mine.work))
+        if self.options.cell == "free":
+            mine.require_free_cell(f"the target of loss {self.name!r}")
+        elif self.options.cell == "fixed":
+            mine.require_fixed_cell(f"the target of loss {self.name!r}")
+        residuals = wanted.deviations(average(observable, mine, -mine.work))
         value = residuals.square().mean()
         rms, largest = _measured(_Deviations(observable, wanted), mine)
         diagnostics = {"rms": rms, "largest": largest}
@@ -146,12 +149,6 @@ class ObservableLoss(EnsembleLoss):
         components = {self.name: float(value.detach())}
         return LossResult(value, components, diagnostics, rms, PERFECT, residuals=residuals)
 
-    def _require_cell(self, sample: Sample) -> None:
-        if self.options.cell == "free":
-            sample.require_free_cell(f"the target of loss {self.name!r}")
-        elif self.options.cell == "fixed":
-            sample.require_fixed_cell(f"the target of loss {self.name!r}")
-
 
 def _source_of(options: ObservableOptions) -> EnsembleSource:
     return EnsembleSource(options.phase, options.temperature, options.pressure, options.lattice_constants)
@@ -159,8 +156,8 @@ def _source_of(options: ObservableOptions) -> EnsembleSource:
 
 def _measured(observable: Observable, frames: Frames) -> tuple[Measured, ...]:
     """Values and standard errors under the current model."""
-    sample, inefficiency = frames.detached_sample, frames.inefficiency_of_values
-    return measure(observable, sample, inefficiency, -frames.work.detach())
+    inefficiency, log_weights = frames.inefficiency_of_values, -frames.work.detach()
+    return measure(observable, frames.detached(), inefficiency, log_weights)
 
 
 class _Deviations(Observable):

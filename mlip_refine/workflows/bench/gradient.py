@@ -31,8 +31,8 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Graphs, Potential, Structure
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import StatePoint, Trajectory
-from mlip_refine.training.ensembles.ensemble import Ensemble
-from mlip_refine.training.gradients.streaming import backpropagate, probe_energies
+from mlip_refine.training.ensemble import Ensemble
+from mlip_refine.training.streaming import backpropagate, probe_energies
 from mlip_refine.workflows.bench.records import Outcome
 from mlip_refine.workflows.bench.timing import Side, compare
 from mlip_refine.workflows.bench.workloads import Effort, Subject, Workload

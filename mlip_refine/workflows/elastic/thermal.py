@@ -30,7 +30,7 @@ from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.statistics import require_effective
-from mlip_refine.training.gradients.streaming import further_probes, with_gaps
+from mlip_refine.training.streaming import further_probes, with_gaps
 from mlip_refine.workflows.elastic.records import ThermalElasticPoint
 from mlip_refine.workflows.from_config import (
     md_settings,

@@ -22,7 +22,7 @@ from mlip_refine.statistics import (
     require_estimate,
     transition_temperature,
 )
-from mlip_refine.training.ensembles.sampler import stage_seed
+from mlip_refine.training.tracker import stage_seed
 from mlip_refine.workflows.finetune.records import Transition
 from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
 

@@ -19,9 +19,9 @@ from mlip_refine.losses import (
 from mlip_refine.potential import Potential
 from mlip_refine.potential.energy_shift import Compositions, shift_energies
 from mlip_refine.sampling import FrameStore, StatePoint
-from mlip_refine.training.ensembles.sampler import EnsembleSampler
-from mlip_refine.training.replay_batches import held_out_errors
+from mlip_refine.training.replay import held_out_errors
 from mlip_refine.training.schedule import make_schedule
+from mlip_refine.training.tracker import EnsembleSampler
 from mlip_refine.training.trainer import Trainer
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.finetune.evaluation import (
@@ -257,7 +257,7 @@ def anchored(prepared: Prepared, run: Run) -> Prepared:
 
 def make_trainer(prepared: Prepared, run: Run) -> Trainer:
     """Return the trainer of a run whose losses are anchored."""
-    return Trainer(
+    return Trainer.prepare(
         potential=prepared.potential,
         losses=prepared.losses,
         settings=prepared.training,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from mlip_refine.losses import EnsembleSource, Loss
 from mlip_refine.quantities import Measured
-from mlip_refine.training.replay_batches import HeldOutErrors
+from mlip_refine.training.replay import HeldOutErrors
 from mlip_refine.workflows.finetune.evaluation import PhaseChange
 from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRecord, PhaseRecord, Update
 

@@ -217,8 +217,8 @@ def test_the_pressure_has_the_error_of_its_own_series(stressed):
     found = _loss(targets=[{**TARGET, "uncertainty": 1e6}], pressure_uncertainty=1e6)
     frames = stressed(_noisy(40, 1.0) * torch.tensor([1.0, 1, 0, 0, 0, 0]).double() + STRESS)
     pressure = found.evaluate(dict.fromkeys(found.sources, frames)).diagnostics["P 300 K"]
-    (wanted,) = measure(Pressure(), frames.sample, lambda _: 1.0)
-    components = measure(Stress(), frames.sample, lambda _: 1.0)
+    (wanted,) = measure(Pressure(), frames, lambda _: 1.0)
+    components = measure(Stress(), frames, lambda _: 1.0)
     assert pressure.se == pytest.approx(wanted.se)
     assert pressure.se < components[0].se / 10
     assert pressure.value == pytest.approx(wanted.value)

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from mlip_refine import testing
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.losses import Frames, FreeEnergyDifference
-from mlip_refine.quantities import KB, MEV, Measured
+from mlip_refine.quantities import GPA, KB, MEV, Measured
 from mlip_refine.testing import sigma_bound
 
 T, P, N = 600.0, 2.0, 5
@@ -23,10 +24,21 @@ def _loss(**options: object) -> FreeEnergyDifference:
     return loss.with_initial(Measured(3.0, 0.1, "meV/atom"))
 
 
-def _frames(energy: torch.Tensor, reference: torch.Tensor, **changes: object) -> Frames:
+def _frames(energy: torch.Tensor, reference: torch.Tensor, n_atoms: int = N, **weights: object) -> Frames:
+    """Cells with PV from 1 to 2 eV."""
     pv = torch.linspace(1.0, 2.0, len(energy), dtype=torch.float64)
-    given = {"log_q": -BETA * (reference + pv), "pv": pv, "beta": BETA, "n_atoms": N}
-    return Frames({"energy": energy}, **(given | changes))
+    return Frames(
+        probes={"energy": energy},
+        positions=torch.zeros(len(energy), n_atoms, 3, dtype=torch.float64),
+        cells=torch.diag_embed((pv / (P * GPA))[:, None] ** torch.tensor([1.0, 0.0, 0.0])),
+        numbers=np.full(n_atoms, 22),
+        masses=torch.ones(n_atoms, dtype=torch.float64),
+        temperature=T,
+        pressure=P,
+        free_cell=True,
+        log_q=-BETA * (reference + pv),
+        **weights,
+    )
 
 
 def _pair(seed: int, n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +138,7 @@ def test_entropy_from_enthalpies():
     reference, _ = _pair(5)
     enthalpies = Measured(0.0, 0.5 * MEV * N, "eV"), Measured(63.0 * MEV * N, 1.2 * MEV * N, "eV")
     frames = {
-        source: _frames(reference, reference, enthalpy=h)
+        source: _frames(reference, reference, mean_enthalpy=h)
         for source, h in zip(loss.sources, enthalpies, strict=True)
     }
     entropy = loss.evaluate(frames).diagnostics["delta_s"]

@@ -258,7 +258,7 @@ def _options_of(argon: Callable[..., Frames], kind: str) -> dict[str, Any]:
     options = OBSERVABLES[kind](phase="one", temperature=300.0, target=1.0, uncertainty=1.0)
     observable = options.observable(ARGON, None)
     frames = argon(torch.tensor(0.011).double(), free_cell=options.cell == "free")
-    values = average(observable, frames.sample, -frames.work)
+    values = average(observable, frames, -frames.work)
     beside = values + 0.1 * values.abs().max()
     return {
         "target": dict(zip(observable.labels, beside.tolist(), strict=True)),
@@ -364,5 +364,5 @@ def test_an_observable_of_another_package_is_a_loss(made, gas, monkeypatch):
     monkeypatch.setitem(BUILT_IN, "own", LossType(OwnOptions, "collections:OwnLoss", "its own"))
     frames = gas(1, 100, N, P, EXCESS)
     result = _evaluate(made("own", pressure=P, target=1.0, uncertainty=0.1), frames)
-    expected = float(average(Density(), frames.sample, -frames.work)[0])
+    expected = float(average(Density(), frames, -frames.work)[0])
     assert result.diagnostics["density"].value == pytest.approx(expected)

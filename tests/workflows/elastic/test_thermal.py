@@ -11,7 +11,7 @@ from mlip_refine.config import config_from_dict
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
 from mlip_refine.testing import sigma_bound
-from mlip_refine.training.gradients.streaming import further_probes
+from mlip_refine.training.streaming import further_probes
 from mlip_refine.training.trainer import Trainer
 from mlip_refine.workflows.elastic import elastic
 from mlip_refine.workflows.elastic.records import read_thermal_elastic

@@ -17,7 +17,7 @@ from mlip_refine.config import dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 from mlip_refine.sampling.md.engine import MolecularDynamics
-from mlip_refine.training.optimisers.gauss_newton import GaussNewton
+from mlip_refine.training.gauss_newton import GaussNewton
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.finetune import finetune
 from mlip_refine.workflows.finetune import run as workflow

@@ -11,8 +11,7 @@ from mlip_refine.errors import StatisticsError
 from mlip_refine.quantities import GPA, KB, Measured
 from mlip_refine.statistics import exp_estimate
 from mlip_refine.testing import sigma_bound
-from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
-from mlip_refine.training.ensembles.mixture import joined, pruned, without
+from mlip_refine.training.ensemble import Ensemble, joined, pruned, without
 
 T = 500.0
 KT = KB * T
@@ -20,13 +19,15 @@ KT = KB * T
 
 @pytest.fixture
 def energies(wells):
-    """Energies under the reference of a draw."""
-    return lambda draw, structures: wells(*map(float, draw.reference.values())).energies(structures)
+    """Energies under a reference."""
+    return lambda reference, structures: wells(*map(float, reference.parameters.values())).energies(
+        structures
+    )
 
 
 def _followed(wells, energies, chain, draws, most):
     """Draw after draw along a chain of models, as a run does, keeping `most` references."""
-    ensemble = Ensemble.of(draws[0])
+    ensemble = draws[0]
     for model, draw in zip(chain[1:], draws[1:], strict=True):
         grown = joined(ensemble, draw, model.energies(ensemble.structures), energies)
         ensemble, _ = pruned(grown, grown.energies[-1], most)
@@ -47,7 +48,7 @@ def test_chain_of_references_is_the_exact_free_energy(wells, energies, most):
     chain = [wells(2.0), wells(2.3, 0.01), wells(2.7, -0.02)]
     draws = [model.draw(seed) for seed, model in enumerate(chain, start=10)]
     ensemble = _followed(wells, energies, chain, draws, most)
-    assert len(ensemble.draws) == min(most, 3)
+    assert len(ensemble.references) == min(most, 3)
     assert ensemble.latest.stage == "seed-12"
     current = wells(2.8, 0.03)
     exact = current.free_energy(T) - chain[0].free_energy(T)
@@ -61,7 +62,7 @@ def test_two_draws_agree_with_pymbar(wells, energies):
     import pymbar
 
     chain, current = [wells(2.0), wells(2.4)], wells(2.6)
-    draws = [replace(m.draw(seed, 100), inefficiency=1.0) for seed, m in enumerate(chain)]
+    draws = [m.draw(seed, 100, inefficiency=1.0) for seed, m in enumerate(chain)]
     ensemble = _followed(wells, energies, chain, draws, 6)
     energy = current.energies(ensemble.structures)
     u_kn = torch.cat([ensemble.energies, energy[None]]).numpy() / KT
@@ -128,7 +129,7 @@ def test_useless_references_are_dropped(wells, energies):
     chain = [wells(2.0 * 1.5**i) for i in range(6)]
     draws = [m.draw(s) for s, m in enumerate(chain)]
     ensemble = _followed(wells, energies, chain, draws, 6)
-    kept = [int(d.stage.removeprefix("seed-")) for d in ensemble.draws]
+    kept = [int(r.stage.removeprefix("seed-")) for r in ensemble.references]
     assert 0 not in kept
     assert kept[-1] == 5
     assert 2 <= len(kept) <= 5
@@ -143,15 +144,12 @@ def test_no_more_references_than_allowed(wells, energies):
     chain = [wells(2.0 + 0.01 * i) for i in range(5)]
     draws = [m.draw(s, 100) for s, m in enumerate(chain)]
     ensemble = _followed(wells, energies, chain, draws, 3)
-    assert len(ensemble.draws) == 3
+    assert len(ensemble.references) == 3
     assert ensemble.latest.stage == "seed-4"
-    for draw, own in zip(
-        ensemble.draws,
-        ensemble.energies.split([400] * 3, dim=1),
-        strict=True,
-    ):
-        row = [d.stage for d in ensemble.draws].index(draw.stage)
-        assert torch.equal(own[row], draw.energy)
+    drawn = {draw.latest.stage: draw.energies[0] for draw in draws}
+    own = ensemble.energies.split([400] * 3, dim=1)
+    for row, reference in enumerate(ensemble.references):
+        assert torch.equal(own[row][row], drawn[reference.stage])
 
 
 @pytest.mark.statistical
@@ -160,7 +158,7 @@ def test_dropping_the_anchor_changes_no_estimate_by_more_than_its_error(wells, e
     draws = [m.draw(s) for s, m in enumerate(chain, start=20)]
     whole = _followed(wells, energies, chain, draws, 6)
     less = without(whole, 0)
-    assert [d.stage for d in less.draws] == ["seed-21", "seed-22"]
+    assert [r.stage for r in less.references] == ["seed-21", "seed-22"]
     before, after = _measured(whole, current), _measured(less, current)
     assert abs(after.value - before.value) < before.se
     assert after.se == pytest.approx(before.se, rel=0.25)
@@ -177,7 +175,7 @@ def test_a_chain_without_overlap_is_refused(wells, energies):
 def test_frames_of_another_temperature_are_lent(wells, energies):
     """450 K and 560 K lend to 500 K: exact ΔF of a new model, and more effective frames than alone."""
     start, current = wells(2.0), wells(2.3)
-    alone = Ensemble.of(start.draw(1, 100))
+    alone = start.draw(1, 100)
     helped = alone
     for seed, temperature in ((2, 450.0), (3, 560.0)):
         lent = start.draw(seed, 200, temperature=temperature)
@@ -193,19 +191,20 @@ def test_frames_of_another_temperature_are_lent(wells, energies):
     assert abs(mean.value - (0.5 * wells.modes * KT + 3.0 * GPA * 64)) < sigma_bound(2) * mean.se
 
 
-def _ideal(wells, seed: int, pressure: float, n: int) -> Draw:
+def _ideal(wells, seed: int, pressure: float, n: int) -> Ensemble:
     """NPT of four ideal particles in wells that move with the cell: V^4 exp(-βPV), exact."""
-    draw = wells(2.0).draw(seed, n)
+    draw = wells(2.0).draw(seed, n, inefficiency=1.0)
     point = replace(draw.point, name=f"{pressure:g}", pressure=pressure)
     volume = np.random.default_rng(seed).gamma(5, KT / (pressure * GPA), len(draw))
-    return replace(draw, point=point, volume=torch.from_numpy(volume), inefficiency=1.0)
+    references = (replace(draw.latest, point=point),)
+    return replace(draw, point=point, references=references, volume=torch.from_numpy(volume))
 
 
 @pytest.mark.statistical
 def test_frames_of_another_pressure_are_lent(wells, energies):
     """β(G_6 - G_5) = 5 ln(6/5) from the mixture, ⟨V⟩ = 5kT/P."""
     low, high = _ideal(wells, 1, 5.0, 200), _ideal(wells, 2, 6.0, 400)
-    ensemble = joined(Ensemble.of(low), high, low.energy, energies)
+    ensemble = joined(low, high, low.energies[0], energies)
     value, se = ensemble.mixture.difference(0, 1)
     assert abs(value - 5 * math.log(1.2)) < sigma_bound(2) * se
     assert se < 0.06

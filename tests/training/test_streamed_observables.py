@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from mlip_refine import testing
+from mlip_refine.quantities import Measured
 from mlip_refine.sampling import StatePoint
-from mlip_refine.training.ensembles.ensemble import Draw, Ensemble
-from mlip_refine.training.gradients.streaming import (
+from mlip_refine.training.ensemble import Ensemble, Reference
+from mlip_refine.training.streaming import (
     backpropagate,
     ensemble_losses,
     further_probes,
@@ -31,22 +32,24 @@ def pressed(titanium, hcp):
     cells = torch.from_numpy(hcp.cell.array).expand(5, 3, 3)
     structures = titanium.graphs.frames(positions, cells, hcp.numbers)
     point = StatePoint(loss.source.name, hcp, 900.0, 0.0, ensemble="nvt", cell_freedom="fixed")
-    draw = Draw(
+    energy = titanium.energies(structures)
+    reference = Reference(point, titanium.parameters(), "made", 5, 1.0, (positions[-1:], cells[-1:]))
+    ensemble = Ensemble(
         point=point,
+        references=(reference,),
         structures=structures,
-        energy=titanium.energies(structures),
         volume=torch.linalg.det(cells).abs(),
-        inefficiency=1.0,
-        stage="made",
-        ends=(positions[-1:], cells[-1:]),
-        reference=titanium.parameters(),
+        energies=energy[None],
+        shift=Measured(0.0, 0.0, "eV"),
+        shift_influence=torch.zeros_like(energy),
+        frames_per_draw=5,
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in titanium.trainable_parameters().values():
             change = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.mul_(1 + 2e-4 * change)
-    return loss, {loss.source: Ensemble.of(draw)}
+    return loss, {loss.source: ensemble}
 
 
 def test_the_gradient_of_a_pressure_equals_finite_differences(titanium, pressed):

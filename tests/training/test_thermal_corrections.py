@@ -6,7 +6,7 @@ import torch
 
 from mlip_refine.losses import EnsembleSource, PotentialLoss
 from mlip_refine.losses.base import LossResult
-from mlip_refine.training.ensembles.thermal_corrections import ThermalCorrections
+from mlip_refine.training.tracker import ThermalCorrections
 
 HOT = EnsembleSource("wells", 500.0, 0.0)
 
@@ -52,4 +52,4 @@ def test_every_loss_goes_on_from_its_own_frames(wells):
         if before[stage] is None:
             assert start is None
         else:
-            assert start["hot"] is drawn[before[stage]].ends
+            assert start["hot"] is drawn[before[stage]].latest.ends

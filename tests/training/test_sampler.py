@@ -10,11 +10,16 @@ import torch
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory
-from mlip_refine.training.checkpoint import read_latest, write_checkpoint
-from mlip_refine.training.ensembles import sampler as resampling
-from mlip_refine.training.ensembles.mixture import may_lend
-from mlip_refine.training.ensembles.sampler import EnsembleSampler, Policy, stage_seed
-from mlip_refine.training.ensembles.tracker import restored_ensembles, saved_ensembles
+from mlip_refine.training import tracker as resampling
+from mlip_refine.training.ensemble import may_lend
+from mlip_refine.training.tracker import (
+    EnsembleSampler,
+    Policy,
+    restored_ensembles,
+    saved_ensembles,
+    stage_seed,
+)
+from mlip_refine.training.trainer import read_latest, write_checkpoint
 
 HCP, BCC = EnsembleSource("hcp", 1000.0, 2.0), EnsembleSource("bcc", 1000.0, 2.0)
 
@@ -86,12 +91,12 @@ def test_old_frames_stay_and_the_model_is_known_on_all(titanium, sampler, sample
     _moved(titanium, 1.0002)
     ensembles, known = _redrawn(drawer, titanium, ensembles, "step-0001")
     for source, ensemble in ensembles.items():
-        assert [d.stage for d in ensemble.draws] == ["initial", "step-0001"]
-        assert [len(d) for d in ensemble.draws] == [8, 4]
+        assert [r.stage for r in ensemble.references] == ["initial", "step-0001"]
+        assert ensemble.sizes == [8, 4]
         wanted = titanium.energies(ensemble.structures)
         assert torch.allclose(known[source], wanted, rtol=1e-12)
         assert torch.allclose(ensemble.energies[1], wanted, rtol=1e-12)
-        with titanium.holding(ensemble.draws[0].reference):
+        with titanium.holding(ensemble.references[0].parameters):
             assert torch.allclose(ensemble.energies[0], titanium.energies(ensemble.structures), rtol=1e-12)
         assert ensemble.n_eff(known[source]) > 1.2
     stage, names, length, start = sampled[-1]
@@ -108,8 +113,8 @@ def test_the_newest_reference_alone(titanium, sampler, sampled):
     _moved(titanium, 1.0002)
     ensembles, known = _redrawn(drawer, titanium, first, "step-0001")
     assert sampled[-1][2] == Length(200.0, 4)
-    assert [d.stage for d in ensembles[HCP].draws] == ["step-0001"]
-    assert torch.equal(known[HCP], ensembles[HCP].draws[0].energy)
+    assert [r.stage for r in ensembles[HCP].references] == ["step-0001"]
+    assert torch.equal(known[HCP], ensembles[HCP].energies[0])
     change = float(known[HCP].mean() - first[HCP].energies.mean())
     assert ensembles[HCP].shift.value == pytest.approx(change, abs=0.5)
     assert ensembles[HCP].shift.se > 0
@@ -151,17 +156,17 @@ def test_restored_bit_for_bit(titanium, sampler, sampled, tmp_path, kind, most):
     assert len(sampled) == calls
     for source, ensemble in before.items():
         again = after[source]
-        assert [d.stage for d in again.draws] == [d.stage for d in ensemble.draws]
+        assert [r.stage for r in again.references] == [r.stage for r in ensemble.references]
         assert (again.shift, again.frames_per_draw) == (ensemble.shift, ensemble.frames_per_draw)
         for name in ("energies", "shift_influence", "volume", "log_q"):
             assert torch.equal(getattr(again, name), getattr(ensemble, name))
         energy = titanium.energies(again.structures)
         assert torch.equal(energy, titanium.energies(ensemble.structures))
         assert again.frames({"energy": energy}).shift == ensemble.frames({"energy": energy}).shift
-        for one, other in zip(again.draws, ensemble.draws, strict=True):
+        for one, other in zip(again.references, ensemble.references, strict=True):
             assert torch.equal(one.ends[0], other.ends[0])
-            for name, value in other.reference.items():
-                assert torch.equal(one.reference[name], value)
+            for name, value in other.parameters.items():
+                assert torch.equal(one.parameters[name], value)
     for name, value in titanium.parameters().items():
         assert torch.equal(value, moved[name])
 
@@ -176,7 +181,7 @@ def test_frames_are_lent_within_a_phase(titanium, sampler, sampled, kind):
     warm = replace(drawer.points[HCP], name=WARM.name, temperature=WARM.temperature)
     drawer.points |= {WARM: warm}
     ensembles = drawer.initial(titanium, [HCP, BCC, WARM])
-    assert {s: [d.point.name for d in e.draws] for s, e in ensembles.items()} == {
+    assert {s: [r.point.name for r in e.references] for s, e in ensembles.items()} == {
         HCP: [HCP.name, WARM.name],
         BCC: [BCC.name],
         WARM: [WARM.name, HCP.name],
@@ -186,7 +191,7 @@ def test_frames_are_lent_within_a_phase(titanium, sampler, sampled, kind):
     energies = {s: titanium.energies(e.structures) for s, e in ensembles.items()}
     fresh, known = drawer.redraw(titanium, ensembles, energies, [HCP], "step-0001")
     assert set(fresh) == {HCP, WARM}
-    assert [d.stage for d in fresh[WARM].draws] == ["initial", "initial", "step-0001"]
+    assert [r.stage for r in fresh[WARM].references] == ["initial", "initial", "step-0001"]
     for source, ensemble in fresh.items():
         assert torch.allclose(known[source], titanium.energies(ensemble.structures), rtol=1e-12)
     after = restored_ensembles(drawer, titanium, saved_ensembles(ensembles | fresh))
@@ -203,11 +208,11 @@ def test_lent_frames_are_references_too(titanium, sampler, sampled, most):
         drawer.points |= {source: replace(drawer.points[HCP], name=source.name, temperature=temperature)}
     hot = [s for s in drawer.points if s != BCC]
     ensembles = drawer.initial(titanium, hot)
-    assert [len(e.draws) for e in ensembles.values()] == [most] * 3
+    assert [len(e.references) for e in ensembles.values()] == [most] * 3
     _moved(titanium, 1.0002)
     ensembles, known = _redrawn(drawer, titanium, ensembles, "step-0001")
     for source, ensemble in ensembles.items():
-        assert len(ensemble.draws) <= most
+        assert len(ensemble.references) <= most
         assert ensemble.latest.stage == "step-0001"
         assert torch.allclose(known[source], titanium.energies(ensemble.structures), rtol=1e-12)
 

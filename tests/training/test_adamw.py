@@ -9,7 +9,7 @@ import torch
 
 from mlip_refine.config import Training
 from mlip_refine.errors import MlipRefineError
-from mlip_refine.training.optimisers.adamw import AdamW
+from mlip_refine.training.adamw import AdamW
 
 
 def _potential(*values: float) -> SimpleNamespace:

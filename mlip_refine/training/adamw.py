@@ -12,10 +12,9 @@ from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, LossResult, PotentialLoss
 from mlip_refine.observables.base import Probes
 from mlip_refine.potential import Potential
-from mlip_refine.training.ensembles.ensemble import Ensemble
-from mlip_refine.training.gradients.replay import backpropagate_batch
-from mlip_refine.training.gradients.streaming import backpropagate, ensemble_losses
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.ensemble import Ensemble
+from mlip_refine.training.replay import LabelledFrame, backpropagate_batch
+from mlip_refine.training.streaming import backpropagate, ensemble_losses
 
 
 class Trial(Protocol):

@@ -1,7 +1,7 @@
 """Gauss-Newton: steps to the minimum of a model that is quadratic in the parameters, as far as it holds.
 
 Targets are few and parameters many, so the residuals of targets and all their derivatives are known exactly
-(`linearised`). The curvature of replay is sampled: its Gauss-Newton matrix JᵀDJ, with D second derivatives
+(`streaming`). The curvature of replay is sampled: its Gauss-Newton matrix JᵀDJ, with D second derivatives
 of the loss in energies, forces and stress, is the mean of g gᵀ over gradients g = Jᵀ√D v with random signs v
 (Hutchinson 1990). A step
 
@@ -23,11 +23,10 @@ from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import BatchLoss, EnsembleLoss, EnsembleSource, LossResult, PotentialLoss
 from mlip_refine.observables.base import Probes
 from mlip_refine.potential import Potential
-from mlip_refine.training.ensembles.ensemble import Ensemble
-from mlip_refine.training.gradients.jacobian import Rows, ensemble_rows, potential_rows
-from mlip_refine.training.gradients.replay import linearise_batch
-from mlip_refine.training.optimisers.adamw import Trial, trained
-from mlip_refine.training.replay_batches import LabelledFrame
+from mlip_refine.training.adamw import Trial, trained
+from mlip_refine.training.ensemble import Ensemble
+from mlip_refine.training.replay import LabelledFrame, linearise_batch
+from mlip_refine.training.streaming import Rows, ensemble_rows, potential_rows
 
 TRIES = 6
 """Most steps that are tried in one update, each shorter than the one before."""
@@ -134,14 +133,22 @@ class GaussNewton:
         model = QuadraticModel(torch.cat(self._rows), self._gradient)
         self._rows = []
         start, damping = self.potential.parameters(), self.damping
+        sizes = [p.numel() for p in self.parameters.values()]
         for _ in range(TRIES):
             proposed = model.step(damping)
-            self._move(start, proposed)
+            parts = zip(self.parameters.items(), proposed.split(sizes), strict=True)
+            moved = {name: start[name] + part.view_as(p).to(start[name]) for (name, p), part in parts}
+            self.potential.set_parameters({**start, **moved})
             alpha = trial.settle(FEWEST)
             promised = model.change(alpha * proposed)
             gain = (trial.objective() - self._value) / promised if promised < 0 else 0.0
             if gain > 0:
-                self.damping = _adapted(damping, gain, alpha)
+                # More damping after a step that was poor or had to be shortened, less after a good one.
+                self.damping = damping
+                if gain < POOR or alpha < 0.5:
+                    self.damping = min(FACTOR * damping, MOST)
+                elif gain > GOOD and alpha == 1.0:
+                    self.damping = max(damping / FACTOR, LEAST)
                 return norm
             damping = min(FACTOR**2 * damping, MOST)
         # Nothing helps: the objective is at its minimum, or what frames and batch say of it is noise.
@@ -149,12 +156,6 @@ class GaussNewton:
         self.damping = min(FACTOR * self.damping, MOST)
         trial.refuse()
         return norm
-
-    def _move(self, start: Mapping[str, Tensor], step: Tensor) -> None:
-        parts = step.split([p.numel() for p in self.parameters.values()])
-        named = zip(self.parameters.items(), parts, strict=True)
-        moved = {name: start[name] + part.view_as(p).to(start[name]) for (name, p), part in named}
-        self.potential.set_parameters({**start, **moved})
 
     def averaged(self) -> dict[str, Tensor]:
         """The parameters to keep: the current ones."""
@@ -168,13 +169,6 @@ class GaussNewton:
         """Go on from a checkpoint."""
         self.damping = float(state["damping"])
         self._signs.set_state(state["signs"])
-
-
-def _adapted(damping: float, gain: float, alpha: float) -> float:
-    """More damping after a step that was poor or had to be shortened, less after a good one."""
-    if gain < POOR or alpha < 0.5:
-        return min(FACTOR * damping, MOST)
-    return max(damping / FACTOR, LEAST) if gain > GOOD and alpha == 1.0 else damping
 
 
 class QuadraticModel:

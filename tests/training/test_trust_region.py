@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mlip_refine.losses import EnsembleSource
-from mlip_refine.training.ensembles.ensemble import Ensemble
-from mlip_refine.training.optimisers.trust_region import CLOSE, TrustRegion
+from mlip_refine.training.trust_region import CLOSE, TrustRegion
 
 SOFT, HARD = EnsembleSource("soft", 500.0, 3.0), EnsembleSource("hard", 500.0, 3.0)
 
@@ -13,7 +12,7 @@ SOFT, HARD = EnsembleSource("soft", 500.0, 3.0), EnsembleSource("hard", 500.0, 3
 @pytest.fixture
 def ensembles(wells):
     """Drawn under k = 2.0 and 2.1: on the way to stiffer wells the first state runs out of frames first."""
-    return {SOFT: Ensemble.of(wells(2.0).draw(1)), HARD: Ensemble.of(wells(2.1).draw(2))}
+    return {SOFT: wells(2.0).draw(1), HARD: wells(2.1).draw(2)}
 
 
 def _settled(region, model, ensembles, stop):

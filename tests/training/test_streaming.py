@@ -11,7 +11,7 @@ from mlip_refine.losses import EnsembleLoss, EnsembleSource, FreeEnergyDifferenc
 from mlip_refine.losses.options import FreeEnergyDifferenceOptions
 from mlip_refine.potential import Potential, Work, batching
 from mlip_refine.quantities import Measured
-from mlip_refine.training.gradients.streaming import backpropagate, ensemble_losses, probe_energies
+from mlip_refine.training.streaming import backpropagate, ensemble_losses, probe_energies
 
 STATE = {"temperature": 1155.0, "pressure": 5.0}
 
@@ -189,7 +189,7 @@ import sys
 import numpy as np, torch
 from ase.build import bulk
 from mlip_refine.potential import Potential
-from mlip_refine.training.gradients.streaming import backpropagate
+from mlip_refine.training.streaming import backpropagate
 from mlip_refine.workflows.bench.gradient import peak_memory
 torch.set_num_threads(1)
 potential = Potential.load("titanium-compact", default_dtype="float64")

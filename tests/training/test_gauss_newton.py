@@ -15,28 +15,23 @@ from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import batching
 from mlip_refine.quantities import Measured
 from mlip_refine.testing import sigma_bound
-from mlip_refine.training import trainer as loop
-from mlip_refine.training.gradients import jacobian as linearised
-from mlip_refine.training.gradients import replay as replay_gradient
-from mlip_refine.training.gradients.jacobian import (
-    blank_rows,
-    ensemble_rows,
-    potential_rows,
-    scaled_residuals,
-)
-from mlip_refine.training.gradients.replay import backpropagate_batch, batch_value, linearise_batch
-from mlip_refine.training.gradients.streaming import (
+from mlip_refine.training import gauss_newton, streaming, trust_region
+from mlip_refine.training import replay as replay_gradient
+from mlip_refine.training.gauss_newton import FLOOR, GaussNewton, QuadraticModel
+from mlip_refine.training.replay import backpropagate_batch, batch_value, linearise_batch
+from mlip_refine.training.streaming import (
     backpropagate,
+    blank_rows,
     ensemble_losses,
+    ensemble_rows,
     evaluate_losses,
     further_probes,
+    potential_rows,
     probe_energies,
+    scaled_residuals,
     wanted_probes,
 )
-from mlip_refine.training.optimisers import gauss_newton
-from mlip_refine.training.optimisers.gauss_newton import FLOOR, GaussNewton, QuadraticModel
-from mlip_refine.training.optimisers.trust_region import Settled
-from mlip_refine.training.trainer import ProposedStep
+from mlip_refine.training.trust_region import ProposedStep, Settled
 
 TARGETS = [
     {"temperature": "600 K", "lattice": [2.95, 4.68], "constants": {"C11": 160, "C13": 70, "C44": 45}},
@@ -289,7 +284,7 @@ def test_refusals(monkeypatch):
     with pytest.raises(MlipRefineError, match="not finite"):
         optimiser.step(_Trial(lambda: 0.0))
     assert torch.equal(potential.parameters()["p"], before)
-    monkeypatch.setattr(linearised, "LARGEST", 1e-8)
+    monkeypatch.setattr(streaming, "LARGEST", 1e-8)
     sized = SimpleNamespace(trainable_parameters=potential.trainable_parameters, dtype=torch.float64)
     with pytest.raises(MlipRefineError, match=r"make replay\.batch_size smaller"):
         blank_rows(sized, 7)
@@ -307,19 +302,19 @@ def test_a_refused_step_samples_anew_what_was_too_poor(monkeypatch):
     """Sources that were exhausted at any length of the step; energies are those before it."""
     ends = iter([Settled(0.01, {"a": 1}, ("a",)), Settled(0.02, {"a": 2}, ("b",))])
     region = SimpleNamespace(settle=lambda *_: next(ends))
-    monkeypatch.setattr(loop, "TrustRegion", lambda _: region)
-    ensembles = SimpleNamespace(current={"a": 0, "b": 0, "c": 0}, energies={"a": 5})
-    step = ProposedStep(SimpleNamespace(parameters=dict), ensembles, {"a": 0.51}, 0.5, lambda _: 0.0)
+    monkeypatch.setattr(trust_region, "TrustRegion", lambda _: region)
+    ensembles, energies = {"a": 0, "b": 0, "c": 0}, {"a": 5}
+    step = ProposedStep(None, {}, ensembles, energies, {"a": 0.51}, 0.5, lambda _: 0.0)
     assert (step.settle(), step.settle()) == (0.01, 0.02)
     step.refuse()
     assert step.end == Settled(0.0, {"a": 5}, ("a", "b"))
 
 
 @pytest.mark.parametrize(
-    ("trust_region", "fewest", "thresholds"),
+    ("limited", "fewest", "thresholds"),
     [(True, 0.05, [0.5]), (True, 0.0, [0.5]), (False, 0.05, [0.05]), (False, 0.0, [])],
 )
-def test_frames_must_tell_what_a_step_did(monkeypatch, trust_region, fewest, thresholds):
+def test_frames_must_tell_what_a_step_did(monkeypatch, limited, fewest, thresholds):
     """Gauss-Newton keeps some frames also without a trust region, AdamW does not look."""
     asked = []
 
@@ -327,10 +322,8 @@ def test_frames_must_tell_what_a_step_did(monkeypatch, trust_region, fewest, thr
         asked.append(threshold)
         return SimpleNamespace(settle=lambda *_: Settled(0.4, {}, ()))
 
-    monkeypatch.setattr(loop, "TrustRegion", region)
-    potential, ensembles = SimpleNamespace(parameters=dict), SimpleNamespace(current={})
-    threshold = 0.5 if trust_region else 0.0
-    step = ProposedStep(potential, ensembles, {"a": 1.0}, threshold, lambda _: 0.0)
+    monkeypatch.setattr(trust_region, "TrustRegion", region)
+    step = ProposedStep(None, {}, {}, {}, {"a": 1.0}, 0.5 if limited else 0.0, lambda _: 0.0)
     assert step.settle(fewest) == (0.4 if thresholds else 1.0)
     assert asked == thresholds
 

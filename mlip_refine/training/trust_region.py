@@ -6,15 +6,17 @@ meets it. What is paid are energies of stored frames, which the next update need
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
-from mlip_refine.training.ensembles.ensemble import Ensemble
+from mlip_refine.training.ensemble import Ensemble
+from mlip_refine.training.streaming import probe_energies
 
 SEARCHES = 5
 """Most lengths that are tried for one state after the whole step."""
@@ -74,9 +76,14 @@ class TrustRegion:
         line = _Line(potential, start, ensembles)
         whole = {s: line.at(1.0, s) for s in ensembles}
         goals = {s: self.goal(before[s]) for s in ensembles}
-        allowed = {s: _reach(before[s], whole[s], goals[s]) for s in ensembles}
+        allowed = dict.fromkeys(ensembles, 1.0)
+        poor = [s for s in ensembles if whole[s] < goals[s]]
+        for s in poor:
+            # What a model quadratic in the length, as for Gaussian energies, allows.
+            lost = math.log(before[s] / max(whole[s], LEAST))
+            allowed[s] = math.sqrt(math.log(before[s] / goals[s]) / lost)
         alpha = 1.0
-        for source in sorted((s for s in whole if whole[s] < goals[s]), key=whole.__getitem__):
+        for source in sorted(poor, key=whole.__getitem__):
             shorter = _longest(line, source, goals[source], before[source], alpha)
             if shorter < alpha:
                 alpha = allowed[source] = shorter
@@ -123,9 +130,11 @@ def _longest(line: _Line, source: EnsembleSource, goal: float, before: float, li
     low, n_low, high, n_high = 0.0, before, limit, line.at(limit, source)
     if n_high >= goal:
         return limit
-    caution = 1.0
+    aim, caution = math.log(0.5 * (1.0 + CLOSE) * goal), 1.0
     for _ in range(SEARCHES):
-        part = caution * _part(n_low, n_high, goal)
+        # Where ln n, quadratic in the length as for Gaussian energies, meets the goal.
+        top, bottom = math.log(n_low), math.log(max(n_high, LEAST))
+        part = caution * min(max((top - aim) / (top - bottom), 0.02), 0.98)
         alpha = math.sqrt(low**2 + part * (high**2 - low**2))
         n = line.at(alpha, source)
         if n < goal:
@@ -138,15 +147,54 @@ def _longest(line: _Line, source: EnsembleSource, goal: float, before: float, li
     return low
 
 
-def _part(n_low: float, n_high: float, goal: float) -> float:
-    """Part of the squared length to where ln n, quadratic in it as for Gaussian energies, meets the goal."""
-    aim = math.log(0.5 * (1.0 + CLOSE) * goal)
-    top, bottom = math.log(n_low), math.log(max(n_high, LEAST))
-    return min(max((top - aim) / (top - bottom), 0.02), 0.98)
+@dataclass
+class ProposedStep:
+    """A step of the optimiser before it is taken.
 
+    Attributes:
+        potential: The potential, at the end of the step.
+        start: Parameters before the step.
+        ensembles: Frames of the sources that act.
+        energies: Energies of the potential on them before the step `[n]`, eV.
+        n_eff: Effective frames of every source before the step, in whole draws.
+        threshold: Effective frames of a trust region, in whole draws; 0 without one.
+        losses: Weighted sum of the losses at the parameters as they are, from energies of all frames.
+        end: Where the step ends.
+        exhausted: Sources that have allowed too little of one of the steps that were tried.
+    """
 
-def _reach(before: float, whole: float, goal: float) -> float:
-    """Part of a step that the quadratic model allows a state, from what it had and has after all of it."""
-    if whole >= goal:
-        return 1.0
-    return math.sqrt(math.log(before / goal) / math.log(before / max(whole, LEAST)))
+    potential: Potential
+    start: Parameters
+    ensembles: Mapping[EnsembleSource, Ensemble]
+    energies: Mapping[EnsembleSource, Tensor]
+    n_eff: Mapping[EnsembleSource, float]
+    threshold: float
+    losses: Callable[[Mapping[EnsembleSource, Tensor]], float]
+    end: Settled = field(default_factory=lambda: Settled(1.0, {}, ()))
+    exhausted: set[EnsembleSource] = field(default_factory=set)
+
+    def settle(self, fewest: float = 0.0) -> float:
+        """Shorten the step so that every source keeps `fewest` effective frames and the threshold."""
+        threshold = max(self.threshold, fewest)
+        if threshold > 0 and self.n_eff:
+            self.end = TrustRegion(threshold).settle(self.potential, self.start, self.ensembles, self.n_eff)
+            self.exhausted.update(self.end.exhausted)
+        return self.end.alpha
+
+    def objective(self) -> float:
+        """Return the losses at the end of the step; infinite where they cannot be evaluated."""
+        missing = {s: e for s, e in self.ensembles.items() if s not in self.end.energies}
+        energies = {**self.end.energies, **probe_energies(self.potential, missing)}
+        self.end = replace(self.end, energies=energies)
+        if not all(bool(e.isfinite().all()) for e in energies.values()):
+            return math.inf
+        try:
+            return self.losses({s: energies[s] for s in self.ensembles})
+        except MlipRefineError:
+            # Such as a crystal that does not come to rest.
+            return math.inf
+
+    def refuse(self) -> None:
+        """Take no step; sources with too few effective frames for one are sampled anew."""
+        exhausted = tuple(s for s in self.ensembles if s in self.exhausted)
+        self.end = Settled(0.0, self.energies, exhausted)

@@ -10,7 +10,7 @@ from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.losses.elastic import static as elastic_constants
 from mlip_refine.quantities import GPA, VOIGT
-from mlip_refine.training.gradients.streaming import (
+from mlip_refine.training.streaming import (
     backpropagate,
     ensemble_losses,
     further_probes,
@@ -200,7 +200,7 @@ def test_what_temperature_adds_vanishes_at_rest_when_smoothed(titanium, hcp, mak
     for source in loss.sources:
         ensemble = make_ensemble(source, hcp, 6)
         probes = further_probes(titanium, ensemble.structures, {"stress": 1, "born": 1})
-        frames[source] = ensemble.frames({"energy": ensemble.draws[0].energy, **probes})
+        frames[source] = ensemble.frames({"energy": ensemble.energies[0], **probes})
     loss.follow(titanium, frames)
     added = torch.stack([a.constants for a in loss._added.values()])
     t = torch.tensor([0.2, 0.4, 0.8]).double()

@@ -1,28 +1,67 @@
-"""Gradients and curvature of batch losses: of a whole batch at once where it fits into memory, else streamed.
+"""Replay of labelled frames: their labels, gradients and curvature of batch losses, and held-out errors.
 
-What does not fit is gone over twice. The outputs of all chunks are found without a graph, the losses of the
-whole batch on those leaf tensors give the adjoint of every output, and a second pass back-propagates these,
-chunk by chunk with a graph. A loss is normalised over its batch all the same: the gradient does not change.
+A batch is evaluated at once where it fits into memory. What does not fit is gone over twice: the outputs of
+all chunks are found without a graph, the losses of the whole batch on those leaf tensors give the adjoint of
+every output, and a second pass back-propagates these, chunk by chunk with a graph. A loss is normalised over
+its batch all the same: the gradient does not change.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mlip_refine.data import Frame
 from mlip_refine.losses import BatchLoss, LossResult
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.potential.batching import Systems
-from mlip_refine.training.gradients.jacobian import blank_rows, each_gradient, flat
-from mlip_refine.training.gradients.streaming import accumulate
-from mlip_refine.training.replay_batches import LabelledFrame, labels
-
-type Gradients = Sequence[Tensor | None]
+from mlip_refine.quantities import GPA
+from mlip_refine.training.streaming import Gradients, accumulate, blank_rows, each_gradient, flat
 
 SIGNS = 8
 """Samples of the curvature from every frame."""
+
+
+@dataclass(frozen=True)
+class LabelledFrame:
+    """A structure with its labels.
+
+    Attributes:
+        structure: With neighbours.
+        energy: eV.
+        forces: `[n_atoms, 3]`, eV/Å.
+        stress: `[3, 3]`, eV/Å³, tensile positive, or `None`.
+    """
+
+    structure: Structure
+    energy: float
+    forces: Tensor
+    stress: Tensor | None
+
+    @classmethod
+    def from_frame(cls, potential: Potential, frame: Frame) -> Self:
+        """Find the neighbours of a frame that was read with energy and forces."""
+        positions, cell = torch.as_tensor(np.array(frame.positions)), torch.as_tensor(np.array(frame.cell))
+        structure = potential.graphs.structure(positions, cell, potential.graphs.species(frame.numbers))
+        stress = None if frame.stress is None else torch.as_tensor(np.array(frame.stress))
+        return cls(structure, float(frame.energy or 0.0), torch.as_tensor(np.array(frame.forces)), stress)
+
+
+def labels(frames: Sequence[LabelledFrame], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Labels of a batch, as `losses.Replay` reads them."""
+    real: dict[str, Any] = {"device": device, "dtype": dtype}
+    blank = torch.zeros(3, 3)
+    return {
+        "energy": torch.tensor([f.energy for f in frames], **real),
+        "forces": torch.cat([f.forces for f in frames]).to(**real),
+        "stress": torch.stack([blank if f.stress is None else f.stress for f in frames]).to(**real),
+        "has_stress": torch.tensor([f.stress is not None for f in frames], **real),
+        "n_atoms": torch.tensor([len(f.forces) for f in frames], **real),
+    }
 
 
 def backpropagate_batch(
@@ -162,13 +201,13 @@ class _Batch:
         rows = blank_rows(self.potential, SIGNS * len(self.structures))
         for i, structure in enumerate(self.structures):
 
-            def gradients(_: slice, graphs: Graphs, i: int = i) -> list[Gradients]:
+            def gradients(_where: slice, graphs: Graphs, i: int = i) -> list[Gradients]:
                 found = self.potential.evaluate(graphs, self.probes, create_graph=True)
                 place = {name: self.rows(name, slice(i, i + 1)) for name in found}
                 weights = [[slopes[name][place[name]] for name in found]]
-                weights += [
-                    [roots[n][place[n]] * _random_signs(found[n], signs) for n in found] for _ in range(SIGNS)
-                ]
+                for _ in range(SIGNS):
+                    coins = {n: torch.randint(0, 2, x.shape, generator=signs) for n, x in found.items()}
+                    weights.append([roots[n][place[n]] * (2 * coins[n] - 1).to(x) for n, x in found.items()])
                 return list(each_gradient(list(found.values()), self.parameters, weights))
 
             (found,) = self.potential.in_chunks(Work.FORCES_GRADIENT, [structure], gradients)
@@ -194,6 +233,44 @@ class _Batch:
         return slice(atoms[part.start], atoms[part.stop]) if probe == "forces" else part
 
 
-def _random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Tensor of 1 and -1."""
-    return (2 * torch.randint(0, 2, like.shape, generator=generator) - 1).to(like)
+@dataclass(frozen=True)
+class HeldOutErrors:
+    """Mean absolute errors on held-out frames.
+
+    Attributes:
+        energy_mae_mev_per_atom: Energy per atom, meV.
+        forces_mae_mev_per_A: Force components, meV/Å.
+        stress_mae_gpa: Stress components, GPa; `None` without stress labels.
+        n_frames: Frames that were measured.
+    """
+
+    energy_mae_mev_per_atom: float
+    forces_mae_mev_per_A: float  # noqa: N815 - the unit's own case
+    stress_mae_gpa: float | None
+    n_frames: int
+
+
+def held_out_errors(potential: Potential, frames: Sequence[LabelledFrame]) -> HeldOutErrors:
+    """Errors of a potential on held-out frames, in chunks.
+
+    Raises:
+        MlipRefineError: If memory runs out for a single system.
+    """
+
+    def deviations(part: slice, graphs: Graphs) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            out = potential.evaluate(graphs, ("energy", "forces", "stress"))
+        ref = labels(frames[part], potential.device, potential.dtype)
+        energy = (out["energy"] - ref["energy"]) / ref["n_atoms"]
+        forces, stress = out["forces"] - ref["forces"], out["stress"] - ref["stress"]
+        found = (energy, forces.flatten(), stress[ref["has_stress"] > 0].flatten())
+        return tuple(values.detach().abs() for values in found)  # type: ignore[return-value]
+
+    parts = potential.in_chunks(Work.FORCES, [f.structure for f in frames], deviations)
+    energy, forces, stress = (torch.cat(values) for values in zip(*parts, strict=True))
+    return HeldOutErrors(
+        energy_mae_mev_per_atom=1e3 * float(energy.mean()),
+        forces_mae_mev_per_A=1e3 * float(forces.mean()),
+        stress_mae_gpa=float(stress.mean()) / GPA if len(stress) else None,
+        n_frames=len(frames),
+    )

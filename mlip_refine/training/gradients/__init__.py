@@ -1,1 +1,0 @@
-"""Gradients of losses: streamed over frames, of replay batches, and as a Jacobian."""
