@@ -18,11 +18,9 @@ from rich.markup import escape
 from mlip_refine import progress
 from mlip_refine.config import load_config
 from mlip_refine.errors import MlipRefineError
+from mlip_refine.interruption import Interrupted, ended_by_signals
 from mlip_refine.workflows import verbs
 from mlip_refine.workflows.base import Command, TrustPickle, Workflow, print_json, terminal
-
-# What typer makes of Ctrl-C.
-INTERRUPTED = 130
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config.")]
 Overrides = Annotated[
@@ -157,12 +155,12 @@ def main() -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"mlip_refine(\.|$)")
     try:
-        app()
+        with ended_by_signals():
+            app()
     except MlipRefineError as error:
         message = f"mlip-refine: {error}"
         Console(stderr=True, highlight=False).print(message, style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            sys.stderr.write("mlip-refine: interrupted; go on with --resume\n")
-        raise
+    except Interrupted as end:
+        sys.stderr.write(f"mlip-refine: {end}\n")
+        sys.exit(end.exit_code)

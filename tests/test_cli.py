@@ -140,14 +140,41 @@ def test_a_long_message_is_not_wrapped(run, monkeypatch):
     assert message.count("\n") == 1
 
 
-def test_an_interruption_says_how_to_go_on(run, monkeypatch):
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_with_one_line_and_its_exit_code(run, monkeypatch, tmp_path, name):
+    """128 and the number of the signal; how to go on only where there is a run to go on with."""
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "load_config", lambda *_: os.kill(os.getpid(), number))
+    code, out, message = run("finetune", "a.yaml")
+    what = "Ctrl-C" if name == "SIGINT" else name
+    assert (code, out, message) == (128 + number, "", f"mlip-refine: ended by {what}\n")
 
-    monkeypatch.setattr(cli, "load_config", interrupt)
+    def load(*_: object) -> None:
+        with logged(tmp_path, "a run"):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(cli, "load_config", load)
     code, _, message = run("finetune", "a.yaml")
-    assert code == 130
-    assert message == "mlip-refine: interrupted; go on with --resume\n"
+    line = f"ended by {what}; go on with the same command and --resume (kept in {tmp_path})\n"
+    assert (code, message) == (128 + number, f"mlip-refine: {line}")
+    assert (tmp_path / "log.txt").read_text().endswith(f" UTC  {line}")
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(run, monkeypatch):
+    """As `nohup` does with the one of a closed terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def load(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise InputError("came this far")
+
+    monkeypatch.setattr(cli, "load_config", load)
+    try:
+        assert run("finetune", "a.yaml")[0] == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_overrides_and_trust_reach_the_config(run, monkeypatch):

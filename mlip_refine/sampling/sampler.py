@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial, reduce
 from itertools import accumulate
@@ -10,12 +11,16 @@ from itertools import accumulate
 from torch import Tensor
 
 from mlip_refine.errors import MlipRefineError, SamplingError
+from mlip_refine.interruption import check, deferred, pending
 from mlip_refine.potential import Potential
 from mlip_refine.progress import console, progress
 from mlip_refine.sampling.md.engine import MolecularDynamics
 from mlip_refine.sampling.md.settings import MDSettings
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
-from mlip_refine.sampling.store import FrameStore
+from mlip_refine.sampling.store import DamagedFramesError, FrameStore
+
+KEEP_EVERY = 300.0
+"""Seconds between two writes of what a stage has come to: the most that the sudden end of a process costs."""
 
 Start = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -51,11 +56,14 @@ def sample(
     stage: str,
     store: FrameStore | None = None,
     start: Start | None = None,
+    taken: Callable[[int], None] | None = None,
 ) -> dict[str, Trajectory]:
     """Sample all state points in one batch.
 
-    Segments found in the store with the same model, settings and seed are not sampled again. A stage that was
-    interrupted, or that is now to be longer, continues from its last whole segment.
+    Segments found in the store with the same model, settings and seed are not sampled again; damaged ones
+    are. A stage that is now to be longer continues from its last whole segment. One that was interrupted goes
+    on where it was: its state and its frames are stored every `KEEP_EVERY` seconds, and when a signal ends
+    the process.
 
     Args:
         potential: Frozen copy of a potential (see `Potential.frozen_copy`).
@@ -66,6 +74,7 @@ def sample(
         stage: Name of this sampling in the store and in messages.
         store: Store of the frames; without one they are only returned.
         start: Positions and cells to start from by point name; by default the ideal crystals.
+        taken: Called with the number of steps that were taken now, if any were.
 
     Returns:
         A trajectory per point, all replicas; `Trajectory.kept` marks the frames that count.
@@ -80,37 +89,61 @@ def sample(
         )
     keys = _keys(potential, points, settings, length, seed, start)
     named = {p.name: p for p in points}
-    parts: list[dict[str, Trajectory]] = []
-    snapshot: dict[str, Tensor] | None = None
-    while store and len(parts) < len(keys):
-        found = store.read(stage, len(parts), named, keys[len(parts)])
-        if found is None:
-            break
-        parts.append(found[0])
-        snapshot = found[1]
+    parts, snapshot = _stored(store, stage, named, keys) if store else ([], None)
     if len(parts) < len(keys):
         dump = partial(store.dump, stage) if store else None
         dynamics = MolecularDynamics.prepare(potential, points, settings, seed, start, dump)
         equilibration = dynamics.steps(length.equilibration) if length.equilibration > 0 else 0
-        total = equilibration + length.frames * dynamics.steps(settings.interval)
-        with progress(f"sampling {stage}", total) as tick:
-            if snapshot is None:
-                dynamics.advance(equilibration, tick)
-            else:
-                dynamics.restore(snapshot)
+        if snapshot is not None:
+            dynamics.restore(snapshot)
+        total, first = equilibration + length.frames * dynamics.steps(settings.interval), dynamics.step
+        with progress(f"sampling {stage}", total) as tick, deferred():
+            kept_at = time.monotonic()
+
+            def after_step(done: int) -> None:
+                """Report, keep what there is so far if that is due, and end if a signal asked for it."""
+                nonlocal kept_at
+                tick(done)
+                if store and (pending() or time.monotonic() - kept_at > KEEP_EVERY):
+                    unfinished = dynamics.snapshot(under_way=True)
+                    store.write_unfinished(stage, len(parts), unfinished, keys[len(parts)])
+                    kept_at = time.monotonic()
+                check()
+
+            dynamics.advance(equilibration - dynamics.step, after_step)
             for i, n_frames in enumerate(length.segments()[len(parts) :], start=len(parts)):
-                part = dynamics.record(n_frames, tick)
+                part = dynamics.record(n_frames, after_step)
                 known = {v for before in parts for t in before.values() for v in t.verdicts}
                 for verdict in (v for t in part.values() for v in t.verdicts if v not in known):
                     console.print(f"{stage}: {verdict}", markup=False, soft_wrap=True)
                 if store:
                     store.write(stage, i, part, dynamics.snapshot(), keys[i])
                 parts.append(part)
+        if taken:
+            taken(dynamics.step - first)
     result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
     for name, trajectory in result.items():
         if not bool(trajectory.kept.any()):
             raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
     return result
+
+
+def _stored(
+    store: FrameStore, stage: str, points: Mapping[str, StatePoint], keys: Sequence[str]
+) -> tuple[list[dict[str, Trajectory]], dict[str, Tensor] | None]:
+    """Return the whole segments of a stage, and the state that it goes on from, as far as both are sound."""
+    parts: list[dict[str, Trajectory]] = []
+    snapshot: dict[str, Tensor] | None = None
+    try:
+        for i, key in enumerate(keys):
+            found = store.read(stage, i, points, key)
+            if found is None:
+                return parts, store.read_unfinished(stage, i, key) or snapshot
+            parts.append(found[0])
+            snapshot = found[1]
+    except DamagedFramesError as error:
+        console.print(f"{error.where}: damaged ({error.found}); sampled anew", markup=False, soft_wrap=True)
+    return parts, snapshot
 
 
 def _keys(

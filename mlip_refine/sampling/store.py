@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -17,17 +18,28 @@ from mlip_refine.files import written
 from mlip_refine.sampling.monitoring.monitor import Failure
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 
-FORMAT = "mlip_refine frames 4"
+FORMAT = "mlip_refine frames 5"
+
+WITHOUT_CHECKSUMS = "mlip_refine frames 4"
+"""The format before this one, whose files have no checksums."""
+
+UNREADABLE_HDF5 = (OSError, KeyError, ValueError, TypeError, RuntimeError, ArithmeticError)
+"""What h5py and the conversion of its data raise for a damaged file."""
 
 # Masks and steps that mark the frames that count.
 _MARKS = ("kept", "steps", "revoked")
+
+
+class DamagedFramesError(InputError):
+    """A file of frames is not what was written."""
 
 
 class FrameStore:
     """Segments of trajectories in a folder, reopened when a run is repeated or resumed.
 
     A stage (`initial`, `step-0012`, ...) is a sequence of segments `STAGE.0000.h5`, ... Each holds the
-    frames of all its state points and the state of the integrator at its end.
+    frames of all its state points and the state of the integrator at its end. `STAGE.0000.unfinished.h5` is
+    how far a segment has come. Whatever is read is compared with the checksums that were written with it.
     """
 
     def __init__(self, folder: Path, provenance: Mapping[str, object]) -> None:
@@ -43,6 +55,10 @@ class FrameStore:
     def path(self, stage: str, segment: int) -> Path:
         """Return the file of a segment."""
         return self.folder / f"{stage}.{segment:04d}.h5"
+
+    def unfinished_path(self, stage: str, segment: int) -> Path:
+        """Return the file of a segment that is under way."""
+        return self.folder / f"{stage}.{segment:04d}.unfinished.h5"
 
     def dump(self, stage: str, failure: Failure) -> None:
         """Write the last frames of a system that failed, for inspection."""
@@ -62,22 +78,29 @@ class FrameStore:
         key: str,
     ) -> None:
         """Write a segment; it appears whole or not at all. `key` says in full what was sampled."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(stage, segment)
-        with written(path) as partial, h5py.File(partial, "w") as file:
-            file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": _digest(key)})
-            file.create_dataset("sampled", data=key)
-            for name, value in snapshot.items():
-                file.create_dataset(f"snapshot/{name}", data=value.cpu().numpy())
+        with self._new_file(self.path(stage, segment), key) as file:
+            _write_group(file, "snapshot", snapshot)
             for name, trajectory in frames.items():
-                group = file.create_group(f"points/{name}")
-                for array in SERIES:
-                    group.create_dataset(array, data=getattr(trajectory, array).numpy(), compression="lzf")
-                for array in _MARKS:
-                    if getattr(trajectory, array) is not None:
-                        group.create_dataset(array, data=getattr(trajectory, array).numpy())
-                group.attrs["verdicts"] = json.dumps(trajectory.verdicts)
+                series = {array: getattr(trajectory, array) for array in SERIES}
+                marks = {mark: value for mark in _MARKS if (value := getattr(trajectory, mark)) is not None}
+                verdicts = json.dumps(trajectory.verdicts)
+                group = _write_group(file, f"points/{name}", series | marks, verdicts=verdicts)
                 group.attrs["units"] = "Å, eV, eV/Å³ (tensile positive)"
+        self.unfinished_path(stage, segment).unlink(missing_ok=True)
+
+    def write_unfinished(self, stage: str, segment: int, snapshot: Mapping[str, Tensor], key: str) -> None:
+        """Write the present state of a segment that is under way, in place of an earlier one."""
+        with self._new_file(self.unfinished_path(stage, segment), key) as file:
+            _write_group(file, "snapshot", snapshot)
+
+    def read_unfinished(self, stage: str, segment: int, key: str) -> dict[str, Tensor] | None:
+        """Return the state that a segment has come to, or `None` if there is none, or of other settings.
+
+        Raises:
+            DamagedFramesError: If the file is damaged.
+        """
+        with self._opened(self.unfinished_path(stage, segment), key) as file:
+            return None if file is None else _read_group(file["snapshot"])[0]
 
     def read(
         self, stage: str, segment: int, points: Mapping[str, StatePoint], key: str | None
@@ -91,37 +114,85 @@ class FrameStore:
             key: Description that the segment must have (see `write`); `None` takes whatever the stage holds.
 
         Raises:
-            InputError: If the file is truncated or was not written by this package.
+            InputError: If the file was not written by this package.
+            DamagedFramesError: If it is not what was written: truncated, or with changed bits.
         """
-        path = self.path(stage, segment)
+        with self._opened(self.path(stage, segment), key) as file:
+            if file is None:
+                return None
+            snapshot, _ = _read_group(file["snapshot"])
+            frames = {}
+            for name, point in points.items():
+                values, verdicts = _read_group(file[f"points/{name}"])
+                frames[name] = Trajectory(point=point, **values, verdicts=tuple(json.loads(verdicts)))
+            return frames, snapshot
+
+    @contextmanager
+    def _new_file(self, path: Path, key: str) -> Iterator[h5py.File]:
+        """Give a file for a segment or a part of one; it appears when it is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with written(path) as partial, h5py.File(partial, "w") as file:
+            file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": _digest(key)})
+            file.create_dataset("sampled", data=key)
+            yield file
+
+    @contextmanager
+    def _opened(self, path: Path, key: str | None) -> Iterator[h5py.File | None]:
+        """Give a file of this store, or `None` if there is none, or one of other settings."""
         if not path.exists():
-            return None
+            yield None
+            return
         try:
             refuse_outside_data(path)
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT:
+                if file.attrs.get("format") not in (FORMAT, WITHOUT_CHECKSUMS):
                     raise InputError("this is not a file of frames", where=str(path), expected=FORMAT)
-                if key is not None and (file.attrs["provenance"], file.attrs["key"]) != (
-                    self.provenance,
-                    _digest(key),
-                ):
-                    return None
-                snapshot = {name: torch.from_numpy(np.asarray(d)) for name, d in file["snapshot"].items()}
-                frames = {}
-                for name, point in points.items():
-                    group = file[f"points/{name}"]
-                    arrays = (*SERIES, *(mark for mark in _MARKS if mark in group))
-                    values = {array: torch.from_numpy(np.asarray(group[array])) for array in arrays}
-                    verdicts = tuple(json.loads(group.attrs["verdicts"]))
-                    frames[name] = Trajectory(point=point, **values, verdicts=verdicts)
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            raise InputError(
-                "the file of frames cannot be read",
+                sampled = (file.attrs["provenance"], file.attrs["key"])
+                same = key is None or sampled == (self.provenance, _digest(key))
+                yield file if same else None
+        except UNREADABLE_HDF5 as error:
+            raise DamagedFramesError(
+                "the file of frames is damaged",
                 where=str(path),
                 found=str(error),
-                fix="delete it and run again",
+                fix="Bring it back from a copy, or start again under another name.",
             ) from error
-        return frames, snapshot
+
+
+def _write_group(
+    file: h5py.File, name: str, arrays: Mapping[str, Tensor], *, verdicts: str = ""
+) -> h5py.Group:
+    """Write tensors and lines of verdicts with their checksum; series of frames are compressed."""
+    group, values = file.create_group(name), {k: v.cpu().numpy() for k, v in arrays.items()}
+    for array, value in values.items():
+        group.create_dataset(array, data=value, compression="lzf" if array in SERIES else None)
+    group.attrs.update({"verdicts": verdicts, "checksum": _checksum(values, verdicts)})
+    return group
+
+
+def _read_group(group: h5py.Group) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a group and its lines of verdicts.
+
+    Raises:
+        ValueError: They are not those that were written.
+    """
+    values = {name: np.asarray(dataset) for name, dataset in group.items()}
+    verdicts = str(group.attrs.get("verdicts", ""))
+    if group.attrs.get("checksum", _checksum(values, verdicts)) != _checksum(values, verdicts):
+        raise ValueError(f"the checksum of {group.name} is another one")
+    if "checksum" not in group.attrs and group.file.attrs["format"] == FORMAT:
+        raise ValueError(f"{group.name} has no checksum")
+    return {name: torch.from_numpy(value) for name, value in values.items()}, verdicts
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], verdicts: str) -> str:
+    """Return the SHA-256 of the names, types, shapes and bytes of arrays, and of lines of verdicts."""
+    state = hashlib.sha256(verdicts.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        state.update(f"{name} {array.dtype.str} {arrays[name].shape}".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
 
 
 def _digest(key: str) -> str:

@@ -19,6 +19,7 @@ from mlip_refine import progress
 from mlip_refine.config import Config, dump_config, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_text
+from mlip_refine.interruption import Interrupted
 
 PACKAGES = ("mlip-refine", "torch", "mace-torch", "torch-sim-atomistic", "ase", "numpy")
 """What the numbers of a run depend on."""
@@ -246,6 +247,10 @@ def logged(folder: Path, title: str) -> Iterator[Console]:
         progress.listeners.append(write)
         try:
             yield log
+        except Interrupted as end:
+            end.folder = folder
+            write(str(end))
+            raise
         except BaseException as error:
             write(f"ended by {type(error).__name__}\n{traceback.format_exc()}")
             raise

@@ -1,5 +1,7 @@
 """Sampling through the store: nothing is sampled twice, interrupted stages go on as if they had not been."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ase.io import read
 
 from mlip_refine import testing
 from mlip_refine.errors import InputError, MlipRefineError, SamplingError
+from mlip_refine.interruption import Interrupted, ended_by_signals
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import (
     FrameStore,
@@ -266,6 +269,123 @@ def test_a_system_that_was_set_back_goes_on_bit_for_bit(potential: Any, tmp_path
     assert one["wild"].kept.all()
 
 
+class ImpatientStore(FrameStore):
+    """A store whose owner is killed right after the state of a begun segment was written, at some step."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        super().__init__(folder, {})
+        self.left = after
+
+    def write_unfinished(self, *content: Any) -> None:
+        super().write_unfinished(*content)
+        self.left -= 1
+        if self.left == 0:
+            raise KilledError
+
+
+@pytest.fixture
+def always_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stage has come to is written after every step."""
+    monkeypatch.setattr("mlip_refine.sampling.sampler.KEEP_EVERY", -1.0)
+
+
+@pytest.mark.parametrize("after", [1, 9, 10, 11, 14, 15, 17, 30, 39])
+def test_a_stage_that_was_cut_within_a_segment_goes_on_bit_for_bit(
+    potential: Any, tmp_path: Path, always_kept: None, after: int
+) -> None:
+    """In the equilibration of 10 steps, within an interval of 5, at a frame, and one step before the end."""
+    points = _everything()
+    whole = _sample(potential, None, points=points)
+    with pytest.raises(KilledError):
+        _sample(potential, ImpatientStore(tmp_path, after), points=points)
+    calls, taken = potential.calls, list[int]()
+    resumed = _sample(potential, FrameStore(tmp_path, {}), points=points, taken=taken.append)
+    _require_equal(whole, resumed)
+    assert taken == [40 - after]
+    # Those of the first forces and of bulk moduli come on top.
+    assert potential.calls - calls < 40 - after + 30
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_faults_of_a_segment_that_was_cut_are_known_afterwards(
+    potential: Any, tmp_path: Path, always_kept: None
+) -> None:
+    calm, wild = _points()
+    points = [calm, replace(wild, name="wild", timestep=64.0)]
+    options: dict[str, Any] = {"points": points, "length": Length(0.0, 16)}
+    options["settings"] = replace(SETTINGS, guards=replace(SETTINGS.guards, restarts=4))
+    whole = _sample(potential, None, **options)
+    assert len(whole["wild"].verdicts) > 0
+    for after in (13, 68):
+        folder = tmp_path / str(after)
+        with pytest.raises(KilledError):
+            _sample(potential, ImpatientStore(folder, after), **options)
+        _require_equal(whole, _sample(potential, FrameStore(folder, {}), **options))
+
+
+def test_titanium_that_was_cut_goes_on_bit_for_bit(tmp_path: Path, always_kept: None) -> None:
+    """In single precision, with cells that move."""
+    titanium = Potential.load("titanium-compact").frozen_copy("float32")
+    atoms = bulk("Ti", "hcp", a=2.93, c=4.65) * (2, 2, 2)
+    options = {
+        "points": [StatePoint("hcp", atoms, 1500.0, 0.0, "npt", "triclinic", replicas=2)],
+        "settings": MDSettings(timestep=4.0, interval=20.0),
+        "length": Length(20.0, 6),
+    }
+    whole = _sample(titanium, None, **options)
+    with pytest.raises(KilledError):
+        _sample(titanium, ImpatientStore(tmp_path, 22), **options)
+    _require_equal(whole, _sample(titanium, FrameStore(tmp_path, {}), **options))
+
+
+def test_a_signal_keeps_what_a_stage_has_come_to(potential: Any, tmp_path: Path) -> None:
+    whole = _sample(potential, None)
+    evaluate, calls = potential.evaluate, potential.calls
+
+    def ended(*arguments: Any, **options: Any) -> Any:
+        if potential.calls == calls + 24:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    potential.evaluate = ended
+    with pytest.raises(Interrupted, match="SIGTERM"), ended_by_signals():
+        _sample(potential, FrameStore(tmp_path, {}))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["s.0000.h5", "s.0001.unfinished.h5"]
+    calls = potential.calls
+    with ended_by_signals():
+        _require_equal(whole, _sample(potential, FrameStore(tmp_path, {})))
+    assert potential.calls == calls + 41 - 24
+
+
+def test_damaged_segments_are_sampled_anew(potential: Any, tmp_path: Path, always_kept: None) -> None:
+    whole = _sample(potential, FrameStore(tmp_path, {}))
+    store = FrameStore(tmp_path, {})
+    content = store.path("s", 1).read_bytes()
+    for damage in (content[: len(content) // 2], b"", content.replace(b"checksum", b"checksux")):
+        store.path("s", 1).write_bytes(damage)
+        _require_equal(whole, _sample(potential, store))
+        assert store.path("s", 1).read_bytes() == content
+
+
+def test_changed_bits_of_frames_are_noticed(written: Any) -> None:
+    """A single bit: what is read is what was written, or it is refused."""
+    store, points = written
+    whole, _ = store.read("s", 1, points, None)
+    path = store.path("s", 1)
+    content, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for position in random.integers(len(content), size=40):
+        changed = bytearray(content)
+        changed[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            found = store.read("s", 1, points, None)
+        except InputError:
+            refused += 1
+        else:
+            _require_equal(whole, found[0])
+    assert refused > 0
+
+
 def test_failures_are_dumped_beside_the_frames(potential: Any, tmp_path: Path) -> None:
     """What is written can be read by other programs, NaN and all, and says why."""
     calm, wild = _points()
@@ -327,7 +447,7 @@ def test_a_truncated_file_is_refused_by_name(written: Any, keep: float) -> None:
     path = store.path("s", 1)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
-    with pytest.raises(InputError, match="delete it") as caught:
+    with pytest.raises(InputError, match="file of frames is damaged") as caught:
         store.read("s", 1, points, None)
     assert str(path) in str(caught.value)
 
@@ -346,7 +466,7 @@ def test_foreign_files_are_refused_by_name(written: Any) -> None:
 
 def test_a_file_without_the_wanted_point_is_refused(written: Any) -> None:
     store, points = written
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         store.read("s", 0, {"c": points["a"]}, None)
 
 
@@ -354,7 +474,7 @@ def test_a_file_without_its_key_is_refused(written: Any) -> None:
     store, points = written
     with h5py.File(store.path("s", 0), "a") as file:
         del file.attrs["key"]
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         store.read("s", 0, points, "key")
 
 

@@ -1,6 +1,7 @@
 """Batched molecular dynamics: all replicas of all state points step together."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Self
 
@@ -19,6 +20,43 @@ from mlip_refine.sampling.monitoring.monitor import Failure, Monitor
 from mlip_refine.sampling.state_points import StatePoint, Trajectory
 
 
+@dataclass
+class Recording:
+    """Frames of a segment that is under way.
+
+    Attributes:
+        first: Step at which the segment began.
+        steps: Steps at which frames were taken.
+        frames: Series of every frame, of all systems, on the CPU in float64.
+        kept: Systems whose state is a frame `[n_systems]`, by frame.
+    """
+
+    first: int
+    steps: list[int] = field(default_factory=list)
+    frames: list[dict[str, Tensor]] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+
+    def add(self, step: int, present: Mapping[str, Tensor], kept: Tensor) -> None:
+        """Add copies of the present tensors as a frame: the dynamics goes on in place."""
+        self.steps.append(step)
+        self.frames.append({k: v.detach().to("cpu", torch.float64, copy=True) for k, v in present.items()})
+        self.kept.append(kept)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return what `restored` goes on from."""
+        series = {k: torch.stack([frame[k] for frame in self.frames]) for k in chain(*self.frames[:1])}
+        kept = {"kept": torch.stack(self.kept)} if self.kept else {}
+        return series | kept | {"first": tensor(self.first), "steps": tensor(self.steps, dtype=torch.long)}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Tensor]) -> Self:
+        """Go on from a snapshot."""
+        steps = saved["steps"].tolist()
+        series = {k: v for k, v in saved.items() if k not in ("first", "steps", "kept")}
+        frames = [{k: v[i] for k, v in series.items()} for i in range(len(steps))]
+        return cls(int(saved["first"]), steps, frames, list(saved["kept"]) if steps else [])
+
+
 class MolecularDynamics:
     """One batch of systems stepped together, each in its own ensemble at its own temperature and pressure.
 
@@ -33,6 +71,7 @@ class MolecularDynamics:
         state: A torch-sim state of all systems, changed in place.
         monitor: Finds faults and sets systems back.
         step: Steps taken.
+        recording: Frames of the segment that is under way, if there is one.
     """
 
     def __init__(
@@ -40,6 +79,7 @@ class MolecularDynamics:
     ) -> None:
         """Keep the parts of a batch that is ready for its first step (see `prepare`)."""
         self.points, self.settings, self.step = tuple(points), settings, 0
+        self.recording: Recording | None = None
         self.integrator, self.monitor = integrator, monitor
         self.forcefield, self.state = integrator.forcefield, integrator.state
         self._always_stress = self.forcefield.compute_stress
@@ -115,37 +155,38 @@ class MolecularDynamics:
     def record(self, n_frames: int, tick: Ticker | None = None) -> dict[str, Trajectory]:
         """Take `n_frames` intervals and return the frames at their ends, by point name.
 
-        A run that goes on from a `snapshot` of the last record gives the same bits as one that never stopped.
+        A segment that `restore` has found begun goes on. A run that goes on from a `snapshot`, of whatever
+        moment, gives the same bits as one that never stopped.
         """
-        self.forcefield.forget_neighbours()
-        self.monitor.begin_segment(self.step)
-        frames: list[dict[str, Tensor]] = []
-        kept, steps = torch.ones(n_frames, len(self.state.energy), dtype=torch.bool), []
-        interval = self.steps(self.settings.interval)
-        for frame in range(n_frames):
-            for left in reversed(range(interval)):
-                self.forcefield.compute_stress = self._always_stress or left == 0
-                self._step()
-                if tick:
-                    tick(self.step)
-            present = {
-                "positions": self.state.positions,
-                "cells": self.state.row_vector_cell,
-                "model_energy": self.forcefield.model_energy,
-                "bias_energy": self.forcefield.bias_energy,
-                "stress": self.forcefield.stress,
-                "kinetic_energy": self.integrator.kinetic(),
-            }
-            # Copies in any case: the dynamics goes on in place.
-            frames.append({k: v.detach().to("cpu", torch.float64, copy=True) for k, v in present.items()})
-            kept[frame, self.monitor.idle(self.step)] = False
-            steps.append(self.step)
+        if self.recording is None:
+            self.forcefield.forget_neighbours()
+            self.monitor.begin_segment(self.step)
+            self.recording = Recording(self.step)
+        recording, interval = self.recording, self.steps(self.settings.interval)
+        while self.step < recording.first + n_frames * interval:
+            ends_interval = (self.step + 1 - recording.first) % interval == 0
+            self.forcefield.compute_stress = self._always_stress or ends_interval
+            self._step()
+            if ends_interval:
+                present = {
+                    "positions": self.state.positions,
+                    "cells": self.state.row_vector_cell,
+                    "model_energy": self.forcefield.model_energy,
+                    "bias_energy": self.forcefield.bias_energy,
+                    "stress": self.forcefield.stress,
+                    "kinetic_energy": self.integrator.kinetic(),
+                }
+                kept = torch.ones(len(self.state.energy), dtype=torch.bool)
+                kept[self.monitor.idle(self.step)] = False
+                recording.add(self.step, present, kept)
+            if tick:
+                tick(self.step)
         self.monitor.finish_segment(self.step)
-        taken = tensor(steps)
+        kept, taken = torch.stack(recording.kept), tensor(recording.steps)
         for system, since, until in self.monitor.discarded:
             kept[(taken > since) & (taken <= until), system] = False
-        trajectories = self._trajectories(frames, kept.T, taken)
-        self.monitor.verdicts = {}
+        trajectories = self._trajectories(recording.frames, kept.T, taken)
+        self.monitor.verdicts, self.recording = {}, None
         return trajectories
 
     def _step(self) -> None:
@@ -176,12 +217,36 @@ class MolecularDynamics:
             system, atom = systems.stop, atom + n * point.replicas
         return result
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return everything that continues this run (see `restore`)."""
-        return self.state.snapshot() | self.monitor.snapshot() | {"step": tensor(self.step)}
+    def snapshot(self, *, under_way: bool = False) -> dict[str, Tensor]:
+        """Return everything that continues this run (see `restore`).
+
+        Args:
+            under_way: Whether this is the middle of an equilibration or a segment: the frames of the segment,
+                its faults and where the neighbours were found then belong to it.
+        """
+        saved = self.state.snapshot() | self.monitor.snapshot() | {"step": tensor(self.step)}
+        if under_way:
+            parts = {
+                "neighbours": self.forcefield.neighbours_found_at(),
+                "faults": self.monitor.segment_snapshot(),
+                "recording": self.recording.snapshot() if self.recording else {},
+            }
+            saved |= {f"{part}.{name}": v for part, values in parts.items() for name, v in values.items()}
+        return saved
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot of a batch of the same points."""
         self.state.restore(saved)
         self.monitor.restore(saved)
         self.step = int(saved["step"])
+        if neighbours := _part(saved, "neighbours"):
+            self.forcefield.find_neighbours_at(self.state, neighbours)
+        if faults := _part(saved, "faults"):
+            self.monitor.restore_segment(faults)
+        if recording := _part(saved, "recording"):
+            self.recording = Recording.restored(recording)
+
+
+def _part(saved: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return the entries `PART.NAME` of a snapshot by name."""
+    return {k.removeprefix(f"{part}."): v for k, v in saved.items() if k.startswith(f"{part}.")}

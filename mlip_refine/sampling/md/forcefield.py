@@ -1,5 +1,6 @@
 """The force field that torch-sim integrates: a frozen potential, neighbours with a skin, and a bias."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -95,6 +96,15 @@ class ForceField(ModelInterface):
     def forget_neighbours(self) -> None:
         """Find the neighbours anew at the next call."""
         self._neighbours.forget()
+
+    def neighbours_found_at(self) -> dict[str, Tensor]:
+        """Return positions and cells at which the neighbours were found; nothing if they are to be found."""
+        return self._neighbours.found_at()
+
+    def find_neighbours_at(self, state: ts.SimState, found_at: Mapping[str, Tensor]) -> None:
+        """Find the neighbours where they were found before (see `neighbours_found_at`)."""
+        positions, cell = (found_at[name].to(state.positions) for name in ("positions", "cell"))
+        self._neighbours.find(state, positions, cell)
 
     def forward(self, state: ts.SimState, **_: object) -> dict[str, Tensor]:
         """Return energies `[n_systems]`, forces `[n_atoms, 3]` and stresses `[n_systems, 3, 3]` if wanted."""

@@ -68,6 +68,11 @@ class SkinList:
         """Find the neighbours anew at the next call."""
         self._pairs = None
 
+    def found_at(self) -> dict[str, Tensor]:
+        """Return `positions` and `cell` at which the list was made; nothing without one."""
+        pairs = self._pairs
+        return {} if pairs is None else {"positions": pairs.positions.clone(), "cell": pairs.cell.clone()}
+
     def holds(self, positions: Tensor, cell: Tensor, system_idx: Tensor) -> bool:
         """Return whether no pair can have come inside the cutoff since the list was made; false for NaN.
 

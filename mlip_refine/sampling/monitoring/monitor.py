@@ -8,6 +8,7 @@ runs, because a batch of constant shape keeps the others' arithmetic as it is, b
 Time without a fault makes up for restarts, so that rare ones do not end a long run.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -301,3 +302,16 @@ class Monitor:
             if often := self.restarts.total[i]:
                 self.integrator.noise.restart(i, stream_key(self._seed, point.name, replica, often))
         self._shorten_timesteps()
+
+    def segment_snapshot(self) -> dict[str, Tensor]:
+        """Return what a segment that is under way knows of its faults, beside `snapshot`."""
+        verdicts = json.dumps([[system, lines] for system, lines in self.verdicts.items()])
+        return {
+            "discarded": torch.tensor(self.discarded, dtype=torch.long).reshape(-1, 3),
+            "verdicts": torch.tensor(list(verdicts.encode()), dtype=torch.uint8),
+        }
+
+    def restore_segment(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on within a segment."""
+        self.discarded = [(system, since, until) for system, since, until in saved["discarded"].tolist()]
+        self.verdicts = dict(json.loads(bytes(saved["verdicts"].tolist())))

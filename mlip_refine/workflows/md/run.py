@@ -197,9 +197,7 @@ def _state_point(config: Config, section: MD, source: EnsembleSource, potential:
 
 def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory], Speed | None]:
     """Sample the frames that are not there yet, and measure how fast that was."""
-    segments, points = prepared.length.segments(), list(prepared.points.values())
-    paths = [store.path(STAGE, i) for i in range(len(segments))]
-    before, started = [path.stat().st_mtime_ns if path.exists() else None for path in paths], time.monotonic()
+    points, steps, started = list(prepared.points.values()), list[int](), time.monotonic()
     try:
         trajectories = sample(
             prepared.potential,
@@ -209,27 +207,24 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
             seed=prepared.seed,
             stage=STAGE,
             store=store,
+            taken=steps.append,
         )
     except SamplingError:
         # Raised at the end, when a point lost all its replicas: the others are in the store.
         trajectories = {}
-        for i in range(len(segments)):
+        for i in range(len(prepared.length.segments())):
             segment = store.read(STAGE, i, prepared.points, None)
             if segment is None:
                 raise
             trajectories = {name: trajectories[name].extend(t) if i else t for name, t in segment[0].items()}
-    seconds = time.monotonic() - started
-
-    after = [path.stat().st_mtime_ns if path.exists() else None for path in paths]
-    fresh = sum(n for n, old, new in zip(segments, before, after, strict=True) if new != old)
-    if not fresh:
+    if not steps:
         return trajectories, None
-    steps = fresh * prepared.steps_per_frame
+    seconds = time.monotonic() - started
     atoms = sum(len(p.atoms) * p.replicas for p in points)
     speed = Speed(
-        steps=steps,
+        steps=steps[0],
         seconds=seconds,
-        atom_steps_per_s=steps * atoms / seconds,
+        atom_steps_per_s=steps[0] * atoms / seconds,
         device=str(prepared.potential.device),
     )
     return trajectories, speed
