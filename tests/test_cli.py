@@ -1,6 +1,8 @@
 """The command line: what it prints, and how it ends."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,6 +19,7 @@ from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses.registry import loss_types
 from mlip_refine.workflows import verbs
 from mlip_refine.workflows.base import Command, CommandResult
+from mlip_refine.workflows.run_folder import logged
 
 
 @pytest.fixture
