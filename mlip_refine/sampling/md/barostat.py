@@ -4,7 +4,6 @@ All ensembles with a moving cell are one: the rate of strain is projected onto t
 freedom of the cell spans. A fixed cell is the projection onto nothing.
 """
 
-import itertools
 import math
 
 import torch
@@ -12,12 +11,27 @@ from torch import Tensor
 
 from mlip_refine.sampling.state_points import CellFreedom
 
-_DIAGONAL = {
+_STRETCHES: dict[CellFreedom, list[list[float]]] = {
     "fixed": [],
     "isotropic": [[1.0, 1.0, 1.0]],
     "hexagonal": [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
     "anisotropic": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+    "triclinic": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
 }
+
+
+def free_strains(freedom: CellFreedom) -> Tensor:
+    """Return the strains that a cell may make, symmetric and orthogonal `[n_strains, 3, 3]`, float64.
+
+    A stretch for every group of axes that strain together; triclinic cells have three shears as well.
+    """
+    stretches = torch.diag_embed(torch.tensor(_STRETCHES[freedom], dtype=torch.float64).reshape(-1, 3))
+    if freedom != "triclinic":
+        return stretches
+    shears = torch.zeros(3, 3, 3, dtype=torch.float64)
+    for shear, (i, j) in zip(shears, ((1, 2), (0, 2), (0, 1)), strict=True):
+        shear[i, j] = shear[j, i] = 1.0
+    return torch.cat([stretches, shears])
 
 
 def strain_projection(freedom: CellFreedom) -> Tensor:
@@ -25,14 +39,8 @@ def strain_projection(freedom: CellFreedom) -> Tensor:
 
     It is orthogonal in the inner product tr(AᵀB), in which the kinetic energy of the cell is ½ W tr(g²).
     """
-    basis = [torch.diag(torch.tensor(d, dtype=torch.float64)) for d in _DIAGONAL.get(freedom, [])]
-    if freedom == "triclinic":
-        for i, j in itertools.combinations_with_replacement(range(3), 2):
-            matrix = torch.zeros(3, 3, dtype=torch.float64)
-            matrix[i, j] = matrix[j, i] = 1.0
-            basis.append(matrix)
     projection = torch.zeros(9, 9, dtype=torch.float64)
-    for matrix in basis:
+    for matrix in free_strains(freedom):
         flat = matrix.flatten() / matrix.norm()
         projection += torch.outer(flat, flat)
     return projection

@@ -16,6 +16,7 @@ from mlip_refine.errors import SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, last_frames, sample
+from mlip_refine.sampling.md.barostat import free_strains
 
 STATIC_STRAIN = 0.005
 """Amplitude of the finite differences of the static stress."""
@@ -68,7 +69,7 @@ def equilibrate_cells(
         SamplingError: If a cell was still far from its pressure before the last step.
     """
     current = {p.name: replace(p, ensemble="nvt") for p in points}
-    strains = {name: free_strains(p) for name, p in current.items() if p.cell_freedom != "fixed"}
+    strains = {name: varied_strains(p) for name, p in current.items() if p.cell_freedom != "fixed"}
     tangents = {name: _static_tangent(potential, current[name], free) for name, free in strains.items()}
     excess: dict[str, Tensor] = {}
     steps: dict[str, Tensor] = {}
@@ -107,31 +108,15 @@ def equilibrate_cells(
     return current
 
 
-def strain_groups(point: StatePoint) -> list[list[int]]:
-    """Return the Cartesian axes that strain together: all, x with y, or none, by freedom and lattice."""
-    if point.cell_freedom == "isotropic":
-        return [[0, 1, 2]]
-    if point.cell_freedom == "hexagonal":
-        return [[0, 1], [2]]
-    lattice = point.atoms.cell.get_bravais_lattice().name
-    if point.cell_freedom == "anisotropic" and lattice in ("HEX", "TET", "RHL"):
-        return [[0, 1], [2]]
-    return [[0], [1], [2]]
+def varied_strains(point: StatePoint) -> Tensor:
+    """Return the strains that Newton's method varies, symmetric `[n_strains, 3, 3]` (see `free_strains`).
 
-
-def free_strains(point: StatePoint) -> Tensor:
-    """Return the strains that Newton's method varies, symmetric `[n_strains, 3, 3]`.
-
-    A stretch for every group of axes; triclinic cells have three shears as well.
+    Where all axes are free, x and y of a hexagonal, tetragonal or rhombohedral lattice still strain together.
     """
-    axes = [[float(i in group) for i in range(3)] for group in strain_groups(point)]
-    strains = torch.diag_embed(torch.tensor(axes, dtype=torch.float64))
-    if point.cell_freedom != "triclinic":
-        return strains
-    shears = torch.zeros(3, 3, 3, dtype=torch.float64)
-    for shear, (i, j) in zip(shears, ((1, 2), (0, 2), (0, 1)), strict=True):
-        shear[i, j] = shear[j, i] = 1.0
-    return torch.cat([strains, shears])
+    if point.cell_freedom == "anisotropic":
+        lattice = point.atoms.cell.get_bravais_lattice().name
+        return free_strains("hexagonal" if lattice in ("HEX", "TET", "RHL") else "anisotropic")
+    return free_strains(point.cell_freedom)
 
 
 def _static_tangent(potential: Potential, point: StatePoint, strains: Tensor) -> Tensor:

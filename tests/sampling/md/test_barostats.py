@@ -14,7 +14,7 @@ from torch import Tensor
 from mlip_refine import testing
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import Length, MolecularDynamics, StatePoint, sample
-from mlip_refine.sampling.md.barostat import strain_projection
+from mlip_refine.sampling.md.barostat import free_strains, strain_projection
 
 FREEDOMS = ("isotropic", "hexagonal", "anisotropic", "triclinic")
 STIFFNESS, TEMPERATURE, PRESSURE, ATOMS = 4.0, 900.0, 2.0, 5
@@ -140,6 +140,9 @@ def test_frozen_strains_stay_zero(elastic: dict[str, Tensor], freedom: str) -> N
 @pytest.mark.parametrize(("freedom", "free"), zip((*FREEDOMS, "fixed"), (1, 2, 3, 6, 0), strict=True))
 def test_projections_are_orthogonal_and_onto_symmetric_matrices(freedom: Any, free: int) -> None:
     projection = strain_projection(freedom)
+    strains = free_strains(freedom).flatten(1)
+    assert len(strains) == free
+    torch.testing.assert_close(strains @ projection, strains)
     torch.testing.assert_close(projection @ projection, projection)
     assert torch.equal(projection, projection.T)
     assert torch.linalg.matrix_rank(projection) == free
