@@ -1,14 +1,14 @@
 """What a YAML file may say: strict sections with units, and messages that name file and line."""
 
 from mlip_refine.config.load import config_from_dict, dump_config, load_config, validate_node
-from mlip_refine.config.root import Config, Output, Potential, config_schema
+from mlip_refine.config.root import Config, Output, PotentialSection, config_schema
 from mlip_refine.config.section import Count, Paths, Section, Words
 from mlip_refine.config.sections.elastic import Elastic
 from mlip_refine.config.sections.md import MD
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FreeEnergy, Guards, Sampling
-from mlip_refine.config.sections.training import Evaluation, Replay, Training
+from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
 from mlip_refine.config.units import (
     Dimension,
     EnergyPerAtom,
@@ -43,10 +43,10 @@ __all__ = [
     "Phonons",
     "PositiveEnergyPerAtom",
     "PositivePressure",
-    "Potential",
+    "PotentialSection",
     "Pressure",
     "Rate",
-    "Replay",
+    "ReplaySection",
     "Sampling",
     "Section",
     "Temperature",

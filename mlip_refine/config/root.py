@@ -12,7 +12,7 @@ from mlip_refine.config.sections.md import MD
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FreeEnergy, Sampling
-from mlip_refine.config.sections.training import Evaluation, Replay, Training
+from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
 from mlip_refine.config.units import problem
 from mlip_refine.config.yaml.source_map import LocatedNode, Places, loss_head_schema
 
@@ -48,7 +48,7 @@ def _phases(value: object) -> object:
 SafeName = Annotated[str, BeforeValidator(safe_word)]
 
 
-class Potential(Section):
+class PotentialSection(Section):
     """The pretrained model that a run starts from."""
 
     model: str = Field(
@@ -90,7 +90,7 @@ class Config(Section):
         default_factory=Path.cwd,
         description="Folder that relative input paths start from; default: that of the file.",
     )
-    potential: Potential = Field(description="The pretrained model.")
+    potential: PotentialSection = Field(description="The pretrained model.")
     phases: Annotated[dict[SafeName, Phase], BeforeValidator(_phases)] = Field(
         default_factory=dict, description="The crystals, by name."
     )
@@ -102,7 +102,7 @@ class Config(Section):
     elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` computes.")
     phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` computes.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
-    replay: Replay | None = Field(
+    replay: ReplaySection | None = Field(
         None, description="Labelled frames that keep the model close to what it was trained on."
     )
     training: Training = Field(default_factory=Training, description="The optimiser.")

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from mlip_refine.config import Config, Phase, Potential, Replay, Sampling
+from mlip_refine.config import Config, Phase, PotentialSection, ReplaySection, Sampling
 from mlip_refine.config.yaml.diagnostics import keys_by_section
 
 
@@ -25,7 +25,7 @@ def test_defaults_need_only_a_name_and_a_model():
 
 def test_a_config_is_built_from_sections_in_code():
     config = Config(
-        name="run", potential=Potential(model="m.model"), losses=[{"type": "replay", "weight": 2}]
+        name="run", potential=PotentialSection(model="m.model"), losses=[{"type": "replay", "weight": 2}]
     )
     assert config.losses[0].weight == 2.0
     assert config.losses[0].where("weight") == "losses[0].weight"
@@ -85,8 +85,8 @@ def test_wrong_values_are_refused(section, values):
 
 
 def test_one_replay_file_or_several():
-    assert Replay(train="a", valid=["b", "c"]).train == ("a",)
-    assert Replay(train="a", valid=["b", "c"]).valid == ("b", "c")
+    assert ReplaySection(train="a", valid=["b", "c"]).train == ("a",)
+    assert ReplaySection(train="a", valid=["b", "c"]).valid == ("b", "c")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class Training(Section):
         return self
 
 
-class Replay(Section):
+class ReplaySection(Section):
     """Frames with energies, forces and stresses in extended XYZ."""
 
     train: Paths = Field(description="File or files to train on.")

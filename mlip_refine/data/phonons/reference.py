@@ -15,7 +15,7 @@ from functools import cached_property
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.data.phonons.spacegroups import Column, CrystalSymmetry, Translations
+from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, HessianColumn, Translations
 from mlip_refine.errors import InputError
 
 
@@ -150,7 +150,7 @@ class PhononReference:
         """
         return self.translations.expand(self._compact())
 
-    def irreducible(self) -> list[Column]:
+    def irreducible(self) -> list[HessianColumn]:
         """Return columns that are the whole Hessian by symmetry.
 
         The sum of weight times squared norm over them is that over all 3 N columns, for the reference, for
@@ -159,7 +159,7 @@ class PhononReference:
         return list(self._irreducible)
 
     @cached_property
-    def _irreducible(self) -> tuple[Column, ...]:
+    def _irreducible(self) -> tuple[HessianColumn, ...]:
         return tuple(self.symmetry.irreducible(self.translations))
 
     def _compact(self) -> Tensor:

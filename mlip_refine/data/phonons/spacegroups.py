@@ -28,7 +28,7 @@ _EXACT = 1e-10
 """Error of the weights' sum rule, relative to the squared norm of a column."""
 
 
-class Column(NamedTuple):
+class HessianColumn(NamedTuple):
     """A column of the Hessian, and how many columns it stands for.
 
     Attributes:
@@ -136,7 +136,7 @@ class CrystalSymmetry:
         of_primitive = mean[translations.images].mean(0) / len(self.rotations)
         return of_primitive[translations.primitive_index]
 
-    def irreducible(self, translations: Translations) -> list[Column]:
+    def irreducible(self, translations: Translations) -> list[HessianColumn]:
         """Return as few columns per class of atoms as determine the Hessian, with their weights.
 
         The squared norm of a column (i, a) is M_aa of the matrix M = Σ_j Φ[j, i]ᵀ Φ[j, i], which the
@@ -148,10 +148,12 @@ class CrystalSymmetry:
         for atom, count in self._orbits(translations).items():
             rotations, _ = self._fixing(translations, atom)
             weights = _axis_weights(rotations.numpy())
-            columns += [Column(atom, axis, count * weight) for axis, weight in weights.items()]
+            columns += [HessianColumn(atom, axis, count * weight) for axis, weight in weights.items()]
         return columns
 
-    def complete(self, translations: Translations, columns: Sequence[Column], values: Tensor) -> Tensor:
+    def complete(
+        self, translations: Translations, columns: Sequence[HessianColumn], values: Tensor
+    ) -> Tensor:
         """Build force constants from columns that determine them, such as the irreducible ones.
 
         Args:

@@ -115,7 +115,7 @@ class HeldOutRecord(Record):
     n_frames: int
 
 
-class Replay(Record):
+class HeldOutChange(Record):
     """Errors on held-out frames before and after; `None` without such frames."""
 
     before: HeldOutRecord | None
@@ -190,7 +190,7 @@ class Summary(Record):
     converged: bool
     transitions: tuple[Transition, ...]
     phases: tuple[PhaseRecord, ...]
-    replay: Replay
+    replay: HeldOutChange
     measured: dict[str, dict[str, Course]]
     deviations: dict[str, Deviation]
     packages: dict[str, str]

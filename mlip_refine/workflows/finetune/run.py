@@ -30,7 +30,7 @@ from mlip_refine.workflows.finetune.evaluation import (
     phase_changes,
     transition,
 )
-from mlip_refine.workflows.finetune.records import Replay, Summary, Transition, read_log
+from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Transition, read_log
 from mlip_refine.workflows.finetune.summary import courses, deviations, held_out_record, phase_record
 from mlip_refine.workflows.free_energy.differences import (
     FreeEnergySettings,
@@ -218,7 +218,7 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
             for loss in prepared.matched
         ),
         phases=tuple(phase_record(source, change) for source, change in changes.items()),
-        replay=Replay(before=held_out_record(errors_before), after=held_out_record(errors_after)),
+        replay=HeldOutChange(before=held_out_record(errors_before), after=held_out_record(errors_after)),
         measured=courses(updates, prepared.losses, delivered),
         deviations=deviations(updates, prepared.losses),
         packages=packages(),
