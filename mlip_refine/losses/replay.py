@@ -13,7 +13,9 @@ from mlip_refine.losses.options import ReplayOptions
 class Replay(BatchLoss):
     """energy_weight ⟨(ΔE/N)²⟩ + forces_weight ⟨ΔF²⟩ + stress_weight ⟨Δσ²⟩ over a batch.
 
-    The mean of the forces is over components of all atoms, that of the stress over the frames that have one.
+    Each mean is over the frames that have the label, that of the forces over the components of their atoms.
+    The squares of a frame count with its weights, which are 1 unless the frame says otherwise. Where all
+    labels are there, this is the stress loss of MACE.
     """
 
     Options = ReplayOptions
@@ -40,16 +42,23 @@ class Replay(BatchLoss):
 
         Args:
             outputs: `energy` `[B]`, `forces` `[N, 3]`, `stress` `[B, 3, 3]` as the weights need.
-            labels: The same, `n_atoms` `[B]`, and `has_stress` `[B]`.
+            labels: The same, `n_atoms` `[B]`, and for every label which frames have it (`has_energy`, ...,
+                1 or 0) and how they are weighted (`energy_weight`, ...) `[B]`.
         """
-        errors = {}
-        if "energy" in self.probes:
-            errors["energy"] = ((outputs["energy"] - labels["energy"]) / labels["n_atoms"]).square().mean()
-        if "forces" in self.probes:
-            errors["forces"] = (outputs["forces"] - labels["forces"]).square().mean()
-        if "stress" in self.probes:
-            squares = (outputs["stress"] - labels["stress"]).square().mean((1, 2)) * labels["has_stress"]
-            errors["stress"] = squares.sum() / labels["has_stress"].sum().clamp(min=1)
+        n_atoms, errors = labels["n_atoms"], dict[str, Tensor]()
+        for probe in ("energy", "forces", "stress"):
+            if probe not in self.probes:
+                continue
+            has, weight = labels[f"has_{probe}"], labels[f"has_{probe}"] * labels[f"{probe}_weight"]
+            squares = outputs[probe] - labels[probe]
+            if probe == "energy":
+                squares = (squares / n_atoms).square()
+            elif probe == "forces":
+                squares = squares.square().mean(1)
+                has, weight = (values.repeat_interleave(n_atoms.long()) for values in (has, weight))
+            else:
+                squares = squares.square().mean((1, 2))
+            errors[probe] = (weight * squares).sum() / has.sum().clamp(min=1)
         parts = {probe: self.weights[probe] * error for probe, error in errors.items()}
         value = torch.stack(list(parts.values())).sum()
         components = {f"{self.name}.{probe}": float(part.detach()) for probe, part in parts.items()}

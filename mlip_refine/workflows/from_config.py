@@ -278,6 +278,7 @@ def load_replay(config: Config, potential: Potential) -> ReplayData | None:
                 section.energy_key,
                 section.forces_key,
                 section.stress_key,
+                section.virials_key,
                 elements=set(potential.graphs.atomic_numbers),
             )
         ]

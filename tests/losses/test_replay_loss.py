@@ -10,6 +10,7 @@ from mlip_refine.losses.options import ReplayOptions
 from mlip_refine.losses.replay import Replay
 
 SIZES = (2, 3, 1)
+NAMES = ("energy", "forces", "stress")
 F64 = torch.float64
 
 
@@ -20,9 +21,11 @@ def _random(seed: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(*shape, **real) for name, shape in shapes.items()}
 
 
-def _labels(has_stress: tuple[float, ...] = (1, 1, 1)) -> dict[str, torch.Tensor]:
-    extra = {"n_atoms": torch.tensor(SIZES, dtype=F64), "has_stress": torch.tensor(has_stress, dtype=F64)}
-    return _random(1) | extra
+def _labels(**given: tuple[float, ...]) -> dict[str, torch.Tensor]:
+    """Labels that all frames have and that count alike, unless given otherwise."""
+    extra = {"n_atoms": SIZES} | {f"has_{name}": (1, 1, 1) for name in NAMES}
+    extra |= {f"{name}_weight": (1, 1, 1) for name in NAMES}
+    return _random(1) | {name: torch.tensor(x, dtype=F64) for name, x in (extra | given).items()}
 
 
 def _replay(**weights: float) -> Replay:
@@ -33,12 +36,11 @@ def _replay(**weights: float) -> Replay:
 def _mace_batch(labels: dict[str, torch.Tensor]) -> Batch:
     graphs, start = [], 0
     for i, n in enumerate(SIZES):
-        one = torch.ones((), dtype=F64)
         graphs.append(
             Data(
                 num_nodes=n,
-                weight=one,
-                **{f"{name}_weight": one for name in ("energy", "forces", "stress")},
+                weight=torch.ones((), dtype=F64),
+                **{f"{name}_weight": labels[f"{name}_weight"][i] for name in NAMES},
                 energy=labels["energy"][i],
                 forces=labels["forces"][start : start + n],
                 stress=labels["stress"][i : i + 1],
@@ -48,8 +50,11 @@ def _mace_batch(labels: dict[str, torch.Tensor]) -> Batch:
     return Batch.from_data_list(graphs)
 
 
-def test_equals_the_loss_of_mace():
-    outputs, labels = _random(0), _labels()
+@pytest.mark.parametrize(
+    "weights", [{}, {"energy_weight": (0.5, 0, 2), "forces_weight": (3, 1, 0), "stress_weight": (0, 0, 7)}]
+)
+def test_equals_the_loss_of_mace(weights):
+    outputs, labels = _random(0), _labels(**weights)
     mace_loss = WeightedEnergyForcesStressLoss(energy_weight=3.0, forces_weight=70.0, stress_weight=20.0)
     theirs = mace_loss(ref=_mace_batch(labels), pred=outputs)
     result = _replay(energy=3, forces=70, stress=20).evaluate(outputs, labels)
@@ -70,7 +75,7 @@ def test_by_hand():
     )
 
 
-@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_weight_changes_its_gradient_and_no_other(name):
     def gradients(**weights: float) -> dict[str, torch.Tensor]:
         outputs = {k: v.requires_grad_() for k, v in _random(0).items()}
@@ -85,15 +90,24 @@ def test_every_weight_changes_its_gradient_and_no_other(name):
         assert torch.allclose(after[other], factor * gradient, rtol=1e-13)
 
 
-def test_frames_without_a_stress_do_not_count():
-    outputs, labels = _random(0), _labels(has_stress=(1, 0, 1))
-    squares = (outputs["stress"] - labels["stress"]).square().mean((1, 2))
-    loss = _replay(energy=0, forces=0, stress=2)
-    assert float(loss.evaluate(outputs, labels).value) == pytest.approx(float(squares[0] + squares[2]))
-    assert float(loss.evaluate(outputs, _labels(has_stress=(0, 0, 0))).value) == 0.0
+@pytest.mark.parametrize("name", NAMES)
+def test_a_frame_without_a_label_does_not_count_in_its_mean(name):
+    """The others weigh as in a batch without that frame."""
+    outputs, labels = _random(0), _labels(**{f"has_{name}": (1, 0, 1)})
+    squares = (outputs[name] - labels[name]).square()
+    if name == "energy":
+        expected = squares[0] / 4 / 2 + squares[2] / 2
+    elif name == "forces":
+        expected = (squares[:2].sum() + squares[5:].sum()) / 9
+    else:
+        expected = squares[[0, 2]].mean()
+    loss = _replay(**(dict.fromkeys(NAMES, 0) | {name: 2}))
+    assert float(loss.evaluate(outputs, labels).value) == pytest.approx(2 * float(expected))
+    none = _labels(**{f"has_{name}": (0, 0, 0)})
+    assert float(loss.evaluate(outputs, none).value) == 0.0
 
 
-@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+@pytest.mark.parametrize("name", NAMES)
 def test_one_quantity_alone_asks_for_nothing_else(name):
     loss = _replay(**({"energy": 0, "forces": 0, "stress": 0} | {name: 1}))
     assert loss.probes == {name}

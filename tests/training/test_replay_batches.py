@@ -1,5 +1,7 @@
 """Labelled frames as batches, their gradients at once and streamed, and held-out errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,6 +24,35 @@ def test_held_out_errors_are_those_put_in(titanium, frames, label_errors, monkey
 
 def test_no_stress_labels_no_stress_error(titanium, frames):
     assert held_out_errors(titanium, frames[2:]).stress_mae_gpa is None
+
+
+def test_frames_count_for_the_labels_that_they_have(titanium, frames, label_errors):
+    """Errors of the rest are those of a set without the missing labels."""
+    bare = [
+        replace(frames[0], energy=None),
+        replace(frames[1], forces=None, weights={"energy": 3.0, "forces": 0.0, "stress": 0.5}),
+        frames[2],
+    ]
+    errors = held_out_errors(titanium, bare)
+    assert errors.energy_mae_mev_per_atom == pytest.approx(1e3 * label_errors.energy, rel=1e-9)
+    assert errors.forces_mae_mev_per_A == pytest.approx(1e3 * label_errors.forces, rel=1e-9)
+    nothing = [replace(f, energy=None, forces=None) for f in frames]
+    assert held_out_errors(titanium, nothing).energy_mae_mev_per_atom is None
+    assert held_out_errors(titanium, nothing).forces_mae_mev_per_A is None
+    found = labels(bare, titanium.device, titanium.dtype)
+    assert found["has_energy"].tolist() == [0, 1, 1]
+    assert found["has_forces"].tolist() == [1, 0, 1]
+    assert found["has_stress"].tolist() == [1, 1, 0]
+    assert found["energy_weight"].tolist() == [1, 3, 1]
+    assert found["stress_weight"].tolist() == [1, 0.5, 1]
+    outputs = titanium.evaluate(
+        titanium.graphs.collate([f.structure for f in bare]), ("energy", "forces", "stress")
+    )
+    result = Replay("replay", 1.0, ReplayOptions()).evaluate(outputs, found)
+    # Energies count as 3 and 1 over two frames, stresses as 1 and 0.5.
+    assert result.components["replay.energy"] == pytest.approx(2 * label_errors.energy**2, rel=1e-9)
+    assert result.components["replay.forces"] == pytest.approx(100 * label_errors.forces**2, rel=1e-9)
+    assert result.components["replay.stress"] == pytest.approx(7.5 * label_errors.stress**2, rel=1e-9)
 
 
 def test_labels_line_up_with_the_outputs(titanium, frames, label_errors):

@@ -121,15 +121,22 @@ class Training(Section):
         return self
 
 
+Key = Annotated[str, Field(min_length=1)]
+
+
 class ReplaySection(Section):
-    """Frames with energies, forces and stresses in extended XYZ."""
+    """Frames with energies, forces and stresses: extended XYZ, ASE's .traj, or HDF5 of MACE."""
 
     train: Paths = Field(description="File or files to train on.")
     valid: Paths = Field(description="File or files held out, to measure errors before and after.")
-    energy_key: str = Field("REF_energy", min_length=1, description="Key of the energy of a frame, eV.")
-    forces_key: str = Field("REF_forces", min_length=1, description="Key of the forces, eV/Å.")
-    stress_key: str = Field(
-        "REF_stress", min_length=1, description="Key of the stress, eV/Å³, tensile positive."
+    energy_key: Key | None = Field("REF_energy", description="Key of the energy of a frame, eV; null: none.")
+    forces_key: Key | None = Field("REF_forces", description="Key of the forces, eV/Å; null: none.")
+    stress_key: Key | None = Field(
+        "REF_stress", description="Key of the stress, eV/Å³, tensile positive; null: none."
+    )
+    virials_key: Key | None = Field(
+        "REF_virials",
+        description="Key of the virials, eV, which give the stress of frames that have none; null: none.",
     )
     functional: str | None = Field(
         None,

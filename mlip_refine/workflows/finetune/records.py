@@ -103,14 +103,14 @@ class HeldOutRecord(Record):
     """Mean absolute errors of a potential on held-out frames; their own errors are not known.
 
     Attributes:
-        energy: Error of the energy per atom, meV/atom.
+        energy: Error of the energy per atom, meV/atom; `None` without such labels, as for the others.
         forces: Error of force components, meV/Å.
-        stress: Error of stress components, GPa; `None` without stress labels.
+        stress: Error of stress components, GPa.
         n_frames: Number of frames.
     """
 
-    energy: MeasuredField = Field(alias="energy_mae")
-    forces: MeasuredField = Field(alias="forces_mae")
+    energy: MeasuredField | None = Field(alias="energy_mae")
+    forces: MeasuredField | None = Field(alias="forces_mae")
     stress: MeasuredField | None = Field(alias="stress_mae")
     n_frames: int
 

@@ -75,10 +75,12 @@ def held_out_record(errors: HeldOutErrors | None) -> HeldOutRecord | None:
     """Return what a summary keeps of the errors on held-out frames."""
     if errors is None:
         return None
-    stress = errors.stress_mae_gpa
+    measured = {
+        "energy": (errors.energy_mae_mev_per_atom, "meV/atom"),
+        "forces": (errors.forces_mae_mev_per_A, "meV/Å"),
+        "stress": (errors.stress_mae_gpa, "GPa"),
+    }
     return HeldOutRecord(
-        energy=Measured(errors.energy_mae_mev_per_atom, math.nan, "meV/atom"),
-        forces=Measured(errors.forces_mae_mev_per_A, math.nan, "meV/Å"),
-        stress=None if stress is None else Measured(stress, math.nan, "GPa"),
+        **{k: None if x is None else Measured(x, math.nan, unit) for k, (x, unit) in measured.items()},
         n_frames=errors.n_frames,
     )
