@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.data import Frame
+from mlip_refine.data.frames import EVEN, LabelName
 from mlip_refine.losses import BatchLoss, LossResult
 from mlip_refine.potential import Graphs, Potential, Structure, Work
 from mlip_refine.potential.batching import Systems
@@ -28,40 +29,50 @@ SIGNS = 8
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """A structure with its labels.
+    """A structure with those labels that it has.
 
     Attributes:
         structure: With neighbours.
-        energy: eV.
-        forces: `[n_atoms, 3]`, eV/Å.
+        energy: eV, or `None`.
+        forces: `[n_atoms, 3]`, eV/Å, or `None`.
         stress: `[3, 3]`, eV/Å³, tensile positive, or `None`.
+        weights: Factors of the squared errors of energy, forces and stress.
+        source: File and frame, for messages.
     """
 
     structure: Structure
-    energy: float
-    forces: Tensor
+    energy: float | None
+    forces: Tensor | None
     stress: Tensor | None
+    weights: Mapping[LabelName, float] = EVEN
+    source: str = ""
 
     @classmethod
     def from_frame(cls, potential: Potential, frame: Frame) -> Self:
-        """Find the neighbours of a frame that was read with energy and forces."""
+        """Find the neighbours of a frame."""
         positions, cell = torch.as_tensor(np.array(frame.positions)), torch.as_tensor(np.array(frame.cell))
         structure = potential.graphs.structure(positions, cell, potential.graphs.species(frame.numbers))
+        forces = None if frame.forces is None else torch.as_tensor(np.array(frame.forces))
         stress = None if frame.stress is None else torch.as_tensor(np.array(frame.stress))
-        return cls(structure, float(frame.energy or 0.0), torch.as_tensor(np.array(frame.forces)), stress)
+        return cls(structure, frame.energy, forces, stress, frame.weights, frame.source)
 
 
 def labels(frames: Sequence[LabelledFrame], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Labels of a batch, as `losses.Replay` reads them."""
     real: dict[str, Any] = {"device": device, "dtype": dtype}
     blank = torch.zeros(3, 3)
-    return {
-        "energy": torch.tensor([f.energy for f in frames], **real),
-        "forces": torch.cat([f.forces for f in frames]).to(**real),
+    found = {
+        "energy": torch.tensor([f.energy or 0.0 for f in frames], **real),
+        "forces": torch.cat(
+            [torch.zeros_like(f.structure.positions) if f.forces is None else f.forces for f in frames]
+        ).to(**real),
         "stress": torch.stack([blank if f.stress is None else f.stress for f in frames]).to(**real),
-        "has_stress": torch.tensor([f.stress is not None for f in frames], **real),
-        "n_atoms": torch.tensor([len(f.forces) for f in frames], **real),
+        "n_atoms": torch.tensor([len(f.structure.positions) for f in frames], **real),
     }
+    for name in EVEN:
+        found[f"has_{name}"] = torch.tensor([getattr(f, name) is not None for f in frames], **real)
+        found[f"{name}_weight"] = torch.tensor([f.weights[name] for f in frames], **real)
+    return found
 
 
 def backpropagate_batch(
@@ -235,17 +246,17 @@ class _Batch:
 
 @dataclass(frozen=True)
 class HeldOutErrors:
-    """Mean absolute errors on held-out frames.
+    """Mean absolute errors on held-out frames; `None` for what none of them is labelled with.
 
     Attributes:
         energy_mae_mev_per_atom: Energy per atom, meV.
         forces_mae_mev_per_A: Force components, meV/Å.
-        stress_mae_gpa: Stress components, GPa; `None` without stress labels.
+        stress_mae_gpa: Stress components, GPa.
         n_frames: Frames that were measured.
     """
 
-    energy_mae_mev_per_atom: float
-    forces_mae_mev_per_A: float  # noqa: N815 - the unit's own case
+    energy_mae_mev_per_atom: float | None
+    forces_mae_mev_per_A: float | None  # noqa: N815 - the unit's own case
     stress_mae_gpa: float | None
     n_frames: int
 
@@ -261,16 +272,16 @@ def held_out_errors(potential: Potential, frames: Sequence[LabelledFrame]) -> He
         with torch.no_grad():
             out = potential.evaluate(graphs, ("energy", "forces", "stress"))
         ref = labels(frames[part], potential.device, potential.dtype)
-        energy = (out["energy"] - ref["energy"]) / ref["n_atoms"]
-        forces, stress = out["forces"] - ref["forces"], out["stress"] - ref["stress"]
-        found = (energy, forces.flatten(), stress[ref["has_stress"] > 0].flatten())
-        return tuple(values.detach().abs() for values in found)  # type: ignore[return-value]
+        has = {name: ref[f"has_{name}"] > 0 for name in EVEN}
+        has["forces"] = has["forces"].repeat_interleave(ref["n_atoms"].long())
+        errors = {name: (out[name] - ref[name])[has[name]].detach().abs() for name in EVEN}
+        return errors["energy"] / ref["n_atoms"][has["energy"]], errors["forces"], errors["stress"]
 
     parts = potential.in_chunks(Work.FORCES, [f.structure for f in frames], deviations)
     energy, forces, stress = (torch.cat(values) for values in zip(*parts, strict=True))
     return HeldOutErrors(
-        energy_mae_mev_per_atom=1e3 * float(energy.mean()),
-        forces_mae_mev_per_A=1e3 * float(forces.mean()),
+        energy_mae_mev_per_atom=1e3 * float(energy.mean()) if len(energy) else None,
+        forces_mae_mev_per_A=1e3 * float(forces.mean()) if len(forces) else None,
         stress_mae_gpa=float(stress.mean()) / GPA if len(stress) else None,
         n_frames=len(frames),
     )

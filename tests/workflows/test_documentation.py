@@ -153,7 +153,7 @@ def test_python(page: Path, home: Path) -> None:
         assert average(names["Coordination"](3.5), ideal).tolist() == pytest.approx([14.0])
     if page.stem == "extending":
         # The page's readers are for its own tables alone.
-        assert FORMATS.pop(".traj")[1] is names["read_trajectory"]
+        assert FORMATS.pop(".json")[1] is names["read_json"]
         assert READERS.pop().read is names["read_arrays"]
         options = names["HuberForcesOptions"](delta=0.2)
         assert names["HuberForces"]("huber", 1.0, options).probes == {"forces"}
