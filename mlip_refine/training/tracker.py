@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.losses import EnsembleLoss, EnsembleSource, Frames, PotentialLoss
+from mlip_refine.losses import EnsembleLoss, EnsembleSource, Frames, Loss, PotentialLoss
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import Measured
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, sample
@@ -379,6 +379,22 @@ def restored_ensembles(
     return restored
 
 
+def own_frames(
+    potential: Potential, loss: Loss, drawn: Mapping[EnsembleSource, Ensemble]
+) -> dict[EnsembleSource, Frames]:
+    """Return frames of the sources of a loss, with its probes, as the potential that drew them sees them."""
+    wanted = wanted_by(loss)
+    return {
+        source: drawn[source].frames(
+            {
+                "energy": drawn[source].energies[0],
+                **further_probes(potential, drawn[source].structures, wanted),
+            }
+        )
+        for source in loss.sources
+    }
+
+
 class ThermalCorrections:
     """Draws frames for losses on the potential itself.
 
@@ -431,10 +447,6 @@ class ThermalCorrections:
         self, potential: Potential, loss: PotentialLoss, drawn: Mapping[EnsembleSource, Ensemble]
     ) -> None:
         """Let a loss see frames that the potential as it is has drawn."""
-        wanted = wanted_by(loss)
-        frames: dict[EnsembleSource, Frames] = {}
-        for source, ensemble in drawn.items():
-            probes = further_probes(potential, ensemble.structures, wanted)
-            frames[source] = ensemble.frames({"energy": ensemble.energies[0], **probes})
+        frames = own_frames(potential, loss, drawn)
         self._ends[loss.name] = {source: ensemble.latest.ends for source, ensemble in drawn.items()}
         loss.follow(potential, frames)

@@ -142,12 +142,14 @@ class ObservableLoss(EnsembleLoss):
         residuals = wanted.deviations(average(observable, mine, -mine.work))
         value = residuals.square().mean()
         rms, largest = _measured(_Deviations(observable, wanted), mine)
-        diagnostics = {"rms": rms, "largest": largest}
+        diagnostics, resolved = {"rms": rms, "largest": largest}, rms.se <= PERFECT
         if not self.options.is_curve:
             found = dict(zip(observable.labels, _measured(observable, mine), strict=True))
             diagnostics = {label: found[label] for label in wanted.labels}
+            errors = torch.tensor([found[label].se for label in wanted.labels], dtype=torch.float64)
+            resolved = bool((errors <= wanted.uncertainties).all())
         components = {self.name: float(value.detach())}
-        return LossResult(value, components, diagnostics, rms, PERFECT, residuals=residuals)
+        return LossResult(value, components, diagnostics, rms, PERFECT, resolved, residuals)
 
 
 def _source_of(options: ObservableOptions) -> EnsembleSource:

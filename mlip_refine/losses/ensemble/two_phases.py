@@ -113,7 +113,9 @@ class FreeEnergyDifference(EnsembleLoss):
             diagnostics["delta_s"] = entropy_difference(temperature, measured, delta_h)
         deviation = Measured(measured.value - self.target.value, measured.se, measured.unit)
         components = {self.name: float(value.detach())}
-        return LossResult(value, components, diagnostics, deviation, residuals=residual.reshape(1))
+        resolved = measured.se <= self.target.uncertainty
+        residuals = residual.reshape(1)
+        return LossResult(value, components, diagnostics, deviation, resolved=resolved, residuals=residuals)
 
 
 class PhaseDifference(EnsembleLoss):
@@ -184,8 +186,9 @@ class PhaseDifference(EnsembleLoss):
         measured = found[1] - found[0]
         deviation = self.target.deviation(measured)
         components = {self.name: float(squared.detach())}
-        diagnostics = {self.symbol: measured}
-        return LossResult(squared, components, diagnostics, deviation, PERFECT, residuals=residual.reshape(1))
+        diagnostics, residuals = {self.symbol: measured}, residual.reshape(1)
+        resolved = measured.se <= self.target.uncertainty
+        return LossResult(squared, components, diagnostics, deviation, PERFECT, resolved, residuals)
 
 
 class EnthalpyDifference(PhaseDifference):

@@ -35,6 +35,16 @@ class Update:
     resampled: tuple[str, ...]
 
 
+def is_met(measured: Measured, target: Measured) -> bool:
+    """Return whether a measured value meets a target.
+
+    Its standard error must not exceed the uncertainty of the target, since noise is no success, and it must
+    be off by no more than both of them combined.
+    """
+    off = abs(measured.value - target.value)
+    return measured.se <= target.se and off <= math.hypot(measured.se, target.se)
+
+
 class Transition(Record):
     """ΔG = G_to - G_from before and after, with the transition temperature that it implies.
 
@@ -70,6 +80,11 @@ class Transition(Record):
     transition_before: MeasuredField | None = Field(alias="transition_temperature_before")
     transition_after: MeasuredField | None = Field(alias="transition_temperature_after")
     notes: tuple[str, ...]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether ΔG of the refined potential meets the target; `None` in files without its uncertainty."""
+        return None if math.isnan(self.target.se) else is_met(self.after, self.target)
 
     @property
     def state(self) -> str:
@@ -123,27 +138,39 @@ class HeldOutChange(Record):
 
 
 class Course(Record):
-    """A quantity that a loss measured, as it was trained: reweighted, not sampled afresh.
+    """A quantity that a loss measured.
 
     Attributes:
         first: Value in the first update of the loss, if it had any.
-        last: Value in its last update, if it had any.
+        last: Value in its last update, if it had any: reweighted, from frames that chose the parameters.
         target: Target with its uncertainty, if there is one.
         delivered: Value of the potential that the run ended with, where the loss measures that.
+        after: Value of that potential on frames that it drew itself, with new seeds, after training.
     """
 
     first: MeasuredField | None = None
     last: MeasuredField | None = None
     target: MeasuredField | None = None
     delivered: MeasuredField | None = None
+    after: MeasuredField | None = None
+
+    @property
+    def end(self) -> Measured | None:
+        """The value measured after training; of runs that did not, the last of the training."""
+        return self.after or self.last or self.delivered
 
     @property
     def deviations(self) -> tuple[float, float] | None:
-        """First and last value minus the target, over its uncertainty."""
-        if self.target is None or self.first is None or self.last is None:
+        """Value at the beginning and at the end minus the target, over its uncertainty."""
+        if self.target is None or self.first is None or self.end is None:
             return None
-        first, last = ((m.value - self.target.value) / self.target.se for m in (self.first, self.last))
-        return first, last
+        first, end = ((m.value - self.target.value) / self.target.se for m in (self.first, self.end))
+        return first, end
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met by what was measured after training; `None` where that is not known."""
+        return None if self.target is None or self.after is None else is_met(self.after, self.target)
 
 
 class Deviation(Record):
@@ -152,10 +179,12 @@ class Deviation(Record):
     Attributes:
         first_sigma: Value in the first update of the loss.
         last_sigma: Value in its last update.
+        after_sigma: Value after training, if its targets were measured then.
     """
 
     first_sigma: float
     last_sigma: float
+    after_sigma: float | None = None
 
 
 class Summary(Record):
@@ -169,12 +198,13 @@ class Summary(Record):
         seed: Random seed of the run.
         device: Where it was computed.
         steps: Number of updates that were made.
-        converged: Whether every target was met before the steps were used up.
+        converged: Whether training ended because every target was within its tolerance.
         transitions: ΔG before and after.
         phases: Changes of the phases behind them.
         replay: Errors on held-out frames.
         measured: Quantities that losses measured, by loss, then name.
         deviations: Deviations of losses that have targets, by loss.
+        notes: Remarks on what could not be measured.
         packages: Versions of what the numbers depend on.
         energy_shift_eV: What was added to the atomic energies, by element; `None` where it was not asked for.
         wall_time_s: Seconds, interruptions left out.
@@ -193,9 +223,17 @@ class Summary(Record):
     replay: HeldOutChange
     measured: dict[str, dict[str, Course]]
     deviations: dict[str, Deviation]
+    notes: tuple[str, ...] = ()
     packages: dict[str, str]
     energy_shift_eV: dict[str, float] | None  # noqa: N815 - the unit's own case
     wall_time_s: float
+
+    @property
+    def verdicts(self) -> dict[str, bool]:
+        """Whether each target is met after training, by loss and quantity, as far as it was measured then."""
+        found = {f"{loss}, {name}": c.met for loss, of in self.measured.items() for name, c in of.items()}
+        found |= {f"{t.name}, delta_g": t.met for t in self.transitions}
+        return {name: met for name, met in found.items() if met is not None}
 
 
 def read_log(folder: Path) -> list[Update]:

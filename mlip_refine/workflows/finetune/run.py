@@ -32,6 +32,7 @@ from mlip_refine.workflows.finetune.evaluation import (
 )
 from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Transition, read_log
 from mlip_refine.workflows.finetune.summary import courses, deviations, held_out_record, phase_record
+from mlip_refine.workflows.finetune.targets import measured_afresh
 from mlip_refine.workflows.free_energy.differences import (
     FreeEnergySettings,
     in_result_cells,
@@ -202,6 +203,8 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         shift = shift_energies(potential, initial, [frame.structure for frame in frames])
     model, safetensors = potential.save(run.folder, prepared.name)
     changes = evaluate(prepared, initial, run.store)
+    sampler = prepared.sampling(points=prepared.points, store=run.store, seed=prepared.evaluation.seed)
+    afresh, unmeasured = measured_afresh(potential, prepared.losses, sampler)
     errors_after = held_out_errors(potential, held_out) if held_out else None
     delivered = {loss.name: x.measure(potential) for loss in prepared.losses if (x := loss.validation)}
     updates = read_log(run.folder)
@@ -219,8 +222,9 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         ),
         phases=tuple(phase_record(source, change) for source, change in changes.items()),
         replay=HeldOutChange(before=held_out_record(errors_before), after=held_out_record(errors_after)),
-        measured=courses(updates, prepared.losses, delivered),
-        deviations=deviations(updates, prepared.losses),
+        measured=courses(updates, prepared.losses, delivered, afresh),
+        deviations=deviations(updates, prepared.losses, afresh),
+        notes=tuple(unmeasured),
         packages=packages(),
         energy_shift_eV=shift,
         wall_time_s=trainer.earlier + time.monotonic() - started,

@@ -11,17 +11,22 @@ from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRec
 
 
 def courses(
-    updates: Sequence[Update], losses: Sequence[Loss], delivered: Mapping[str, Mapping[str, Measured]]
+    updates: Sequence[Update],
+    losses: Sequence[Loss],
+    delivered: Mapping[str, Mapping[str, Measured]],
+    afresh: Mapping[str, Mapping[str, Measured]],
 ) -> dict[str, dict[str, Course]]:
-    """Return what losses measured in their first and their last update, reweighted as they were trained.
+    """Return what losses measured in their first and their last update, and after training.
 
     Args:
         updates: Updates of the run.
         losses: Losses of the run.
         delivered: What losses measure of the potential that the run ends with, by loss and quantity.
+        afresh: What they measure of it on frames that it drew itself, by loss and quantity.
 
     Returns:
-        By loss and quantity: the first and the last value beside the target, and what was delivered.
+        By loss and quantity: the first and the last value beside the target, what was delivered, and the
+        value measured afresh.
     """
     first: dict[tuple[str, str], Measured] = {}
     last: dict[tuple[str, str], Measured] = {}
@@ -37,24 +42,36 @@ def courses(
     }
     ends = {(loss, name): value for loss, values in delivered.items() for name, value in values.items()}
     found: dict[str, dict[str, Course]] = {}
-    for key in first | ends:
-        target = targets.get(key) if key in first else None
-        course = Course(first=first.get(key), last=last.get(key), target=target, delivered=ends.get(key))
+    after = {(loss, name): value for loss, values in afresh.items() for name, value in values.items()}
+    for key in first | ends | after:
+        course = Course(
+            first=first.get(key),
+            last=last.get(key),
+            target=targets.get(key) if key in first or key in after else None,
+            delivered=ends.get(key),
+            after=after.get(key),
+        )
         found.setdefault(key[0], {})[key[1]] = course
     return found
 
 
-def deviations(updates: Sequence[Update], losses: Sequence[Loss]) -> dict[str, Deviation]:
-    """Return root mean squares of all deviations of losses that have targets, in their first and last update.
+def deviations(
+    updates: Sequence[Update], losses: Sequence[Loss], afresh: Mapping[str, Mapping[str, Measured]]
+) -> dict[str, Deviation]:
+    """Return root mean squares of all deviations of losses that have targets.
 
-    The value of such a loss is the mean of the squares.
+    In their first and last update, where the value of such a loss is the mean of the squares, and of what was
+    measured after training, by loss and quantity.
     """
     found = {}
     for loss in losses:
         squares = [update.losses[loss.name] for update in updates if loss.name in update.losses]
         if loss.targets and squares:
             first, last = math.sqrt(squares[0]), math.sqrt(squares[-1])
-            found[loss.name] = Deviation(first_sigma=first, last_sigma=last)
+            measured = afresh.get(loss.name, {})
+            after = [t.deviation(measured[n]).value for n, t in loss.targets.items() if n in measured]
+            rms = math.hypot(*after) / math.sqrt(len(after)) if after else None
+            found[loss.name] = Deviation(first_sigma=first, last_sigma=last, after_sigma=rms)
     return found
 
 

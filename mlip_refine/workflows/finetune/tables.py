@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def print_summary(console: Console, folder: Path) -> None:
     """Print what a run changed: ΔG, transition temperatures, observables and held-out errors.
 
-    ΔG and held-out errors are values before and after. Observables are not sampled afresh: theirs are the
-    values of the first and the last update, with their deviations from the targets.
+    ΔG and held-out errors are values before and after. Of observables they are the value of the first update
+    and that on new frames of the refined potential, with their deviations from the targets.
 
     Args:
         console: Console to print to.
@@ -59,9 +59,10 @@ def _print(console: Console, summary: Summary, folder: Path) -> None:
         table.add_row(target, number(t.before), number(t.after), number(change))
         table.add_row("  transition temperature, K", *temperatures)
     known = {t.name for t in summary.transitions}
-    as_trained = {loss: courses for loss, courses in summary.measured.items() if loss not in known}
-    for loss, courses in as_trained.items():
-        table.add_row(f"{loss}, as trained", style="bold")
+    observed = {loss: courses for loss, courses in summary.measured.items() if loss not in known}
+    as_trained = {loss for loss, of in observed.items() if all(c.after is None for c in of.values())}
+    for loss, courses in observed.items():
+        table.add_row(f"{loss}, as trained" if loss in as_trained else loss, style="bold")
         for label, *values in _course_rows(courses, summary.deviations.get(loss)):
             table.add_row(f"  {label}", *values)
     before, after = summary.replay.before, summary.replay.after
@@ -76,13 +77,25 @@ def _print(console: Console, summary: Summary, folder: Path) -> None:
     console.print(table)
 
     lines = [f"note, {t.name}: {note}" for t in summary.transitions for note in t.notes]
+    lines += [f"note: {note}" for note in summary.notes]
+    lines += [
+        f"note, {loss}: {name} = {course.after} does not decide about its target {course.target}; more "
+        "sampling.frames or sampling.replicas would"
+        for loss, courses in observed.items()
+        for name, course in courses.items()
+        if course.after and course.target and not course.after.se <= course.target.se
+    ]
     if as_trained:
         lines.append("as trained: values in the first and the last update of a loss, not sampled afresh")
     minutes, seconds = divmod(round(summary.wall_time_s), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h" if hours else "", f"{minutes} min" if hours or minutes else "", f"{seconds} s"]
+    ended = "every target within its tolerance" if summary.converged else "all steps used"
+    lines.append(f"updates    {summary.steps}, {ended}")
+    if summary.verdicts:
+        met = f"{sum(summary.verdicts.values())} of {len(summary.verdicts)} met"
+        lines.append(f"targets    {met} on new frames of the refined potential")
     lines += [
-        f"updates    {summary.steps}, {'every target met' if summary.converged else 'all steps used'}",
         f"wall time  {' '.join(part for part in parts if part)}",
         f"model      {folder / f'{summary.name}.model'}",
     ]
@@ -95,14 +108,14 @@ def _course_rows(courses: Mapping[str, Course], deviation: Deviation | None) -> 
     shown = list(courses)
     if len(courses) > MOST_ROWS:
         if deviation is not None:
-            yield "r.m.s. deviation, σ", f"{deviation.first_sigma:.3g}", f"{deviation.last_sigma:.3g}", ""
+            end = deviation.last_sigma if deviation.after_sigma is None else deviation.after_sigma
+            yield "r.m.s. deviation, σ", f"{deviation.first_sigma:.3g}", f"{end:.3g}", ""
         shown = sorted(shown, key=lambda name: -abs((courses[name].deviations or (0.0, 0.0))[1]))[:WORST]
     for name in shown:
         course = courses[name]
-        latest = course.last or course.delivered
-        label = ", ".join(part for part in (name, latest.unit if latest else "") if part)
+        label = ", ".join(part for part in (name, course.end.unit if course.end else "") if part)
         target = "" if course.target is None else f" (target {number(course.target)})"
         change = "" if course.deviations is None else "{:+.1f} → {:+.1f} σ".format(*course.deviations)
-        yield f"{label}{target}", number(course.first), number(course.last), change
+        yield f"{label}{target}", number(course.first), number(course.end), change
     if len(courses) > MOST_ROWS:
         yield f"{len(courses) - WORST} others are in summary.json", "", "", ""

@@ -60,6 +60,14 @@ def test_a_run_matches_free_energy_pressure_and_replay(tiny):
         assert losses["total"] == pytest.approx(total)
         assert line["gradient_norm"] > 0
     assert result.potential.hash != result.summary.initial_model_hash
+    # Afterwards everything is measured on new frames, and judged by that.
+    measured = result.summary.measured
+    for name, label in (("pressure", "pressure"), ("volume", "volume"), ("g", "rms")):
+        course = measured[name][label]
+        assert course.after.se > 0
+        assert course.after != course.last
+    assert set(result.summary.verdicts) == {"low, delta_g", "pressure, pressure", "volume, volume"}
+    assert result.summary.notes == ()
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ UPDATES = [_paused(0), _update(1, 2.90), _update(2, 2.93), _update(3, 2.94), _pa
 
 def test_first_and_last_values_stand_beside_their_targets():
     delivered = {"g": {"validation, loss": Measured(0.5, 0.0, ""), "rms": Measured(1.4, 0.1, "sigma")}}
-    found = courses(UPDATES, LOSSES, delivered)
+    found = courses(UPDATES, LOSSES, delivered, {})
     assert found["lattice"]["a"] == Course(
         first=Measured(2.90, 0.02, "Å"), last=Measured(2.94, 0.02, "Å"), target=Measured(2.95, 0.01, "Å")
     )
@@ -39,8 +39,35 @@ def test_first_and_last_values_stand_beside_their_targets():
     assert found["g"]["validation, loss"] == Course(delivered=Measured(0.5, 0.0, ""))
 
 
+def test_what_was_measured_afresh_is_what_a_target_is_judged_by():
+    after = {"lattice": {"a": Measured(2.958, 0.004, "Å"), "c": Measured(4.7, 0.01, "Å")}}
+    found = courses(UPDATES, LOSSES, {}, after)["lattice"]
+    assert found["a"].met is True
+    assert found["a"].deviations == pytest.approx((-5.0, 0.8))
+    assert found["c"] == Course(after=Measured(4.7, 0.01, "Å"))
+    assert deviations(UPDATES, LOSSES, after)["lattice"].after_sigma == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "met"),
+    [
+        (129.0, 1.0, True),
+        (132.0, 1.0, True),
+        (132.3, 1.0, False),
+        (126.0, 2.9, True),
+        (129.0, 29.0, False),
+        (129.0, float("nan"), False),
+    ],
+)
+def test_noise_is_no_success(value, se, met):
+    """The target is 129(3): it is met by a value within both errors, whose own error is no larger."""
+    course = Course(after=Measured(value, se, "GPa"), target=Measured(129.0, 3.0, "GPa"))
+    assert course.met is met
+
+
 def test_deviations_are_of_losses_with_targets():
-    found = deviations(UPDATES, LOSSES)
+    found = deviations(UPDATES, LOSSES, {})
     assert set(found) == {"lattice"}
     assert found["lattice"].first_sigma == pytest.approx(5.0)
     assert found["lattice"].last_sigma == pytest.approx(1.0)
+    assert found["lattice"].after_sigma is None

@@ -34,7 +34,8 @@ def test_notes_model_and_time_are_below(run_folder):
     assert "note, hcp-bcc-5GPa: before: no transition temperature: it lies -310 K away\n" in text
     assert f"model      {run_folder / 'tiny.model'}\n" in text
     assert "wall time  1 h 2 min 5 s\n" in text
-    assert "updates    3, every target met\n" in text
+    assert "updates    3, every target within its tolerance\n" in text
+    assert "targets    1 of 1 met on new frames of the refined potential\n" in text
 
 
 def test_nothing_is_cut_in_a_narrow_terminal(run_folder):
@@ -80,6 +81,26 @@ def test_of_a_loss_with_many_targets_the_worst_are_shown(write, run_data):
         "C22 300 K, GPa (target 160.0(1.0)) 130.000(50) 157.800(50) -30.0 → -2.2 σ",
         "21 others are in summary.json",
     ]
+
+
+def test_what_was_measured_after_training_is_the_verdict(write, run_data):
+    """Training ended at 2.9490(500) of a target 2.9500(20); new frames say 2.9480(10), then noise."""
+    _with_observables(run_data)
+    lattice = run_data["summary"]["measured"]["lattice"]
+    lattice["a"]["after"] = {"value": 2.948, "se": 0.001, "unit": "Å"}
+    run_data["summary"]["deviations"]["lattice"]["after_sigma"] = 1.0
+    text = table(write(run_data), width=120)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "lattice" in lines
+    assert "a, Å (target 2.9500(20)) 2.910(50) 2.9480(10) -20.0 → -1.0 σ" in lines
+    assert "targets    2 of 2 met on new frames of the refined potential\n" in text
+    assert "does not decide" not in text
+
+    lattice["a"]["after"] = {"value": 2.95, "se": 0.03, "unit": "Å"}
+    text = table(write(run_data), width=200)
+    assert "targets    1 of 2 met on new frames of the refined potential\n" in text
+    wanted = "lattice: a = 2.950(30) Å does not decide about its target 2.9500(20) Å; more sampling.frames"
+    assert wanted in text
 
 
 def test_a_run_without_observables_says_nothing_of_them(run_folder):
