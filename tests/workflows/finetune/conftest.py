@@ -77,6 +77,7 @@ def summary():
         "replay": {"before": errors(1.0), "after": errors(1.05)},
         "measured": {},
         "deviations": {},
+        "notes": [],
         "packages": {},
         "energy_shift_eV": None,
         "wall_time_s": 3725.4,
