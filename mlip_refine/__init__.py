@@ -2,8 +2,9 @@
 
 The Python door, in the words of the command line:
 
-    from mlip_refine import ase_calculator, finetune, load_config
+    from mlip_refine import ase_calculator, finetune, load_config, load_potential
 
+    potential = load_potential("titanium-compact")
     result = finetune(load_config("configs/quickstart.yaml"))
     calculator = ase_calculator(result.model)
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mlip_refine.config import Config as Config
     from mlip_refine.config import config_from_dict as config_from_dict
     from mlip_refine.config import load_config as load_config
+    from mlip_refine.data import experimental_table as experimental_table
+    from mlip_refine.data import read_table as read_table
     from mlip_refine.potential import Potential as Potential
     from mlip_refine.potential import ase_calculator as ase_calculator
     from mlip_refine.workflows.bench.run import bench as bench
@@ -40,9 +43,11 @@ _HOMES = {
     "ase_calculator": "mlip_refine.potential",
     "bench": "mlip_refine.workflows.bench.run",
     "config_from_dict": "mlip_refine.config",
+    "experimental_table": "mlip_refine.data",
     "free_energies": "mlip_refine.workflows.free_energy",
     "load_config": "mlip_refine.config",
     "load_potential": "mlip_refine.workflows.from_config",
+    "read_table": "mlip_refine.data",
     **{name: module for module, _, name in (workflow.partition(":") for workflow in WORKFLOWS)},
 }
 __all__ = ["__version__"]

@@ -188,17 +188,13 @@ class Table:
         return value, error
 
 
-def experimental_table(name: str) -> Table:
-    """Read a table that comes with the package, such as ``titanium-hcp-elastic``.
+def experimental_table(name: str | Path) -> Table:
+    """Read a table that comes with the package, such as ``titanium-hcp-elastic``, or a file of one's own.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is neither, or the file is no table.
     """
-    folder = Path(str(files("mlip_refine").joinpath("assets")))
-    known = {path.stem: path for path in sorted(folder.glob("*.csv"))}
-    if name not in known:
-        raise _unknown("no such experimental table", name, known, None)
-    return read_table(known[name])
+    return read_table(tables_of_package().get(str(name), name))
 
 
 def find_table(name: str, resolve: Callable[[str], Path]) -> Table:
@@ -215,12 +211,27 @@ def find_table(name: str, resolve: Callable[[str], Path]) -> Table:
     return read_table(path) if path.is_file() else experimental_table(name)
 
 
-def read_table(path: Path) -> Table:
+def tables_of_package() -> dict[str, Path]:
+    """Return the tables that come with the package, by name."""
+    folder = Path(str(files("mlip_refine").joinpath("assets")))
+    return {path.stem: path for path in sorted(folder.glob("*.csv"))}
+
+
+def read_table(path: str | Path) -> Table:
     """Read a table.
+
+    Args:
+        path: A CSV file, or where there is none of that path, the name of a table of the package.
 
     Raises:
         InputError: The file is missing, or a line is not what it should be; with the line and the column.
     """
+    path = Path(path).expanduser()
+    known = tables_of_package()
+    if str(path) in known and not path.is_file():
+        path = known[str(path)]
+    elif not path.exists() and str(path) == path.stem:
+        raise _unknown("no such experimental table", str(path), known, None)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

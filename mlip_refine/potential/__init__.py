@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlip_refine.potential.acceleration.choose import Acceleration as Acceleration
+    from mlip_refine.potential.atoms import AtomsResult as AtomsResult
     from mlip_refine.potential.batching import Work as Work
-    from mlip_refine.potential.checkpoints.archive import ase_calculator as ase_calculator
+    from mlip_refine.potential.calculator import ase_calculator as ase_calculator
     from mlip_refine.potential.curvature import Curvature as Curvature
     from mlip_refine.potential.curvature import GeometryDerivatives as GeometryDerivatives
     from mlip_refine.potential.curvature import deformed as deformed
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Acceleration": "acceleration.choose",
+    "AtomsResult": "atoms",
     "Curvature": "curvature",
     "GraphBuilder": "graphs",
     "Graphs": "graphs",
@@ -28,13 +30,14 @@ _MODULES = {
     "GeometryDerivatives": "curvature",
     "Structure": "graphs",
     "Work": "batching",
-    "ase_calculator": "checkpoints.archive",
+    "ase_calculator": "calculator",
     "deformed": "curvature",
     "resolve_device": "model",
 }
 
 __all__ = [
     "Acceleration",
+    "AtomsResult",
     "Curvature",
     "GeometryDerivatives",
     "GraphBuilder",

@@ -7,12 +7,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from ase import Atoms
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential.acceleration.choose import Acceleration, Accelerator, Experience, accelerator
 from mlip_refine.potential.acceleration.kernels import install_kernels, without_kernels
+from mlip_refine.potential.atoms import AtomsResult, in_periodic_cell
 from mlip_refine.potential.batching import Chunker, Systems, Work
 from mlip_refine.potential.checkpoints.archive import module_hash, save_model, save_safetensors
 from mlip_refine.potential.checkpoints.unpickle import load_module
@@ -35,7 +39,12 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("no CUDA device is available", found=f"device: {device}", expected="auto or cpu")
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            "no such device", where="device", found=device, expected="auto, cpu, cuda or cuda:N"
+        ) from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(
@@ -89,8 +98,13 @@ class Potential:
             freeze: Glob patterns of names of parameters that are not trained.
 
         Raises:
-            InputError: For an unknown head, a pattern that matches nothing, or a GPU that is not there.
+            InputError: For an unknown head, precision or device, or a pattern that matches nothing.
         """
+        if default_dtype not in DTYPES:
+            expected = " or ".join(DTYPES)
+            raise InputError(
+                "unknown precision", where="default_dtype", found=default_dtype, expected=expected
+            )
         where, dtype = resolve_device(device), DTYPES[default_dtype]
         heads = [str(h) for h in getattr(module, "heads", None) or ["Default"]]
         if head is None:
@@ -129,7 +143,7 @@ class Potential:
     @classmethod
     def load(
         cls,
-        model: str,
+        model: str | Path,
         *,
         base: Path | None = None,
         head: str | None = None,
@@ -152,7 +166,8 @@ class Potential:
         Raises:
             InputError: If there is no such model, it cannot be loaded safely, or `from_module` refuses it.
         """
-        module = load_module(resolve_model(model, base or Path.cwd()), trust_pickle=trust_pickle)
+        path = resolve_model(str(model), base or Path.cwd())
+        module = load_module(path, trust_pickle=trust_pickle)
         return cls.from_module(
             module, copy=False, head=head, default_dtype=default_dtype, device=device, freeze=freeze
         )
@@ -325,6 +340,43 @@ class Potential:
                 return self.evaluate(graphs)["energy"].double().cpu()
 
         return torch.cat([torch.zeros(0).double(), *self.in_chunks(Work.ENERGY, structures, energy)])
+
+    def evaluate_atoms(self, atoms: Atoms | Sequence[Atoms]) -> AtomsResult:
+        """Return energies (eV), forces (eV/Å) and stresses (eV/Å³) of ASE's `Atoms`, many at a time.
+
+        A slab or molecule is evaluated in a cell that is wide enough, and has no stress.
+
+        Args:
+            atoms: Configurations of any sizes, or one, which counts as a list of one.
+
+        Raises:
+            InputError: If positions or cells are not finite, or the model does not know an element; with the
+                number of the configuration.
+            MlipRefineError: If memory runs out for a single configuration.
+        """
+        given = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        structures = []
+        for number, one in enumerate(given):
+            where = f"configuration {number} ({one.symbols.get_chemical_formula()})"
+            if not (np.isfinite(one.positions).all() and np.isfinite(one.cell.array).all()):
+                raise InputError("positions or cell are not finite", where=where)
+            try:
+                structures.append(self.graphs.from_atoms(in_periodic_cell(one, self.graphs.cutoff)))
+            except InputError as error:
+                error.where = where
+                raise
+
+        def evaluated(_: slice, graphs: Graphs) -> list[NDArray[np.float64]]:
+            with torch.no_grad():
+                found = self.evaluate(graphs, ("energy", "forces", "stress"))
+            return [found[name].detach().double().cpu().numpy() for name in ("energy", "forces", "stress")]
+
+        empty = [np.zeros(0), np.zeros((0, 3)), np.zeros((0, 3, 3))]
+        chunks = [empty, *self.in_chunks(Work.FORCES, structures, evaluated)]
+        energy, forces, stress = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        stress[[not one.pbc.all() for one in given]] = np.nan
+        ends = np.cumsum([len(one) for one in given])[:-1]
+        return AtomsResult(energy, tuple(np.split(forces, ends)) if given else (), stress)
 
     def in_chunks[T](
         self, work: Work, structures: Sequence[Structure], evaluate: Callable[[slice, Graphs], T]

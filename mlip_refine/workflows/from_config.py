@@ -3,15 +3,17 @@
 Below the workflows nobody sees a config: they get what these functions make of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 from ase import Atoms
 
 from mlip_refine.config import Config, Phase
+from mlip_refine.config import Potential as PotentialSection
 from mlip_refine.config.sections.phases import Prototype
 from mlip_refine.data import ReplayBuffer, build_phase, load_structure, read_frames
 from mlip_refine.errors import InputError, MlipRefineError
@@ -36,26 +38,49 @@ from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings
 
 
-def load_potential(config: Config) -> Potential:
-    """Load the potential that the config names.
+def load_potential(
+    model: Config | str | Path,
+    *,
+    head: str | None = None,
+    device: str | None = None,
+    default_dtype: Literal["float32", "float64"] | None = None,
+    freeze: Sequence[str] | None = None,
+    trust_pickle: bool | None = None,
+) -> Potential:
+    """Load a potential by its name or file, or the one that a config names.
+
+    Arguments that are not given are those of the config, or else the defaults of the section `potential`.
+
+    Args:
+        model: Embedded name, path of a `.model` or `.safetensors` file, name of a foundation model, or a
+            config.
+        head: Head of a multi-head model.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        default_dtype: `float32` or `float64`.
+        freeze: Glob patterns of names of parameters that are not trained.
+        trust_pickle: Whether the file may run any code.
 
     Raises:
         InputError: If it cannot be loaded safely (see `Potential.load`).
     """
-    section = config.potential
+    config = model if isinstance(model, Config) else None
+    section = PotentialSection.model_construct(model=str(model)) if config is None else config.potential
+    given = {"head": head, "default_dtype": default_dtype, "freeze": freeze, "trust_pickle": trust_pickle}
+    given = {name: value for name, value in given.items() if value is not None}
+    section = section.model_copy(update=given)
     try:
         return Potential.load(
             section.model,
-            base=config.base,
+            base=None if config is None else config.base,
             head=section.head,
             default_dtype=section.default_dtype,
-            device=config.device,
+            device=device or ("auto" if config is None else config.device),
             freeze=section.freeze,
             trust_pickle=section.trust_pickle,
         )
     except InputError as error:
-        # An argument of `load` is a key of the config, with its line.
-        if error.where in ("model", "head", "freeze"):
+        # What the config says has a line.
+        if config is not None and error.where in {"model", "head", "freeze"} - set(given):
             error.where = config.where("potential", error.where) or f"potential.{error.where}"
         raise
 

@@ -219,6 +219,19 @@ def test_a_field_beyond_the_limit_of_csv_is_refused(write) -> None:
         read_table(write(GOOD.replace("100,200", "100," + "2" * 140_000)))
 
 
+def test_names_and_paths_are_read_alike(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(GOOD)
+    for read in (read_table, experimental_table):
+        assert read("titanium-hcp-elastic").title == experimental_table("titanium-hcp-elastic").title
+        assert read(path).title == read(str(path)).title == "Elastic constants"
+        with pytest.raises(
+            InputError, match=r"no such experimental table.*Did you mean 'titanium-hcp-elastic'"
+        ):
+            read("titanium-hcp-elastik")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_table("~/table.csv").title == "Elastic constants"
+
+
 def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_table(tmp_path / "none.csv")

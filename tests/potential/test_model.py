@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, hcp0001
 from mace.calculators import MACECalculator
 
 from mlip_refine.errors import InputError
@@ -73,6 +73,62 @@ def test_a_saved_model_gives_the_same_through_ase(titanium: Potential, tmp_path:
     np.testing.assert_allclose(found["forces"].numpy(), atoms.get_forces(), rtol=0, atol=1e-10)
     again = Potential.load(str(path))
     assert again.hash == titanium.hash
+
+
+def test_a_calculator_opens_names_paths_and_potentials(
+    titanium: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atoms = _frames()[0]
+    wanted = titanium.evaluate_atoms(atoms).energy[0]
+    atoms.calc = ase_calculator(titanium, default_dtype="float32")
+    assert 1e-9 < abs(atoms.get_potential_energy() - wanted) < 1e-2
+    loaded = []
+    monkeypatch.setattr(Potential, "load", lambda model, **_: loaded.append(model) or titanium)
+    given = ["titanium-compact", "medium-mpa-0", "~/saved.model", Path("saved.safetensors")]
+    for model in given:
+        calculator = ase_calculator(model)
+        assert (calculator.head, calculator.default_dtype) == ("Default", "float64")
+    assert loaded == given
+    with pytest.raises(InputError, match="no head 'pbe'"):
+        ase_calculator(titanium, head="pbe")
+
+
+def test_atoms_of_any_periodicity_are_evaluated_in_one_call(titanium: Potential) -> None:
+    slab, wire = hcp0001("Ti", (2, 2, 3)), Atoms("Ti4", cell=[5, 5, 9], pbc=(False, False, True))
+    skewed = bulk("Ti", "hcp", a=2.93, c=4.65) * (1, 3, 1)
+    skewed.pbc = (True, False, True)
+    cluster, single = Atoms("Ti3", [[0, 0, 0], [2.5, 0, 0], [0, 2.8, 1]]), Atoms("Ti")
+    wire.positions = np.random.default_rng(4).normal(scale=2.5, size=(4, 3))
+    given = [*_frames(), slab, wire, skewed, cluster, single]
+    before = [atoms.copy() for atoms in given]
+    found = titanium.evaluate_atoms(given)
+    assert given == before
+    calculator = ase_calculator(titanium)
+    for number, atoms in enumerate(before):
+        atoms.calc = calculator
+        assert found.energy[number] == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
+        np.testing.assert_allclose(found.forces[number], atoms.get_forces(), rtol=0, atol=1e-10)
+        if atoms.pbc.all():
+            stress = atoms.get_stress(voigt=False)
+            np.testing.assert_allclose(found.stress[number], stress, rtol=0, atol=1e-10)
+        else:
+            assert np.isnan(found.stress[number]).all()
+    wire.cell[:2] = 0.0  # MACE's calculator does not take a cell without a volume
+    assert titanium.evaluate_atoms(wire).energy[0] == pytest.approx(
+        found.energy[given.index(wire)], abs=1e-10
+    )
+    labelled = found.attached(given)
+    assert labelled[0].get_stress(voigt=False) == pytest.approx(found.stress[0])
+    assert labelled[-1].get_potential_energy() == found.energy[-1]
+
+
+def test_no_atoms_have_no_energies_and_strange_ones_are_named(titanium: Potential) -> None:
+    none = titanium.evaluate_atoms([])
+    assert (none.energy.shape, none.forces, none.stress.shape) == ((0,), (), (0, 3, 3))
+    with pytest.raises(InputError, match=r"configuration 1 \(HTi\): the model does not know every element"):
+        titanium.evaluate_atoms([Atoms("Ti"), Atoms("HTi")])
+    with pytest.raises(InputError, match=r"configuration 0.*not finite"):
+        titanium.evaluate_atoms(Atoms("Ti", positions=[[0, np.nan, 0]]))
 
 
 def test_forces_are_the_derivative_of_the_energy(titanium: Potential) -> None:
@@ -304,6 +360,13 @@ def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="no CUDA device"):
         resolve_device("cuda:1")
+    with pytest.raises(InputError, match="device: no such device; found gpu"):
+        resolve_device("gpu")
+
+
+def test_an_unknown_precision_is_refused(titanium: Potential) -> None:
+    with pytest.raises(InputError, match="default_dtype: unknown precision; found single"):
+        Potential.from_module(titanium.module, default_dtype="single")
 
 
 def test_the_hash_knows_values_and_not_precision_of_the_copy(shared: Potential) -> None:

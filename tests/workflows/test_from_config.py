@@ -1,6 +1,7 @@
 """From a config to crystals and state points: what cannot be meant is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from mlip_refine.config import config_from_dict, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource
+from mlip_refine.potential import Potential
 from mlip_refine.workflows.from_config import crystal, load_potential, state_points
 
 PHASES = {
@@ -46,6 +48,40 @@ def test_a_potential_that_is_refused_names_line_or_key_of_the_config(tmp_path, k
     path.write_text("\n".join(["name: x", "potential:", *lines]))
     with pytest.raises(InputError, match=rf"run\.yaml:{3 + list(section).index(key)}: .*{problem}"):
         load_potential(load_config(path))
+
+
+def test_a_potential_is_loaded_by_name_file_or_config(config, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Potential, "load", lambda model, **options: calls.append((model, options)))
+    path = Path("saved.safetensors")
+    load_potential("medium-mpa-0", head="default", default_dtype="float32", freeze=["readouts*"])
+    load_potential(path, device="cpu", trust_pickle=True)
+    load_potential(config)
+    load_potential(config, default_dtype="float32")
+    defaults = {"base": None, "head": None, "default_dtype": "float64", "device": "auto", "freeze": ()}
+    defaults["trust_pickle"] = False
+    of_config = defaults | {"base": config.base}
+    given = {"head": "default", "default_dtype": "float32", "freeze": ["readouts*"]}
+    assert calls == [
+        ("medium-mpa-0", defaults | given),
+        ("saved.safetensors", defaults | {"device": "cpu", "trust_pickle": True}),
+        ("titanium-compact", of_config),
+        ("titanium-compact", of_config | {"default_dtype": "float32"}),
+    ]
+
+
+def test_an_argument_that_is_refused_is_named_as_such(config, monkeypatch):
+    def refuse(*_, **__):
+        raise InputError("no such head", where="head")
+
+    monkeypatch.setattr(Potential, "load", refuse)
+    for model, given, where in (
+        ("medium", {}, "head"),
+        (config, {"head": "pbe"}, "head"),
+        (config, {}, "potential.head"),
+    ):
+        with pytest.raises(InputError, match=f"^{where}: no such head"):
+            load_potential(model, **given)
 
 
 def test_a_cell_that_is_held_is_another_state_than_one_that_moves(config):

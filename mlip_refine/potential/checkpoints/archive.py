@@ -5,10 +5,8 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from mace.calculators import MACECalculator
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -79,20 +77,6 @@ def save_safetensors(
     _write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
     _write_atomically(description, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
-
-
-def ase_calculator(
-    model: Path, *, device: str = "cpu", default_dtype: str = "float64", **options: Any
-) -> MACECalculator:
-    """Open a `.model` file that this package wrote in ASE, with the calculator that users of MACE know.
-
-    Args:
-        model: Path of the file.
-        device: `cpu` or `cuda`.
-        default_dtype: `float32` or `float64`.
-        options: Further options of `mace.calculators.MACECalculator`, such as `head`.
-    """
-    return MACECalculator(model_paths=[str(model)], device=device, default_dtype=default_dtype, **options)
 
 
 def load_safetensors(path: Path) -> torch.nn.Module:

@@ -104,11 +104,10 @@ def engine_against_ase(subject: Subject, workload: Workload, effort: Effort) -> 
 def _ase_runs(subject: Subject, workload: Workload, frames: list[Atoms]) -> list[Langevin]:
     """Dynamics of every frame, each with a calculator of its own, as separate runs have it."""
     temperatures = [p.temperature for p in workload.points for _ in range(p.replicas)]
-    device, settings = str(subject.potential.device), workload.settings
+    settings = workload.settings
     runs = []
     for i, (atoms, temperature) in enumerate(zip(frames, temperatures, strict=True)):
-        options = {"head": subject.potential.head} if len(subject.potential.heads) > 1 else {}
-        atoms.calc = ase_calculator(subject.file, device=device, default_dtype=subject.dtype, **options)
+        atoms.calc = ase_calculator(subject.potential, default_dtype=subject.dtype)
         rng = np.random.default_rng(i)
         spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
         atoms.set_momenta(rng.normal(size=(len(atoms), 3)) * spread)

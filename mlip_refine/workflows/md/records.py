@@ -1,11 +1,15 @@
 """Results of `mlip-refine md` and their files, `md.json`, `dynamics.json` and `speed.json`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlip_refine.errors import InputError
 from mlip_refine.workflows.records import Estimate, Record, read_record
+
+if TYPE_CHECKING:
+    from mlip_refine.workflows.md.trajectories import MDTrajectory
 
 FORMAT: Final = "mlip_refine md 1"
 DYNAMICS_FORMAT: Final = "mlip_refine dynamics 1"
@@ -135,6 +139,8 @@ class MDResult:
         points: Every state point.
         speed: Speed of this call; `None` where all frames were there already.
         dynamics: Diffusion, viscosity and spectrum of every point; `None` without `md.dynamics`.
+        trajectories: Frames of every state point by its name; empty for a result that was read from its files
+            (`md(config, resume=True)` returns a finished run with its frames).
     """
 
     folder: Path
@@ -143,6 +149,7 @@ class MDResult:
     points: tuple[MDPoint, ...]
     speed: Speed | None = None
     dynamics: tuple[DynamicsPoint, ...] | None = None
+    trajectories: "Mapping[str, MDTrajectory]" = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> MDPoint:
         """Return the state point of a name such as ``hcp-300K-0GPa``."""

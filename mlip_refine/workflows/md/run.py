@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ase import Atoms
 from ase.io import write
 
 from mlip_refine.config import MD, Config
@@ -29,8 +28,7 @@ from mlip_refine.workflows.md import chosen_states, required_section
 from mlip_refine.workflows.md.averages import averages, write_series
 from mlip_refine.workflows.md.dynamics import write_dynamics
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
-
-STAGE = "md"
+from mlip_refine.workflows.md.trajectories import STAGE, MDTrajectory, stored_trajectories
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Prepared:
         timestep: Time step, fs.
         steps_per_frame: Time steps between two frames.
         length: Number of frames, with those of the equilibration.
+        keep_frames: Whether the frames stay in the run folder.
     """
 
     name: str
@@ -80,6 +79,7 @@ class Prepared:
     timestep: float
     steps_per_frame: int
     length: RecordedLength
+    keep_frames: bool
 
     @property
     def interval(self) -> float:
@@ -125,6 +125,7 @@ def prepare(config: Config) -> Prepared:
         timestep=step,
         steps_per_frame=steps,
         length=RecordedLength(0.0, skipped + frames, segment, skipped),
+        keep_frames=config.output.keep_frames,
     )
 
 
@@ -135,11 +136,20 @@ def run(prepared: Prepared, run: Run) -> MDResult:
     """
     section, skipped, interval = prepared.section, prepared.length.skipped, prepared.interval
     trajectories, speed = _timed(prepared, run.store)
-    points = []
+    points, frames = [], dict[str, MDTrajectory]()
     for name, trajectory in trajectories.items():
         point = trajectory.point
         cut = {field: getattr(trajectory, field)[:, skipped:] for field in (*SERIES, "kept")}
         production = replace(trajectory, **cut)
+        frames[name] = MDTrajectory(
+            point=point,
+            n_frames=production.n_kept,
+            skipped=skipped,
+            interval=interval,
+            store=run.store,
+            segments=len(prepared.length.segments()),
+            held=None if prepared.keep_frames else trajectory,
+        )
         points.append(
             MDPoint(
                 name=name,
@@ -168,12 +178,15 @@ def run(prepared: Prepared, run: Run) -> MDResult:
     write_series(run.folder / "series.csv", trajectories, interval)
     if section.export:
         for name, trajectory in trajectories.items():
-            write_frames(run.folder / "extxyz" / f"{name}.extxyz", trajectory, interval, skipped)
+            # What is in memory need not be read from the store.
+            held = replace(frames[name], held=trajectory)
+            write_frames(run.folder / "extxyz" / f"{name}.extxyz", held)
     dynamics = None
     if section.dynamics is not None:
         folder = run.folder / "dynamics"
         dynamics = write_dynamics(folder, trajectories, skipped, interval, section.dynamics)
-    return MDResult(run.folder, prepared.name, prepared.potential.hash, tuple(points), speed, dynamics)
+    model_hash = prepared.potential.hash
+    return MDResult(run.folder, prepared.name, model_hash, tuple(points), speed, dynamics, frames)
 
 
 def _state_point(config: Config, section: MD, source: EnsembleSource, potential: Potential) -> StatePoint:
@@ -211,12 +224,10 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
         )
     except SamplingError:
         # Raised at the end, when a point lost all its replicas: the others are in the store.
-        trajectories = {}
-        for i in range(len(prepared.length.segments())):
-            segment = store.read(STAGE, i, prepared.points, None)
-            if segment is None:
-                raise
-            trajectories = {name: trajectories[name].extend(t) if i else t for name, t in segment[0].items()}
+        stored = stored_trajectories(store, len(prepared.length.segments()), prepared.points)
+        if stored is None:
+            raise
+        trajectories = stored
     if not steps:
         return trajectories, None
     seconds = time.monotonic() - started
@@ -230,30 +241,19 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
     return trajectories, speed
 
 
-def write_frames(path: Path, run: Trajectory, interval: float, skipped: int) -> None:
+def write_frames(path: Path, trajectory: MDTrajectory) -> None:
     """Write the frames that count, with the model's energy (eV) and stress (eV/Å³, tensile positive).
 
-    They are named as `mace_eval_configs` names them: `MACE_energy` and `MACE_stress`. Positions are not
-    wrapped into the cell, so that displacements can be followed.
+    They are named as `mace_eval_configs` names them: `MACE_energy` and `MACE_stress`.
 
     Args:
         path: Path of the file; it appears whole or not at all.
-        run: Trajectory with all frames.
-        interval: Time between frames, fs.
-        skipped: Number of frames of the equilibration.
+        trajectory: Frames of a state point.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as partial, partial.open("w", encoding="utf-8") as stream:
-        for replica, frame in run.kept.nonzero().tolist():
-            if frame < skipped:
-                continue
-            positions, cell = run.positions[replica, frame].numpy(), run.cells[replica, frame].numpy()
-            atoms = Atoms(run.point.atoms.numbers, positions, cell=cell, pbc=True)
-            atoms.info = {
-                "config_type": run.point.name,
-                "MACE_energy": float(run.model_energy[replica, frame]),
-                "MACE_stress": run.stress[replica, frame].numpy(),
-                "replica": replica,
-                "time_ps": (frame + 1) * interval / 1e3,
-            }
+        for atoms in trajectory:
+            atoms.info["MACE_energy"] = atoms.get_potential_energy()
+            atoms.info["MACE_stress"] = atoms.get_stress(voigt=False)
+            atoms.calc = None
             write(stream, atoms, format="extxyz")

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,35 @@ def test_angles_that_no_strain_changes_are_exact(finished: tuple[Config, MDResul
     assert [averages[name].value for name in ("alpha", "beta", "gamma")] == pytest.approx([90, 90, 120])
     assert all(averages[name].se == 0 for name in ("alpha", "beta", "gamma"))
     assert not averages["volume"].measured or averages["volume"].se > 0
+
+
+def test_trajectories_are_the_frames_that_count(finished: tuple[Config, MDResult]) -> None:
+    _, result = finished
+    assert list(result.trajectories) == [point.name for point in result.points]
+    for point in result.points:
+        trajectory = result.trajectories[point.name]
+        assert trajectory.held is None
+        frames = list(trajectory)
+        exported = ase.io.read(result.folder / "extxyz" / f"{point.name}.extxyz", ":")
+        assert len(trajectory) == len(frames) == len(exported) == point.frames_kept
+        energies = [atoms.get_potential_energy() for atoms in frames]
+        assert np.mean(energies) / 16 == pytest.approx(point.averages["energy"].value, abs=1e-9)
+        for atoms, other in zip(frames, exported, strict=True):
+            assert atoms.positions == pytest.approx(other.positions, abs=1e-7)
+            assert atoms.get_stress(voigt=False) == pytest.approx(other.info["MACE_stress"], abs=1e-8)
+            assert {key: other.info[key] for key in atoms.info} == pytest.approx(atoms.info)
+        assert trajectory.load().positions.shape[:2] == (1, 8)
+
+
+def test_trajectories_are_held_where_frames_are_not_kept(tmp_path: Path) -> None:
+    config = _config(tmp_path, phases="hcp", pressure=0)
+    config = config.model_copy(update={"output": config.output.model_copy(update={"keep_frames": False})})
+    result = mlip_refine.md(config)
+    assert not (result.folder / "frames").exists()
+    (trajectory,) = result.trajectories.values()
+    assert len(list(trajectory)) == len(trajectory) == result.points[0].frames_kept
+    with pytest.raises(InputError, match="frames of the run are gone"):
+        list(replace(trajectory, held=None))
 
 
 def test_exports_are_read_as_labelled_frames(finished: tuple[Config, MDResult]) -> None:
