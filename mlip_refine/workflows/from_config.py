@@ -12,8 +12,7 @@ from typing import Literal, cast
 import numpy as np
 from ase import Atoms
 
-from mlip_refine.config import Config, Phase
-from mlip_refine.config import Potential as PotentialSection
+from mlip_refine.config import Config, Phase, PotentialSection
 from mlip_refine.config.sections.phases import Prototype
 from mlip_refine.data import ReplayBuffer, build_phase, load_structure, read_frames
 from mlip_refine.errors import InputError, MlipRefineError

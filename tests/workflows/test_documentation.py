@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ase.build
-import ase.io
 import pytest
 import torch
 import yaml
@@ -132,12 +130,18 @@ def python_of(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", list(filter(python_of, PAGES)), ids=lambda page: page.stem)
-def test_python(page: Path, home: Path) -> None:
-    names: dict[str, Any] = {"__name__": "documentation", "atoms": ase.build.bulk("Ti", cubic=False)}
+def test_python(page: Path, request: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Nothing but the package is there before; the README has the configs of the repository beside it."""
+    monkeypatch.chdir(tmp_path)
+    if page.stem == "README":
+        request.getfixturevalue("home")
+    names: dict[str, Any] = {"__name__": "documentation"}
     for text in python_of(page):
         exec(compile(text, str(page), "exec"), names)
     if page.stem == "python":
-        assert names["config"].name == "my-titanium"
+        assert names["found"].energy.shape == (3,)
+        assert [len(trajectory) for trajectory in names["result"].trajectories.values()] == [10]
+        assert names["rest"].points[0].stable
     if page.stem == "observables":
         crystal, sampled = names["atoms"], sample_of(names["trajectory"])
         given = {"phase": "bcc", "temperature": 1200.0, "target": 8, "uncertainty": 0.1, "distance": 3.0}
