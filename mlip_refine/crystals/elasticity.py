@@ -17,6 +17,7 @@ from mlip_refine.crystals.relaxation import Rest, relax, response
 from mlip_refine.crystals.second_order import second_order
 from mlip_refine.crystals.symmetry import Symmetry, find_symmetry, primitive_cell
 from mlip_refine.crystals.tensors import from_linear_strain, from_mandel, project, to_stress_strain
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.potential import Potential
 
 
@@ -78,7 +79,7 @@ def static_elasticity(
 
     Raises:
         InputError: The potential is in single precision, or atoms lie on each other.
-        MlipRefineError: The crystal does not come to rest, or memory runs out.
+        MlipRefineError: The crystal does not come to rest, parts of it do not interact, or memory runs out.
     """
     crystal = relax(potential, primitive_cell(atoms) if primitive else atoms, rest)
     deformation = response(potential, crystal, rest) if create_graph else None
@@ -87,9 +88,13 @@ def static_elasticity(
     symmetry = find_symmetry(np.array(crystal.cell), crystal.positions, crystal.numbers)
     translations = energy.translations @ energy.translations.T
     # What internal displacements relax: Λᵀ H⁻¹ Λ.
-    relaxation = energy.coupling.T @ torch.linalg.solve(
-        energy.force_constants + translations, energy.coupling
-    )
+    try:
+        inner = torch.linalg.solve(energy.force_constants + translations, energy.coupling)
+    except torch.linalg.LinAlgError as error:
+        raise MlipRefineError(
+            "parts of the crystal move against each other without any force: it has no elastic constants"
+        ) from error
+    relaxation = energy.coupling.T @ inner
     strained = from_mandel(torch.stack([energy.clamped - relaxation, energy.clamped])) / energy.volume
     raw, clamped = from_linear_strain(strained, energy.stress)
     projected = project(raw, symmetry.rotations)

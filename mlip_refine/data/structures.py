@@ -1,10 +1,13 @@
 """The crystals that simulations start from: built from a prototype, or read from a file."""
 
 import json
-from collections.abc import Callable, Sequence
+import lzma
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast, get_args
 
@@ -12,13 +15,31 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, chemical_symbols, reference_states
+from ase.formula import Formula
 from ase.io import read
-from ase.io.formats import UnknownFileTypeError, filetype, get_compression, open_with_compression
+from ase.io.formats import (
+    UnknownFileTypeError,
+    filetype,
+    get_compression,
+    ioformats,
+    open_with_compression,
+)
+from numpy.typing import ArrayLike
 
 from mlip_refine.config.sections.phases import ATOMS_PER_CELL, IDEAL_C_OVER_A, Prototype
+from mlip_refine.config.units import LENGTH
 from mlip_refine.errors import InputError, nearest
 
 _LARGEST = 10
+
+_HEAVIEST = 1000.0
+"""Mass that no atom has, amu; isotopes and what people make of them are lighter."""
+
+_OCCUPANCIES = ("occupancy", "occupancies")
+"""What readers of ASE call the occupancies of sites."""
+
+_WHOLE = 1e-3
+"""How far an occupancy may be from 1."""
 
 
 def build_phase(
@@ -113,13 +134,14 @@ def load_structure(
     atoms = _read_structure(path, format)
     if len(atoms) == 0:
         raise InputError("a structure without atoms", where=str(path))
+    check_atoms(atoms, str(path))
     volume = abs(atoms.cell.volume)
-    if not atoms.pbc.all() or volume < 1e-3 or not np.isfinite(atoms.positions).all():
+    if not atoms.pbc.all() or volume < 1e-3:
         raise InputError(
             "not a structure that is periodic in three dimensions",
             where=str(path),
             found=f"pbc {atoms.pbc.tolist()}, volume {volume:.3g} Å³",
-            expected="three periodic directions, a cell with a volume, finite positions",
+            expected="three periodic directions, a cell with a volume",
         )
     # Turning the third lattice vector around describes a left-handed crystal by a right-handed cell.
     if np.linalg.det(np.array(atoms.cell)) <= 0:
@@ -127,43 +149,147 @@ def load_structure(
     return cast(Atoms, atoms.repeat(repeats))
 
 
-def _read_structure(path: Path, format: str | None) -> Atoms:
-    with suppress(UnknownFileTypeError, OSError, ValueError):
-        if (format or filetype(str(path))) == "castep-cell":
+def check_atoms(atoms: Atoms, where: str) -> None:
+    """Refuse what is no arrangement of whole atoms, of whatever format it was read.
+
+    Raises:
+        InputError: Positions or cells that are not finite or absurdly large, atoms without an element, masses
+            that are not above 0, or sites that are occupied in part or by several elements.
+    """
+    lengths = np.abs(np.array([*atoms.cell.array, *atoms.positions]))
+    if not np.isfinite(lengths).all():
+        raise InputError("cell or positions are not finite", where=where)
+    if lengths[:3].max() > LENGTH.most:
+        found, expected = f"{lengths[:3].max():.3g} Å", f"at most {LENGTH.most:g} Å"
+        raise InputError("a cell beyond measure", where=where, found=found, expected=expected)
+    if not ((atoms.numbers > 0) & (atoms.numbers < len(chemical_symbols))).all():
+        found = f"atom {int(np.argmax((atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))))}"
+        fix = "Vacancies and dummy atoms must not be in the file."
+        raise InputError("an atom without an element", where=where, found=found, fix=fix)
+    masses = atoms.get_masses()
+    if not (np.isfinite(masses) & (masses > 0) & (masses < _HEAVIEST)).all():
+        wrong = int(np.argmin(np.isfinite(masses) & (masses > 0) & (masses < _HEAVIEST)))
+        found = f"{masses[wrong]:g} of atom {wrong}"
+        raise InputError("a mass that no atom has", where=where, found=found, expected="amu, above 0")
+    _require_whole_sites(atoms, where)
+
+
+def _require_whole_sites(atoms: Atoms, where: str) -> None:
+    """Refuse sites that are occupied in part or by several elements, as far as the reader kept it."""
+    kinds = atoms.info.get("occupancy")
+    sites = list(kinds.values()) if isinstance(kinds, Mapping) else []
+    columns = [np.ravel(atoms.arrays[name]) for name in _OCCUPANCIES if name in atoms.arrays]
+    for values in columns:
+        # Programs that know no occupancy write 0 for all atoms.
+        if np.issubdtype(values.dtype, np.number) and values.any():
+            sites += [{str(atoms.symbols[i]): x} for i, x in enumerate(values[: len(atoms)].tolist())]
+    for site in sites:
+        # An occupancy that is not known is a text, such as a question mark.
+        known = {element: x for element, x in site.items() if isinstance(x, int | float)}
+        if len(site) > 1 or any(abs(x - 1.0) > _WHOLE for x in known.values()):
             raise InputError(
-                "ASE runs castep to read such a file, and a structure must not start a program",
-                where=str(path),
-                found="the format castep-cell",
-                fix="Convert it, for example to CIF.",
+                "a site is not occupied by one whole atom",
+                where=where,
+                found=", ".join(f"{element} {x}" for element, x in site.items()),
+                fix="Build a cell in which every site has one atom, such as a special quasirandom structure.",
             )
+
+
+def _read_structure(path: Path, format: str | None) -> Atoms:
+    kind = format
+    # Telling the format looks into the file, which may be as strange to it as to a parser.
+    with suppress(Exception):
+        kind = format or filetype(str(path))
+    if kind == "castep-cell":
+        raise InputError(
+            "ASE runs castep to read such a file, and a structure must not start a program",
+            where=str(path),
+            found="the format castep-cell",
+            fix="Convert it, for example to CIF.",
+        )
+    known = kind in ioformats  # ASE guesses the suffix where it does not know
+    plain, _ = get_compression(path.name)
+    others = [reader for pattern, reader in _OTHER_READERS.items() if fnmatch(plain, pattern)]
+    if kind == "vasp" or _read_poscar in others:
+        _require_elements(path)
     try:
         return cast(Atoms, read(path, index=-1, format=format))
     except UnknownFileTypeError as error:
         if format is not None:
-            raise InputError("unknown file format", where=str(path), found=format) from error
+            word = nearest(format, ioformats)
+            fix = f"Did you mean {word!r}?" if word else None
+            raise InputError("unknown file format", where=str(path), found=format, fix=fix) from error
+        reason = None
     except Exception as error:  # ASE has a hundred parsers, which raise whatever a strange file makes them
+        reason = _first_line(error)
         if format is not None:
-            raise InputError(f"cannot be read as {format} ({error})", where=str(path)) from error
-    plain, _ = get_compression(path.name)
-    others = [reader for pattern, reader in _OTHER_READERS.items() if fnmatch(plain, pattern)]
+            raise InputError(f"cannot be read as {format} ({reason})", where=str(path)) from error
     try:
         if others:
             with open_with_compression(str(path), "rt") as stream:
                 return others[0](stream)
-    except Exception as error:
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _unreadable(path, found) from error
-    raise _unreadable(path, None)
-
-
-def _unreadable(path: Path, found: str | None) -> InputError:
-    return InputError(
-        "cannot be read as a structure",
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        reason = _first_line(error)
+    if not known:
+        raise InputError(
+            "cannot be read as a structure",
+            where=str(path),
+            found=reason,
+            expected="a structure file (POSCAR, CIF, extended XYZ, ...)",
+            fix="Name its format where ASE cannot tell it.",
+        )
+    raise InputError(
+        f"cannot be read as a structure of the format {kind}",
         where=str(path),
-        found=found,
-        expected="a structure file (POSCAR, CIF, extended XYZ, ...)",
-        fix="Name its format where ASE cannot tell it.",
+        found=reason,
+        expected="a complete file",
+        fix="Is it cut off, or of another format? Name that as format.",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def poscar_elements(text: str) -> list[str] | None:
+    """Return the elements of a POSCAR in the order of its groups of atoms, as far as it names them.
+
+    VASP 5 names them in a line of their own, with the potential's name behind (`Ti_sv`); VASP 4 does not, but
+    its comment line often holds them (`Ti O`, `TiO2`). Any other comment, such as `cell of H`, is none.
+
+    Returns:
+        One word for each group, which need not be an element; None where there are none.
+
+    Raises:
+        IndexError: The text ends before the numbers of atoms.
+    """
+    lines = text.splitlines()
+    words = lines[5].partition("!")[0].split()
+    if not words[0].isdecimal():
+        return [word.partition("/")[0].partition("_")[0] for word in words]
+    try:
+        named = [element for word in lines[0].split() for element in Formula(word)]
+    except ValueError:
+        return None
+    return named if len(named) == len(words) and set(named) <= set(chemical_symbols[1:]) else None
+
+
+def _require_elements(path: Path) -> None:
+    """Refuse a POSCAR that names no elements: ASE takes words of its comment, or of other files, for some."""
+    try:
+        with open_with_compression(str(path), "rt") as stream:
+            elements = poscar_elements("".join(islice(stream, 6)))
+    except (OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error):
+        return  # the parser says what is wrong with it
+    if elements is None:
+        raise InputError(
+            "the POSCAR names no elements",
+            where=str(path),
+            expected="a line of symbols before the numbers of atoms, such as 'Ti O'",
+            fix="Add that line (VASP 5), or let the first line hold the symbols and nothing else.",
+        )
 
 
 def _read_poscar(stream: IO[str]) -> Atoms:
@@ -173,12 +299,12 @@ def _read_poscar(stream: IO[str]) -> Atoms:
 def _read_cif(stream: IO[str]) -> Atoms:
     """Read with pymatgen, whose parser takes more kinds of CIF than ASE's."""
     try:
-        core, adaptor = import_module("pymatgen.core"), import_module("pymatgen.io.ase")
+        core = import_module("pymatgen.core")
     except ImportError as error:
         raise ValueError("ASE cannot read it; with pymatgen installed that is tried next") from error
     found = core.Structure.from_str(stream.read(), fmt="cif")
-    atoms = adaptor.AseAtomsAdaptor.get_atoms(found)
-    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    sites = [{species.symbol: float(x) for species, x in site.species.items()} for site in found]
+    return _of_sites(sites, found.frac_coords, found.lattice.matrix)
 
 
 def _read_pymatgen_json(stream: IO[str]) -> Atoms:
@@ -187,17 +313,18 @@ def _read_pymatgen_json(stream: IO[str]) -> Atoms:
     pymatgen's own decoder imports whatever module the file names, and calls what it finds there.
     """
     data = json.load(stream)
-    symbols = []
-    for site in data["sites"]:
-        species = site["species"]
-        if len(species) != 1 or species[0]["occu"] != 1:
-            raise ValueError("a site is not occupied by one element alone")
-        symbols.append(str(species[0]["element"]))
+    sites = [{str(one["element"]): float(one["occu"]) for one in site["species"]} for site in data["sites"]]
+    return _of_sites(sites, [site["abc"] for site in data["sites"]], data["lattice"]["matrix"])
+
+
+def _of_sites(sites: Sequence[Mapping[str, float]], scaled_positions: ArrayLike, cell: ArrayLike) -> Atoms:
+    """Return the crystal of sites, with their occupancies by element kept as ASE's CIF reader keeps them."""
     return Atoms(
-        [atomic_numbers[symbol] for symbol in symbols],
-        scaled_positions=np.array([site["abc"] for site in data["sites"]], dtype=np.float64),
-        cell=np.array(data["lattice"]["matrix"], dtype=np.float64),
+        [atomic_numbers.get(next(iter(site)), 0) for site in sites],
+        scaled_positions=np.asarray(scaled_positions, dtype=np.float64),
+        cell=np.asarray(cell, dtype=np.float64),
         pbc=True,
+        info={"occupancy": {str(i): dict(site) for i, site in enumerate(sites)}},
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 from ase import Atoms
+from matscipy.neighbours import neighbour_list
 
 from mlip_refine.config import Config, Phase, PotentialSection
 from mlip_refine.config.sections.phases import Prototype
@@ -35,6 +36,12 @@ from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
 from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings
+
+CLOSEST = 0.4
+"""Atoms nearer than this, Å, are on one place; the bond of H₂ is 0.74 Å."""
+
+SMALLEST, LARGEST = 0.5, 1e5
+"""Volumes per atom beyond which there is no crystal, Å³: half that of hydrogen at 500 GPa, and a thin gas."""
 
 
 def load_potential(
@@ -88,8 +95,21 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
     """Return the ideal crystal of a phase, in its starting cell or with lattice constants (a,) or (a, c), Å.
 
     Raises:
-        InputError: If lattice constants are given for a phase that is read from a file, or c for a cubic one.
+        InputError: If lattice constants are given for a phase that is read from a file, or c for a cubic one;
+            or if atoms are on one place, or too far apart for any crystal.
     """
+    atoms, where = _built(config, name, lattice), config.where("phases", name)
+    volume = abs(atoms.cell.volume) / len(atoms)
+    if not SMALLEST < volume < LARGEST:
+        raise _no_crystal(atoms, where, f"{volume:.3g} Å³ per atom")
+    distances = neighbour_list("d", atoms, CLOSEST)
+    if len(distances):
+        raise _no_crystal(atoms, where, f"two atoms {distances.min():.3g} Å apart")
+    return atoms
+
+
+def _built(config: Config, name: str, lattice: tuple[float, ...]) -> Atoms:
+    """Build the crystal of a phase, or read it."""
     phase: Phase = config.phases[name]
     if phase.file is not None:
         if lattice:
@@ -110,6 +130,33 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
         )
     a, c = (*lattice, None)[:2] if lattice else phase.lattice
     return build_phase(cast("Prototype", phase.prototype), str(phase.element), int(phase.n_atoms or 0), a, c)
+
+
+def require_interacting(potential: Potential, atoms: Atoms, where: str | None) -> None:
+    """Refuse a crystal that is none for the model, before anything is computed with it.
+
+    Args:
+        potential: Potential with its elements and cutoff.
+        atoms: The crystal in its starting cell.
+        where: Place of the phase in the config.
+
+    Raises:
+        InputError: Elements that the model does not know, or atoms of which none is within the cutoff of
+            another.
+    """
+    potential.graphs.species(atoms.numbers)
+    cutoff = potential.graphs.cutoff
+    if not len(neighbour_list("i", atoms, cutoff)):
+        raise _no_crystal(atoms, where, f"no neighbour within {cutoff:g} Å, the cutoff of the model")
+
+
+def _no_crystal(atoms: Atoms, where: str | None, found: str) -> InputError:
+    return InputError(
+        "the atoms of a phase are too far apart, or too close, for a crystal",
+        where=where,
+        found=f"{found}; cell {atoms.cell.cellpar().round(3).tolist()} of {len(atoms)} atoms",
+        fix="Check lattice constants and their units.",
+    )
 
 
 def identity(config: Config, name: str, given: Identity | None = None) -> Identity:
@@ -144,7 +191,7 @@ def state_points(
                 deformation[i, j] = deformation[j, i] = component + (i == j)
             atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
         freedom = "fixed" if source.fixed else config.phases[source.phase].cell_freedom
-        potential.graphs.species(atoms.numbers)
+        require_interacting(potential, atoms, config.where("phases", source.phase))
         # Frames are kept by the name of their state.
         if named.setdefault(source.name, source) != source:
             raise InputError(

@@ -32,6 +32,22 @@ def test_a_cubic_phase_has_no_second_lattice_constant(config):
 
 
 @pytest.mark.parametrize(
+    ("lattice", "found"),
+    [
+        ((200.0, 300.0), "5.2e\\+06 Å³ per atom"),
+        ((90_000.0, 90_000.0), "Å³ per atom"),
+        ((0.5, 0.8), "0.0866 Å³ per atom"),
+        ((0.39, 30.0), "two atoms 0.39 Å apart"),
+        ((8.0, 13.0), "no neighbour within 5 Å, the cutoff of the model"),
+    ],
+)
+def test_an_absurd_lattice_is_refused_before_anything_is_computed(config, lattice, found):
+    source = EnsembleSource("hcp", 300.0, 0.0, lattice)
+    with pytest.raises(InputError, match=f"too far apart, or too close, for a crystal; found {found}"):
+        state_points(config, [source], load_potential(config), 1)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
         ("model", "titanium-compct", "unknown model"),

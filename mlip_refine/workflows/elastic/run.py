@@ -21,7 +21,7 @@ from mlip_refine.workflows.base import FRAMES, Run
 from mlip_refine.workflows.elastic import chosen_phases
 from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult, PolycrystalModuli
 from mlip_refine.workflows.elastic.thermal import ThermalSettings, thermal_elasticity, thermal_settings
-from mlip_refine.workflows.from_config import crystal, load_potential
+from mlip_refine.workflows.from_config import crystal, load_potential, require_interacting
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def prepare(config: Config) -> Prepared:
             tasks += [Task(f"{name}-{p:g}GPa", name, atoms, Rest("cell", p)) for p in section.pressure]
     potential = load_potential(config).frozen_copy("float64")
     for task in tasks:
-        potential.graphs.species(task.atoms.numbers)
+        require_interacting(potential, task.atoms, config.where("phases", task.phase))
     thermal = thermal_settings(config, potential, names)
     return Prepared(config.name, potential, tuple(tasks), section.symmetrise, thermal)
 

@@ -21,6 +21,7 @@ from mlip_refine.workflows.from_config import (
     identity,
     load_potential,
     md_settings,
+    require_interacting,
     timestep,
     with_timestep,
 )
@@ -191,7 +192,7 @@ def run(prepared: Prepared, run: Run) -> MDResult:
 
 def _state_point(config: Config, section: MD, source: EnsembleSource, potential: Potential) -> StatePoint:
     atoms = crystal(config, source.phase)
-    potential.graphs.species(atoms.numbers)
+    require_interacting(potential, atoms, config.where("phases", source.phase))
     freedom = section.cell or config.phases[source.phase].cell_freedom
     fixed: dict[str, Ensemble] = {"npt": "nvt", "nph": "nve"}
     ensemble: Ensemble = section.ensemble

@@ -10,7 +10,7 @@ from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
 from mlip_refine.workflows.base import Run
-from mlip_refine.workflows.from_config import load_potential
+from mlip_refine.workflows.from_config import load_potential, require_interacting
 from mlip_refine.workflows.phonons.point import FAILURES, find_point, reason
 from mlip_refine.workflows.phonons.records import (
     PhononPoint,
@@ -77,6 +77,9 @@ def prepare(config: Config) -> Prepared:
             expected=symbols(known),
             fix="phonons.skip_refused leaves such materials out." if possible else None,
         )
+    for task in kept:
+        if task.reference is None:
+            require_interacting(potential, task.crystal.supercell, config.where("phases", task.name))
     left_out |= {task.title: f"the model does not know {unknown[task.title]}" for task in strange}
     return Prepared(config.name, section, potential, kept, left_out, baseline)
 
