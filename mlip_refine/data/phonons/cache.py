@@ -21,7 +21,7 @@ from mlip_refine.data.phonons.reference import Displacement, PhononMetadata, Pho
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.files import written
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cache; a new one is due when the same files are read differently."""
 
 
@@ -84,7 +84,7 @@ def stored(folder: Path, key: str) -> tuple[PhononReference, ...] | None:
                     supercell_matrix=own["supercell_matrix"],
                     force_constants=own.get("force_constants"),
                     displacements=tuple(Displacement(u, f, energy) for u, f, energy in sets),
-                    metadata=PhononMetadata(**one["metadata"]),
+                    metadata=PhononMetadata(**{**one["metadata"], "notes": tuple(one["metadata"]["notes"])}),
                 )
             )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):

@@ -16,17 +16,21 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import yaml
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
+from phonopy.cui.settings import parse_magmom
 from phonopy.interface.calculator import get_default_cell_filename, read_crystal_structure
+from phonopy.structure.atoms import PhonopyAtoms
 
 from mlip_refine.data.phonons import files as layout
 from mlip_refine.data.phonons.formats import READERS, Calculation, PartReader, WholeReader, reader_of
+from mlip_refine.data.structures import poscar_elements
 from mlip_refine.errors import InputError, MlipRefineError
 
 _NOT_CALCULATORS = ("phonopy_yaml",)
@@ -104,6 +108,10 @@ def parsing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError as error:
+        if error.where is None:
+            error.where = str(path)
+        raise
     except MlipRefineError:
         raise
     except yaml.constructor.ConstructorError as error:
@@ -132,6 +140,8 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     folder = path if path.is_dir() else path.parent
     names = _known_names()
+    with suppress(InputError, *_PARSER_ERRORS):  # which are told when the calculation is read
+        names |= {name for name in [layout.conf_cell(folder)] if name is not None}
     known = [file for file in sorted(folder.iterdir()) if file.is_file() and layout.plain_name(file) in names]
     return known if path.is_dir() else [path, *(file for file in known if file != path)]
 
@@ -164,6 +174,13 @@ def unpacked(path: Path) -> Iterator[Path]:
                 if source is not None:
                     with (folder / name).open("wb") as copy:
                         shutil.copyfileobj(source, copy)
+            # The cell may have a name that `phonopy.conf` gives.
+            cell = layout.conf_cell(folder)
+            for member in archive if cell is not None and not (folder / cell).exists() else ():
+                source = archive.extractfile(member) if Path(member.name).name == cell else None
+                if source is not None and cell is not None:
+                    with (folder / cell).open("wb") as copy:
+                        shutil.copyfileobj(source, copy)
         yield folder
 
 
@@ -177,7 +194,12 @@ def _read(path: Path, files: PhononFiles) -> list[Calculation]:
     if whole is None or files.cell is not None:
         found = [_from_cell(folder, files)]
     else:
-        found = whole[0].read(whole[1])
+        with parsing(whole[1]):
+            found = whole[0].read(whole[1])
+        conf = layout.find(folder, *layout.CONF_FILES)
+        if conf is not None and not isinstance(given, WholeReader):
+            note = f"{conf.name} is not used: {whole[1].name} has cells and matrices"
+            found = [replace(one, notes=(*one.notes, note)) for one in found]
 
     # What the caller says goes before the files.
     functional, cutoff = layout.read_incar(folder)
@@ -200,16 +222,22 @@ def _read(path: Path, files: PhononFiles) -> list[Calculation]:
     ]
 
     if isinstance(given, PartReader):
-        return [given.read(found[0], path)]
+        with parsing(path):
+            return [given.read(found[0], path)]
     if given is not None and found[0].forces is not None:
         return found
     # phono3py has two supercells, or else one for all.
     second, third = {"second-order forces"}, {"third-order forces"}
-    for k, gives in enumerate([second, third] if len(found) == 2 else [third | {"forces"}]):
-        if found[k].forces is None:
-            found[k] = _with_part(found[k], folder, gives)
+    orders = [[second], [third]] if len(found) == 2 else [[third | {"forces"}, second]]
+    for k, wanted in enumerate(orders):
+        for gives in wanted:
+            if found[k].forces is None:
+                found[k] = _with_part(found[k], folder, gives)
     if files.force_constants and found[0].force_constants is None:
         found[0] = _with_part(found[0], folder, {"force constants"})
+    if len(found) == 2 and found[1].forces is None:
+        # Second order counts by itself.
+        return found[:1]
     return found
 
 
@@ -217,7 +245,10 @@ def _with_part(calculation: Calculation, folder: Path, gives: Collection[str]) -
     """Add the content of the first file in a folder whose reader gives one of these."""
     readers = (reader for reader in READERS if isinstance(reader, PartReader) and reader.gives in gives)
     first = _first(folder, readers)
-    return calculation if first is None else first[0].read(calculation, first[1])
+    if first is None:
+        return calculation
+    with parsing(first[1]):
+        return first[0].read(calculation, first[1])
 
 
 def _first[R: WholeReader | PartReader](folder: Path, readers: Iterable[R]) -> tuple[R, Path] | None:
@@ -228,23 +259,75 @@ def _first[R: WholeReader | PartReader](folder: Path, readers: Iterable[R]) -> t
 
 def _from_cell(folder: Path, files: PhononFiles) -> Calculation:
     """Unit cell and matrices from a structure file and `phonopy.conf`."""
-    if files.calculator in _NOT_CALCULATORS:
+    conf, conf_path = layout.read_conf(folder), layout.find(folder, *layout.CONF_FILES)
+    calculator = files.calculator or conf.get("CALCULATOR", "").lower() or None
+    if calculator in _NOT_CALCULATORS:
+        raise InputError("no calculator", found=calculator, expected="one of phonopy's, such as vasp or qe")
+    if "SITE_MIXTURE" in conf:
         raise InputError(
-            "no calculator", found=files.calculator, expected="one of phonopy's, such as vasp or qe"
+            "sites that several elements share cannot be read", where=str(conf_path), found="SITE_MIXTURE"
         )
-    default = get_default_cell_filename(files.calculator)
-    path = files.cell or layout.find(folder, *layout.CELL_FILES, default)
+    named = layout.conf_cell(folder)
+    names = (named,) if named else (*layout.CELL_FILES, get_default_cell_filename(calculator))
+    path = files.cell or layout.find(folder, *names)
     if path is None or not path.is_file():
-        expected = f"phonopy_params.yaml, or {layout.CELL_FILES[0]} with {layout.CONF_FILES[0]}"
+        expected = named or f"phonopy_params.yaml, or {layout.CELL_FILES[0]} with {layout.CONF_FILES[0]}"
         raise InputError("no unit cell", where=str(path or folder), expected=expected)
-    with layout.decompressed(path) as plain:
-        cell, _ = read_crystal_structure(plain, interface_mode=files.calculator)
+    with parsing(path), layout.decompressed(path) as plain:
+        cell, _ = read_crystal_structure(plain, interface_mode=calculator)
+        if cell is not None and calculator in (None, "vasp"):
+            cell = _with_elements(cell, plain.read_text(encoding="utf-8"), conf.get("ATOM_NAME"), path)
     if cell is None:
         raise InputError("holds no structure", where=str(path))
-    conf = layout.read_conf(folder)
-    axes = conf.get("PRIMITIVE_AXES", conf.get("PRIMITIVE_AXIS", "auto"))
-    return Calculation(
-        cell,
-        layout.matrix_of(conf["DIM"]).astype(np.int64) if "DIM" in conf else None,
-        layout.matrix_of(axes) if " " in axes else axes,
-    )
+    with parsing(conf_path or path):
+        if "MAGMOM" in conf:
+            cell.magnetic_moments = parse_magmom(conf["MAGMOM"])
+        axes = conf.get("PRIMITIVE_AXES", conf.get("PRIMITIVE_AXIS", "auto"))
+        matrix = layout.matrix_of(conf["DIM"]) if "DIM" in conf else None
+        if matrix is not None and (not np.array_equal(matrix, np.rint(matrix)) or not np.linalg.det(matrix)):
+            raise InputError(
+                "no supercell",
+                where=str(conf_path),
+                found=f"DIM = {conf['DIM'][:80]}",
+                expected="3 or 9 integers",
+            )
+        ignored = [tag for tag in conf if tag not in layout.USED_TAGS]
+        return Calculation(
+            cell,
+            None if matrix is None else matrix.astype(np.int64),
+            layout.matrix_of(axes) if " " in axes else axes,
+            masses=np.array([float(word) for word in conf["MASS"].split()]) if "MASS" in conf else None,
+            calculator=calculator,
+            notes=(f"tags of {conf_path.name} that change nothing: {', '.join(ignored)}",)
+            if ignored and conf_path
+            else (),
+        )
+
+
+def _with_elements(cell: PhonopyAtoms, poscar: str, atom_name: str | None, path: Path) -> PhonopyAtoms:
+    """Return the cell of a POSCAR with its elements: phonopy takes H, He, ... where it names none.
+
+    Raises:
+        InputError: Neither the file nor ATOM_NAME of `phonopy.conf` names an element for every group of atoms.
+    """
+    lines = poscar.splitlines()
+    own = poscar_elements(poscar)
+    elements = own or [word.capitalize() for word in (atom_name or "").split()]
+    counts = [
+        int(word) for word in lines[5 if lines[5].split()[0].isdecimal() else 6].partition("!")[0].split()
+    ]
+    unknown = [element for element in elements if element not in chemical_symbols[1:]]
+    if len(elements) != len(counts) or unknown:
+        raise InputError(
+            "the POSCAR names no elements" if own is None else "the POSCAR does not name every element",
+            where=str(path),
+            found=" ".join(elements)[:80] or None,
+            expected=f"{len(counts)} symbols, for {' + '.join(map(str, counts))} atoms",
+            fix="Put them into a line before the numbers of atoms, or ATOM_NAME into phonopy.conf.",
+        )
+    if float(lines[1].split()[0]) <= 0:
+        raise InputError(
+            "a POSCAR whose scale is a volume cannot be read", where=str(path), fix="Write the cell in Å."
+        )
+    symbols = [element for element, count in zip(elements, counts, strict=True) for _ in range(count)]
+    return PhonopyAtoms(symbols=symbols, cell=cell.cell, scaled_positions=cell.scaled_positions)

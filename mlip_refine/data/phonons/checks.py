@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
@@ -122,14 +123,15 @@ def check_deviations(found: Mapping[str, float], tolerances: PhononTolerances, w
 
 
 def check_unique(references: Sequence[PhononReference], places: Sequence[str]) -> None:
-    """Refuse a set in which a name comes twice.
+    """Refuse a set in which a name, or a calculation, comes twice.
 
     Args:
         references: The set.
         places: Where every one comes from, for the message.
 
     Raises:
-        InputError: A name comes twice.
+        InputError: A name comes twice, or two names have one calculation: it would count twice, and perhaps
+            both be trained on and be tested with.
     """
     order = np.argsort([reference.name for reference in references], kind="stable")
     for i, j in pairwise(order.tolist()):
@@ -140,6 +142,27 @@ def check_unique(references: Sequence[PhononReference], places: Sequence[str]) -
                 found=f"the other in {places[i]}",
                 fix="Leave one out, or give them names in an index.",
             )
+    known: dict[bytes, int] = {}
+    for i, reference in enumerate(references):
+        first = known.setdefault(_fingerprint(reference), i)
+        if first != i:
+            raise InputError(
+                f"one calculation has two names, {references[first].name!r} and {reference.name!r}",
+                where=places[i],
+                found=f"the same in {places[first]}",
+                fix="Leave one out.",
+            )
+
+
+def _fingerprint(reference: PhononReference) -> bytes:
+    """Hash of crystal, force constants and forces."""
+    atoms, digest = reference.supercell, sha256()
+    tensors = [d.forces for d in reference.displacements]
+    tensors += [] if reference.force_constants is None else [reference.force_constants]
+    arrays = (atoms.numbers, atoms.cell.array, atoms.positions, *(t.numpy() for t in tensors))
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.digest()
 
 
 def functional_warnings(
@@ -163,20 +186,21 @@ def functional_warnings(
         groups.setdefault(reference.metadata.functional, []).append(reference.name)
     warnings = []
     if None in groups:
-        warnings.append(f"the functional of {_some(groups.pop(None))} is not known")
+        warnings.append(f"the functional of {some_of(groups.pop(None))} is not known")
     known = {name: members for name, members in groups.items() if name is not None}
     if len(known) > 1:
-        parts = ", ".join(f"{functional} ({_some(names)})" for functional, names in known.items())
+        parts = ", ".join(f"{functional} ({some_of(names)})" for functional, names in known.items())
         warnings.append(f"phonon references mix functionals: {parts}")
     for what, functional in (("the base model was trained on", base), ("the replay data are", replay)):
         others = {f: names for f, names in known.items() if functional is not None and f != functional}
         warnings += [
-            f"phonons of {_some(names)} are {other}, but {what} {functional}"
+            f"phonons of {some_of(names)} are {other}, but {what} {functional}"
             for other, names in others.items()
         ]
     return warnings
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names in a line, and how many more there are."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

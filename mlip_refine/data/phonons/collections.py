@@ -9,7 +9,7 @@ from typing import Any
 
 from mlip_refine.data.phonons.cache import cache_key, default_cache, store, stored
 from mlip_refine.data.phonons.calculations import is_calculation
-from mlip_refine.data.phonons.checks import check_unique
+from mlip_refine.data.phonons.checks import check_unique, some_of
 from mlip_refine.data.phonons.reader import PhononSettings, calculation_name, read_phonon_orders
 from mlip_refine.data.phonons.reference import PhononMetadata, PhononReference
 from mlip_refine.data.phonons.splits import KAPPA, PARTS, SplitRule, in_kappa103, split_phonons
@@ -194,6 +194,12 @@ def _read(
             found=reasons,
             fix="Take them out of the set, or leave out what is refused with skip_refused.",
         )
+    noted: dict[str, list[str]] = {}
+    for reference in references:
+        for note in reference.metadata.notes:
+            noted.setdefault(note, []).append(reference.name)
+    for note, names in noted.items():
+        console.print(f"{some_of(names)}: {note}", markup=False, soft_wrap=True)
     return references
 
 
@@ -224,7 +230,14 @@ def _of_index(index: Path, lowest_frequency: float | None) -> list[_Entry]:
     )
     if lowest_frequency is not None and frequency not in columns:
         raise InputError("the index has no lowest frequencies", where=str(index), expected=_FREQUENCIES[0])
-    known = {f.name for f in fields(PhononMetadata)} - {"checks", "nac", "cutoff", "space_group", "formula"}
+    known = {f.name for f in fields(PhononMetadata)} - {
+        "checks",
+        "notes",
+        "nac",
+        "cutoff",
+        "space_group",
+        "formula",
+    }
     kept = []
     for line, row in rows:
         where = f"{index}:{line}"
@@ -245,7 +258,10 @@ def _of_index(index: Path, lowest_frequency: float | None) -> list[_Entry]:
         split = _SPELLINGS.get(said, said) or None
         _check_part(split, where)
         metadata = {key: row[key] for key in columns if key in known and row[key]}
-        kept.append(_Entry(path, row.get(naming) or calculation_name(path), split, metadata))
+        name = row.get(naming) or calculation_name(path)
+        if not name.isprintable():
+            raise InputError("a name with control characters", where=where, found=ascii(name))
+        kept.append(_Entry(path, name, split, metadata))
     return kept
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from phonopy.file_IO import get_io_module_to_decompress, get_supported_file_extensions_for_compression
 
+from mlip_refine.errors import InputError, nearest
+
 CELL_FILES = ("POSCAR-unitcell", "POSCAR")
 CONF_FILES = ("phonopy.conf", "disp.conf")
 INCAR_FILES = ("INCAR-force", "INCAR")
@@ -70,9 +72,62 @@ def decompressed(path: Path) -> Iterator[Path]:
 
 
 def read_conf(folder: Path) -> dict[str, str]:
-    """Read `phonopy.conf`: `KEY = value` in lines, keys in capitals; empty when there is none."""
+    """Read `phonopy.conf`: `KEY = value` in lines, keys in capitals; empty when there is none.
+
+    Raises:
+        InputError: A tag is not known, but nearly one that counts here.
+    """
     path = find(folder, *CONF_FILES)
-    return {} if path is None else _assignments(read_text(path))
+    tags = {} if path is None else _assignments(read_text(path))
+    for tag in tags:
+        word = (
+            None if tag in USED_TAGS or tag in _IGNORED_TAGS else nearest(tag, (*USED_TAGS, *_IGNORED_TAGS))
+        )
+        if word in USED_TAGS:
+            raise InputError("unknown tag", where=str(path), found=tag[:80], fix=f"Did you mean {word!r}?")
+    return tags
+
+
+USED_TAGS = (
+    *("DIM", "PRIMITIVE_AXES", "PRIMITIVE_AXIS", "CELL_FILENAME", "ATOM_NAME", "MASS", "MAGMOM"),
+    *("CALCULATOR", "SITE_MIXTURE"),
+)
+"""Tags of `phonopy.conf` that say which crystal was calculated."""
+
+_IGNORED_TAGS = (
+    *("ANIME", "ANIME_TYPE", "BAND", "BAND_CONNECTION", "BAND_CONST_INTERVAL", "BAND_FORMAT", "BAND_INDICES"),
+    *("BAND_LABELS", "BAND_POINTS", "CREATE_DISPLACEMENTS", "CUTOFF_FREQUENCY", "CUTOFF_RADIUS"),
+    *("DEBYE_MODEL", "DIAG", "DISPLACEMENT_DISTANCE", "DM_DECIMALS", "DOS", "DOS_RANGE", "EIGENVECTORS"),
+    *("FC_CALCULATOR", "FC_CALCULATOR_OPTIONS", "FC_DECIMALS", "FC_FORMAT", "FC_SPG_SYMMETRY", "FC_SYMMETRY"),
+    *("FMAX", "FMIN", "FORCE_CONSTANTS", "FPITCH", "FREQUENCY_CONVERSION_FACTOR", "FREQUENCY_SCALE_FACTOR"),
+    *("FULL_FORCE_CONSTANTS", "GAMMA_CENTER", "GROUP_VELOCITY", "GV_DELTA_Q", "HDF5", "IRREPS"),
+    *("LITTLE_COGROUP", "MESH", "MESH_FORMAT", "MESH_NUMBERS", "MESH_SYMMETRY", "MODULATION", "MOMENT"),
+    *("MOMENT_ORDER", "MP", "MP_SHIFT", "NAC", "NAC_METHOD", "NUM_FREQUENCY_POINTS", "PDOS", "PM"),
+    *("PRETEND_REAL", "PROJECTION_DIRECTION", "Q_DIRECTION", "QPOINTS", "QPOINTS_FORMAT"),
+    *("RANDOM_DISPLACEMENTS", "RANDOM_SEED", "READ_FORCE_CONSTANTS", "READ_QPOINTS", "SAVE_PARAMS"),
+    *("SHOW_IRREPS", "SIGMA", "SYMMETRY", "SYMMETRY_TOLERANCE", "TDISP", "TDISPMAT", "TDISPMAT_CIF"),
+    *("TETRAHEDRON", "TIME_REVERSAL_SYMMETRY", "TMAX", "TMIN", "TOLERANCE", "TPROP", "TRIGONAL", "TSTEP"),
+    *("WRITE_FORCE_CONSTANTS", "WRITE_MESH", "WRITEDM", "WRITEFC_FORMAT", "READFC_FORMAT", "XYZ_DIRECTION"),
+    *("XYZ_PROJECTION",),
+)
+"""Tags of phonopy that say what to do with a calculation: they are named, and nothing follows from them."""
+
+
+def conf_cell(folder: Path) -> str | None:
+    """Return the name of the cell's file that `phonopy.conf` has as CELL_FILENAME.
+
+    Raises:
+        InputError: It is not the name of a file in the same folder.
+    """
+    name = read_conf(folder).get("CELL_FILENAME")
+    if name is not None and (not name or name in {".", ".."} or Path(name).name != name):
+        raise InputError(
+            "CELL_FILENAME is not a file beside it",
+            where=str(find(folder, *CONF_FILES)),
+            found=name[:80],
+            fix="Copy the cell into the folder of the calculation.",
+        )
+    return name
 
 
 def read_incar(folder: Path) -> tuple[str | None, float | None]:
@@ -98,5 +153,8 @@ def matrix_of(text: str) -> NDArray[np.float64]:
     Raises:
         ValueError: It is something else.
     """
-    numbers = [float(Fraction(word)) for word in text.split()]
+    try:
+        numbers = [float(Fraction(word)) for word in text.split()]
+    except (ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{text[:80]!r} are no numbers") from error
     return np.diag(numbers) if len(numbers) == 3 else np.reshape(numbers, (3, 3))

@@ -95,7 +95,8 @@ def build(calculation: Calculation, symprec: float) -> Phonopy:
         phonon = Phonopy(calculation.unit_cell, matrix, primitive_matrix=primitive, symprec=symprec)
     except _PHONOPY_ERRORS as error:
         found = f"supercell {np.asarray(matrix).tolist()}, primitive {np.asarray(axes).tolist()}"
-        problem = f"the matrices do not fit the unit cell ({error})"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = f"the matrices do not fit the unit cell ({reason})"
         raise InputError(problem, where=where, found=found) from error
     # Forces are in the order of the supercell that the file lists: it must be the one that is built.
     listed, supercell = calculation.supercell, phonon.supercell
@@ -268,6 +269,8 @@ def _fit(phonon: Phonopy, calculation: Calculation) -> None:
     if len(chosen) < needed:
         raise ValueError(f"{len(chosen)} displaced supercells where {needed} are needed")
     phonon.dataset = {"displacements": chosen, "forces": felt}
+    # symfc has a primitive cell of its own, by symmetry, which may be smaller than that of the calculation.
     phonon.produce_force_constants(
-        calculate_full_force_constants=False, fc_calculator="symfc", show_drift=False
+        calculate_full_force_constants=True, fc_calculator="symfc", show_drift=False
     )
+    phonon.force_constants = full_fc_to_compact_fc(phonon.primitive, np.array(phonon.force_constants))

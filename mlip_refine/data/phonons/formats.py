@@ -55,6 +55,8 @@ class Calculation:
         nac: Whether Born charges come with it.
         functional: Exchange-correlation functional.
         cutoff: Cutoff energy of the plane waves, eV.
+        masses: Masses of the atoms of the primitive cell, amu; None for those of the elements, or of the cell.
+        notes: What the files hold and is not used, a clause each.
         where: File or folder, for messages.
     """
 
@@ -73,6 +75,8 @@ class Calculation:
     nac: bool = False
     functional: str | None = None
     cutoff: float | None = None
+    masses: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
     where: str = ""
 
     def with_dataset(self, dataset: DisplacementDataset) -> "Calculation":
@@ -115,6 +119,8 @@ def calculations_of_yaml(data: Mapping[str, Any]) -> list[Calculation]:
     Raises:
         ValueError: There is no unit cell, or phonopy cannot read a key.
     """
+    for key in ("displacements", f"{_PREFIX}displacements"):
+        _require_finished(data.get(key))
     if "phono3py" not in data:
         return [_calculation(load_phonopy_yaml(dict(data)))]
     renamed = {**data, "phonopy": data["phono3py"]}
@@ -129,9 +135,34 @@ def calculations_of_yaml(data: Mapping[str, Any]) -> list[Calculation]:
     return [_calculation(load_phonopy_yaml(second)), third]
 
 
+def _require_finished(displacements: object) -> None:
+    """Refuse displacements of which some have forces and others do not; FORCE_SETS may have those of all.
+
+    Raises:
+        InputError: With their numbers.
+    """
+    entries = displacements if isinstance(displacements, list) else []
+    # An entry is one displaced atom, or a list of all atoms.
+    with_forces = [
+        all("force" in atom for atom in entry) if isinstance(entry, list) else "forces" in entry
+        for entry in entries
+    ]
+    missing = [number for number, present in enumerate(with_forces, 1) if not present]
+    if missing and len(missing) < len(entries):
+        shown = ", ".join(map(str, missing[:10]))
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise InputError(
+            "displacements without forces",
+            found=f"none for {shown}{more} of {len(entries)}",
+            fix="Finish these calculations, or take them out of the file.",
+        )
+
+
 def _calculation(data: PhonopyYamlData) -> Calculation:
     if data.unitcell is None:
         raise ValueError("the file has no unit cell")
+    if data.unitcell.has_mixtures:
+        raise ValueError("sites that several elements share cannot be read")
     read = Calculation(
         data.unitcell,
         data.supercell_matrix,
@@ -203,6 +234,13 @@ def with_forces(calculation: Calculation, forces: NDArray[np.float64]) -> Calcul
         ValueError: There are more or fewer than the displacements need.
     """
     wanted = None if calculation.displacements is None else calculation.displacements.shape
+    n_fitted = calculation.n_fitted
+    if wanted is not None and n_fitted and forces.size == n_fitted * np.prod(wanted[1:]):
+        # Second-order forces, of the displacements of single atoms.
+        first = None if calculation.displacements is None else calculation.displacements[:n_fitted]
+        return replace(
+            calculation, displacements=first, forces=forces.reshape(-1, *wanted[1:]), left_out=None
+        )
     if wanted is None or forces.size != np.prod(wanted):
         needed = "no displacements" if wanted is None else f"{wanted[0]} displacements of {wanted[1]} atoms"
         raise ValueError(f"{len(forces)} lines of forces for {needed}")

@@ -25,7 +25,7 @@ from mlip_refine.data.phonons.force_constants import (
     force_constants,
     in_electronvolts,
 )
-from mlip_refine.data.phonons.formats import Calculation
+from mlip_refine.data.phonons.formats import READERS, Calculation
 from mlip_refine.data.phonons.reference import Displacement, PhononMetadata, PhononReference
 from mlip_refine.data.phonons.spacegroups import (
     CrystalSymmetry,
@@ -34,6 +34,7 @@ from mlip_refine.data.phonons.spacegroups import (
     reduced_formula,
     space_group_and_prototype,
 )
+from mlip_refine.data.structures import check_atoms
 from mlip_refine.errors import InputError, nearest
 
 _NOTICEABLE = 1e-3
@@ -107,7 +108,7 @@ def read_phonon_orders(
     """
     path = Path(path)
     chosen = settings or PhononSettings()
-    known = [f.name for f in fields(PhononMetadata) if f.name != "checks"]
+    known = [f.name for f in fields(PhononMetadata) if f.name not in {"checks", "notes"}]
     for key in metadata or {}:
         if key not in known:
             word = nearest(key, known)
@@ -132,8 +133,32 @@ def calculation_name(path: Path) -> str:
 def _reference(
     calculation: Calculation, name: str, settings: PhononSettings, given: Mapping[str, Any]
 ) -> PhononReference:
-    calculation = at_rest(in_electronvolts(calculation), settings.residual_forces)
+    calculation = in_electronvolts(calculation)
+    unit_cell, moved = _atoms(calculation.unit_cell), calculation.displacements
+    check_atoms(unit_cell, calculation.where)
+    if not abs(unit_cell.cell.volume) > 1e-3:
+        found = f"{abs(unit_cell.cell.volume):.3g} Å³"
+        raise InputError("the unit cell has no volume", where=calculation.where, found=found)
+    if calculation.forces is None and calculation.force_constants is None:
+        raise InputError(
+            "there are neither forces nor force constants",
+            where=calculation.where,
+            found=None if moved is None else f"{len(moved)} displacements without forces",
+            expected=", ".join(name for reader in READERS for name in reader.names if "FORCE" in name),
+            fix="Collect the forces of the displaced supercells with phonopy -f, or phono3py --cf3 and --cf2.",
+        )
+    calculation = at_rest(calculation, settings.residual_forces)
     phonon = build(calculation, settings.symprec)
+    if calculation.masses is not None:
+        if len(calculation.masses) != len(phonon.primitive):
+            raise InputError(
+                "MASS does not fit",
+                where=calculation.where,
+                found=f"{len(calculation.masses)} masses",
+                expected=f"one for each of the {len(phonon.primitive)} atoms of the primitive cell",
+            )
+        phonon.masses = calculation.masses
+        check_atoms(_atoms(phonon.primitive), calculation.where)
     atoms, translations, symmetry = phonon_crystal(phonon)
     moved = calculation.displacements
     if moved is not None and moved.shape[1] != len(atoms):
@@ -178,7 +203,7 @@ def _reference(
         supercell_matrix=torch.from_numpy(phonon.supercell_matrix),
         force_constants=symmetrised,
         displacements=displacements,
-        metadata=PhononMetadata(**{**read, **said, "checks": found}),
+        metadata=PhononMetadata(**{**read, **said, "checks": found, "notes": calculation.notes}),
     )
 
 

@@ -35,6 +35,7 @@ class PhononMetadata:
         source: Where the calculation comes from.
         licence: Licence of the data.
         checks: Measured deviations by name, see `mlip_refine.data.phonons.checks`.
+        notes: What the files hold and is not used, a clause each.
     """
 
     material: str
@@ -48,6 +49,7 @@ class PhononMetadata:
     source: str | None = None
     licence: str | None = None
     checks: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
@@ -185,6 +186,10 @@ class PhononResult:
         ).as_json()
 
 
+_LONGEST = 150
+"""Characters of a name that file names have in full."""
+
+
 def file_of_crystal(folder: Path, name: str, cell: str, suffix: str) -> Path:
     """Return a file of one crystal in one cell; names of materials may hold what file names may not.
 
@@ -194,7 +199,11 @@ def file_of_crystal(folder: Path, name: str, cell: str, suffix: str) -> Path:
         cell: `reference` or `relaxed`.
         suffix: End of the file's name, such as `.json`.
     """
-    return folder / f"{quote(name, safe='')}-{cell}{suffix}"
+    quoted = quote(name, safe="")
+    if len(quoted) > _LONGEST:
+        # File systems allow 255 bytes.
+        quoted = f"{quoted[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:16]}"
+    return folder / f"{quoted}-{cell}{suffix}"
 
 
 def read_phonons_json(path: Path) -> PhononResult:
