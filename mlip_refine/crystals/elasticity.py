@@ -90,7 +90,7 @@ def static_elasticity(
     # What internal displacements relax: Λᵀ H⁻¹ Λ.
     try:
         inner = torch.linalg.solve(energy.force_constants + translations, energy.coupling)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise MlipRefineError(
             "parts of the crystal move against each other without any force: it has no elastic constants"
         ) from error

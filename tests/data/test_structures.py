@@ -233,10 +233,16 @@ def test_a_file_that_is_cut_off_is_named_by_its_format(tmp_path):
         (XYZ.format(name="masses", value="nan"), "a mass that no atom has; found nan of atom 0"),
         (XYZ.format(name="masses", value=1e30), "a mass that no atom has"),
         (XYZ.format(name="tags", value=0).replace("Ti 2", "X 2"), "an atom without an element; found atom 1"),
-        (XYZ.format(name="tags", value=0).replace("4 0 0 0 4", "nan 0 0 0 4"), "not finite"),
-        (XYZ.format(name="tags", value=0).replace("4 0 0 0 4", "inf 0 0 0 4"), "not finite"),
+        (
+            XYZ.format(name="tags", value=0).replace("4 0 0 0 4", "nan 0 0 0 4"),
+            "cell or positions are not finite",
+        ),
+        (
+            XYZ.format(name="tags", value=0).replace("4 0 0 0 4", "inf 0 0 0 4"),
+            "cell or positions are not finite",
+        ),
         (XYZ.format(name="tags", value=0).replace("4 0 0 0 4", "1e300 0 0 0 4"), "a cell beyond measure"),
-        (XYZ.format(name="tags", value=0).replace("2 2 2", "2 nan 2"), "not finite"),
+        (XYZ.format(name="tags", value=0).replace("2 2 2", "2 nan 2"), "cell or positions are not finite"),
     ],
 )
 def test_numbers_that_no_crystal_has_are_refused(tmp_path, text, message):

@@ -308,7 +308,7 @@ def _with_elements(cell: PhonopyAtoms, poscar: str, atom_name: str | None, path:
     """Return the cell of a POSCAR with its elements: phonopy takes H, He, ... where it names none.
 
     Raises:
-        InputError: Neither the file nor ATOM_NAME of `phonopy.conf` names an element for every group of atoms.
+        InputError: Neither the file nor ATOM_NAME of `phonopy.conf` names an element for every group.
     """
     lines = poscar.splitlines()
     own = poscar_elements(poscar)
@@ -322,7 +322,7 @@ def _with_elements(cell: PhonopyAtoms, poscar: str, atom_name: str | None, path:
             "the POSCAR names no elements" if own is None else "the POSCAR does not name every element",
             where=str(path),
             found=" ".join(elements)[:80] or None,
-            expected=f"{len(counts)} symbols, for {' + '.join(map(str, counts))} atoms",
+            expected=f"{len(counts)} symbol(s), for {' + '.join(map(str, counts))} atoms",
             fix="Put them into a line before the numbers of atoms, or ATOM_NAME into phonopy.conf.",
         )
     if float(lines[1].split()[0]) <= 0:

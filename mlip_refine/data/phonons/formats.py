@@ -55,7 +55,7 @@ class Calculation:
         nac: Whether Born charges come with it.
         functional: Exchange-correlation functional.
         cutoff: Cutoff energy of the plane waves, eV.
-        masses: Masses of the atoms of the primitive cell, amu; None for those of the elements, or of the cell.
+        masses: Masses of the atoms of the primitive cell, amu; None for those that the cell has.
         notes: What the files hold and is not used, a clause each.
         where: File or folder, for messages.
     """

@@ -137,15 +137,15 @@ def _reference(
     unit_cell, moved = _atoms(calculation.unit_cell), calculation.displacements
     check_atoms(unit_cell, calculation.where)
     if not abs(unit_cell.cell.volume) > 1e-3:
-        found = f"{abs(unit_cell.cell.volume):.3g} Å³"
-        raise InputError("the unit cell has no volume", where=calculation.where, found=found)
+        volume = f"{abs(unit_cell.cell.volume):.3g} Å³"
+        raise InputError("the unit cell has no volume", where=calculation.where, found=volume)
     if calculation.forces is None and calculation.force_constants is None:
         raise InputError(
             "there are neither forces nor force constants",
             where=calculation.where,
             found=None if moved is None else f"{len(moved)} displacements without forces",
             expected=", ".join(name for reader in READERS for name in reader.names if "FORCE" in name),
-            fix="Collect the forces of the displaced supercells with phonopy -f, or phono3py --cf3 and --cf2.",
+            fix="Collect the forces of the displaced supercells: phonopy -f, phono3py --cf2 or --cf3.",
         )
     calculation = at_rest(calculation, settings.residual_forces)
     phonon = build(calculation, settings.symprec)
