@@ -40,8 +40,12 @@ def test_replicas_agree_with_pymbar(autoregressive):
 
 @pytest.mark.statistical
 def test_replicas_measure_better_than_one(autoregressive):
-    """Eight replicas of 500 samples have g = 9 within 5 sigma (relative sigma 10 %)."""
-    assert statistical_inefficiency(autoregressive(8, 500, 0.8)) == pytest.approx(9.0, rel=0.5)
+    """Median over 31 draws of eight replicas of 500 samples: 8.96 with a scatter of 0.27 (measured).
+
+    One draw has 9.2(14) with a long tail to the right, up to 20 in 4,000 draws.
+    """
+    measured = [statistical_inefficiency(autoregressive(8, 500, 0.8)) for _ in range(31)]
+    assert np.median(measured) == pytest.approx(9.0, rel=0.25)
 
 
 def test_stuck_replicas_raise_the_inefficiency(autoregressive):
