@@ -101,13 +101,13 @@ def _draw(reference: HarmonicReference, n: int, temperature: float, seed: int) -
 
 @pytest.mark.statistical
 def test_fit_harmonic_recovers_the_force_constants_of_exact_samples() -> None:
-    """8 atoms, 192 operations, 4000 frames: relative errors of about (4000 * 192 / 3)^-1/2 = 0.2 %."""
+    """8 atoms, 40,000 frames: the largest element is off by 0.3(1) % (measured; 4,000 frames: up to 2.4)."""
     atoms, reference = testing.harmonic_crystal("NaCl")
-    fitted = fit_harmonic(atoms, _draw(reference, 4000, 600.0, seed=3), 600.0)
+    fitted = fit_harmonic(atoms, _draw(reference, 40_000, 600.0, seed=3), 600.0)
     scale = reference.projected.abs().max()
     assert ((fitted.projected - reference.projected).abs().max() / scale).item() < 0.02
     exact, found = (r.free_energy(600.0, atoms.cell.volume) for r in (reference, fitted))
-    n_modes, samples = 21, 4000
+    n_modes, samples = 21, 40_000
     assert (
         abs(found - exact)
         < testing.sigma_bound() * KB * 600 * math.sqrt(n_modes / (2 * samples)) + KB * 600 * 0.01
