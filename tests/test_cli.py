@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,50 @@ def test_schema_is_a_json_schema_of_everything(run):
     assert "forces_weight" in printed
 
 
+def test_schema_explains_sections_and_keys(run):
+    _, printed, _ = run("schema", "md")
+    assert printed.startswith("md: section | null, default null\n    What `mlip-refine md` runs.\n\nKeys\n")
+    assert "\n  duration: number, fs, default 20000.0\n      Time after the equilibration, fs;" in printed
+    assert "\n  dynamics: section | null, default null\n" in printed
+    assert "\n      window: number, fs, default 1000.0\n          Longest time of" in printed
+    _, printed, _ = run("schema", "md.dynamics")
+    assert "\n  window: number, fs, default 1000.0\n" in printed
+    assert run("schema", "md.temperature")[1].startswith(
+        "md.temperature: number | list[number], K, required\n"
+    )
+    assert "\n  n_atoms: whole number | null, default null\n" in run("schema", "phases")[1]
+    assert "angular_distribution, bulk_modulus" in run("schema", "losses")[1]
+    assert run("schema", "losses.pressure") == run("losses", "pressure")
+    assert (
+        "\n  constants: mapping[number], GPa, required\n"
+        in run("schema", "losses.elastic_constants.targets")[1]
+    )
+    assert json.loads(run("schema", "md.segment", "--json")[1])["x-unit"] == "fs"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("mdd", "a config has no section 'mdd'; expected one of name, seed, .*Did you mean md"),
+        ("md.dynamic", r"no key 'dynamic' in md; expected one of .*Did you mean md\.dynamics"),
+        ("losses.presure", r"no key 'presure' in losses; .*Did you mean losses\.pressure"),
+        ("md.ensemble.nvt", r"no key 'nvt' in md\.ensemble; expected nothing after md\.ensemble"),
+    ],
+)
+def test_a_key_that_the_schema_does_not_have_is_refused(run, asked, message):
+    code, printed, error = run("schema", asked)
+    assert (code, printed) == (2, "")
+    assert re.search(message, error)
+
+
+def test_every_key_of_the_config_is_explained(run):
+    for name, field in Config.model_fields.items():
+        _, printed, _ = run("schema", name)
+        assert printed.startswith(f"{name}: ")
+        assert field.description.split()[0] in printed
+        assert "anything" not in printed
+
+
 def test_losses_lists_every_loss_with_its_options(run):
     code, printed, _ = run("losses")
     assert code == 0
@@ -79,7 +124,8 @@ def test_losses_explains_curves_sections_and_losses_without_tables(run):
     assert "First the axis, in Å; then the curve." in printed
     _, printed, _ = run("losses", "elastic_constants")
     assert "  method: static | fluctuation | deformation, default fluctuation\n" in printed
-    assert "  targets: list[section(temperature, lattice, constants, uncertainty)], default []\n" in printed
+    assert "  targets: list[section], default []\n" in printed
+    assert "\n      constants: mapping[number], GPa, required\n          Target constants by name" in printed
     assert "  thermal: true | false, default true\n" in printed
     assert "Columns of a table" not in printed
     _, printed, _ = run("losses", "free_energy_difference")
