@@ -12,6 +12,7 @@ import numpy as np
 import spglib
 import torch
 from ase import Atoms
+from ase.geometry import cell_to_cellpar
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -159,6 +160,45 @@ def find_symmetry(
         rotations=torch.from_numpy(_orthogonal_group(rotations)),
         to_standard=torch.from_numpy(standard),
     )
+
+
+@dataclass(frozen=True)
+class CrystalLattice:
+    """Space group and lattice constants of a crystal, whatever cell it is given in.
+
+    Attributes:
+        space_group: International symbol, such as P6_3/mmc.
+        conventional_A_deg: a, b, c (Å), α, β, γ (°) of the conventional cell of the International Tables.
+        primitive_A_deg: The same of the primitive cell.
+        n_primitive: Number of atoms of the primitive cell.
+    """
+
+    space_group: str
+    conventional_A_deg: tuple[float, ...]  # noqa: N815 - the unit's own case
+    primitive_A_deg: tuple[float, ...]  # noqa: N815 - the unit's own case
+    n_primitive: int
+
+
+def crystal_lattice(atoms: Atoms, tolerance: float = TOLERANCE) -> CrystalLattice:
+    """Find space group and lattice constants; atoms with other masses or moments are other atoms.
+
+    Args:
+        atoms: Any cell of the crystal.
+        tolerance: How far atoms may be from symmetric places, Å.
+
+    Raises:
+        InputError: No symmetry is found because atoms are too close to each other.
+    """
+    moments = atoms.get_initial_magnetic_moments().reshape(len(atoms), -1)
+    described = np.column_stack([atoms.numbers, atoms.get_masses(), moments])
+    _, kinds = np.unique(described, axis=0, return_inverse=True)
+    cell: Any = (atoms.cell.array, atoms.get_scaled_positions(wrap=False), kinds.reshape(-1) + 1)
+    found = symmetry_dataset(cell, tolerance)
+    primitive: Any = spglib.standardize_cell(cell, to_primitive=True, symprec=tolerance)
+    conventional, smallest = (
+        tuple(float(x) for x in cell_to_cellpar(lattice)) for lattice in (found.std_lattice, primitive[0])
+    )
+    return CrystalLattice(str(found.international), conventional, smallest, len(primitive[2]))
 
 
 def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:

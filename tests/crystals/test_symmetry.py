@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from mlip_refine.crystals.symmetry import (
     INDEPENDENT,
     Symmetry,
+    crystal_lattice,
     find_symmetry,
     primitive_cell,
     supercell_matrix,
@@ -147,3 +148,25 @@ def test_a_primitive_cell_has_the_masses_of_its_atoms():
     salt.set_masses(masses)
     with pytest.raises(InputError, match="same by symmetry have other masses"):
         primitive_cell(salt)
+
+
+def test_lattice_constants_belong_to_the_crystal_and_not_to_its_box():
+    hcp, fcc = _box("hcp"), bulk("Al", "fcc", a=4.05) * (1, 2, 3)
+    found = crystal_lattice(hcp)
+    assert (found.space_group, found.n_primitive) == ("P6_3/mmc", 2)
+    assert found.conventional_A_deg == pytest.approx((2.95, 2.95, 4.68, 90, 90, 120))
+    assert found.primitive_A_deg == pytest.approx(found.conventional_A_deg)
+    found = crystal_lattice(fcc)
+    assert (found.space_group, found.n_primitive) == ("Fm-3m", 1)
+    assert found.conventional_A_deg == pytest.approx((4.05, 4.05, 4.05, 90, 90, 90))
+    assert found.primitive_A_deg == pytest.approx([4.05 / 2**0.5] * 3 + [60] * 3)
+
+
+def test_atoms_with_other_moments_or_masses_are_not_the_same_in_a_lattice():
+    cubic = bulk("Fe", "bcc", a=2.87, cubic=True)
+    assert crystal_lattice(cubic).n_primitive == 1
+    other = cubic.copy()
+    other.set_initial_magnetic_moments([2.2, -2.2])
+    assert crystal_lattice(other).n_primitive == 2
+    cubic.set_masses([54.0, 56.0])
+    assert (crystal_lattice(cubic).space_group, crystal_lattice(cubic).n_primitive) == ("Pm-3m", 2)

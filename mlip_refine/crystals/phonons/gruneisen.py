@@ -9,6 +9,7 @@ The change of ω² of a mode is v†ΔD v, where modes of one frequency are firs
 it (Togo, J. Phys. Soc. Jpn. 92, 012001, 2023).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from mlip_refine.crystals.phonons.thermodynamics import ZERO
 from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.potential import Potential
-from mlip_refine.quantities import HBAR, KB
+from mlip_refine.quantities import HBAR, IMAGINARY, KB
 
 type Floats = NDArray[np.float64]
 
@@ -78,8 +79,13 @@ class Gruneisen:
     imaginary: NDArray[np.bool_]
 
     @property
+    def unstable(self) -> bool:
+        """Whether modes are imaginary beyond rounding (`IMAGINARY`)."""
+        return bool((self.imaginary & (self.frequencies < IMAGINARY)).any())
+
+    @property
     def imaginary_share(self) -> float:
-        """Share of modes that are imaginary; they have no γ and are left out of means."""
+        """Share of modes that are imaginary, and have no γ."""
         return float(self.weights @ self.imaginary.mean(axis=1))
 
     @property
@@ -93,11 +99,19 @@ class Gruneisen:
         return self._mode(int(np.nanargmax(self.parameters)))
 
     def mean(self, temperature: float) -> float:
-        """Return the mean of γ over real modes, weighted with their heat capacities; NaN at 0 K.
+        """Return the mean of γ over modes, weighted with their heat capacities; NaN at 0 K.
 
         Args:
             temperature: Temperature, K.
+
+        Raises:
+            StatisticsError: Modes are imaginary: what is left of the mean says nothing about expansion.
         """
+        if self.unstable:
+            raise StatisticsError(
+                f"{100 * self.imaginary_share:.2g} % of the modes are imaginary, the lowest at "
+                f"{self.frequencies.min():.3g} THz"
+            )
         if temperature <= 0:
             return float("nan")
         half = np.pi * HBAR * 1e-3 * np.where(self.counted, self.frequencies, 1.0) / (KB * temperature)
@@ -107,12 +121,17 @@ class Gruneisen:
         return float((weights * np.nan_to_num(self.parameters)).sum() / weights.sum())
 
     def as_json(self, temperatures: Sequence[float]) -> dict[str, Any]:
-        """Return plain data for JSON, with means at temperatures, K."""
-        means = [self.mean(temperature) for temperature in temperatures]
+        """Return plain data for JSON, with means at temperatures, K; `refused` says why there are none."""
+        refused, means = None, [math.nan] * len(temperatures)
+        try:
+            means = [self.mean(temperature) for temperature in temperatures]
+        except StatisticsError as error:
+            refused = str(error)
         return {
             "volumes_A3": [round(volume, _DIGITS) for volume in self.volumes],
             "temperatures_K": list(temperatures),
             "mean": [round(mean, _DIGITS) if np.isfinite(mean) else None for mean in means],
+            "refused": refused,
             "lowest": self.lowest.as_json(),
             "highest": self.highest.as_json(),
             "imaginary_share": self.imaginary_share,

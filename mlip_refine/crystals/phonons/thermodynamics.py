@@ -7,7 +7,7 @@ to 0.6 J/K/mol of entropy on a mesh of 8 × 8 × 8. Imaginary modes are left out
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,19 @@ class PhononProperties:
     entropy_J_K_mol: float  # noqa: N815 - the unit's own case
     heat_capacity_J_K_mol: float  # noqa: N815 - the unit's own case
     imaginary: float
+
+    def per_cell(self, share: float) -> "PhononProperties":
+        """Return the same of another cell: free energy, entropy and heat capacity times a share.
+
+        Args:
+            share: Atoms of that cell over the atoms of this one.
+        """
+        return replace(
+            self,
+            free_energy_kJ_mol=share * self.free_energy_kJ_mol,
+            entropy_J_K_mol=share * self.entropy_J_K_mol,
+            heat_capacity_J_K_mol=share * self.heat_capacity_J_K_mol,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, computed_field, model_validator
 
+from mlip_refine.crystals.symmetry import CrystalLattice
 from mlip_refine.quantities import Measured
 from mlip_refine.workflows.records import MeasuredField, Record, read_record
 
@@ -59,6 +60,9 @@ class ElasticPoint(Record):
         stability_GPa: Eigenvalues of B; the crystal is stable if all are above zero (Born).
         softest_eV_per_A2: Smallest curvature against internal displacements; `None` for one atom.
         asymmetry_GPa: Largest component that the symmetry forbids, before any projection.
+        given: Space group and lattice constants of the phase before relaxation; `None` in files of versions
+            that did not keep them.
+        lattice: The same of the crystal at rest.
     """
 
     name: str
@@ -81,6 +85,8 @@ class ElasticPoint(Record):
     stability_GPa: list[float]  # noqa: N815 - the unit's own case
     softest_eV_per_A2: float | None  # noqa: N815 - the unit's own case
     asymmetry_GPa: float  # noqa: N815 - the unit's own case
+    given: CrystalLattice | None = None
+    lattice: CrystalLattice | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property

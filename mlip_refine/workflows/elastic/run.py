@@ -11,6 +11,7 @@ from mlip_refine.config import Config
 from mlip_refine.crystals.elasticity import StaticElasticity, static_elasticity
 from mlip_refine.crystals.moduli import hill_average, reuss_average, voigt_average
 from mlip_refine.crystals.relaxation import Rest
+from mlip_refine.crystals.symmetry import crystal_lattice
 from mlip_refine.crystals.tensors import rotate, stability
 from mlip_refine.files import write_json
 from mlip_refine.potential import Potential
@@ -157,4 +158,6 @@ def _point(task: Task, found: StaticElasticity, standard: Atoms) -> ElasticPoint
         stability_GPa=(eigenvalues / GPA).tolist(),
         softest_eV_per_A2=found.softest,
         asymmetry_GPa=found.asymmetry / GPA,
+        given=crystal_lattice(task.atoms),
+        lattice=crystal_lattice(atoms),
     )

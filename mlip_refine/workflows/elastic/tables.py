@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.quantities import Measured
+from mlip_refine.report.crystals import lattice_in_words, other_phase
 from mlip_refine.report.tables import number
 from mlip_refine.workflows.elastic.records import ElasticResult, ThermalElasticPoint
 
@@ -34,7 +35,10 @@ def print_elastic(console: Console, result: ElasticResult) -> None:
         atoms = "1 atom" if point.n_atoms == 1 else f"{point.n_atoms} atoms"
         constants = ", ".join(f"{name} {value:.1f}" for name, value in point.independent_GPa.items())
         size = f"{atoms}{reduced}, {point.volume_A3_per_atom:.3f} Å³/atom"
-        heading = f"{point.name}: {point.space_group}, {size}\n{constants} GPa"
+        heading = f"{point.name}: {point.space_group}, {size}\n"
+        if point.lattice is not None:
+            heading += f"{lattice_in_words(point.lattice)}\n"
+        heading += f"{constants} GPa"
         table = _plain_table()
         for title in ("C, GPa", *AXES):
             table.add_column(title, justify="right")
@@ -60,6 +64,8 @@ def print_elastic(console: Console, result: ElasticResult) -> None:
     console.print(table)
     for point in result.points:
         notes = []
+        if point.given is not None and point.given.space_group != point.space_group:
+            notes.append(other_phase(point.given, point.space_group))
         if point.stability_GPa[0] <= 0:
             notes.append(f"unstable, a strain has the stiffness {point.stability_GPa[0]:.1f} GPa")
         softest = point.softest_eV_per_A2

@@ -26,6 +26,7 @@ from mlip_refine.crystals.phonons.quasi_harmonic import (
 )
 from mlip_refine.crystals.phonons.thermodynamics import phonon_properties
 from mlip_refine.crystals.phonons.third_order import third_order_constants
+from mlip_refine.crystals.symmetry import crystal_lattice
 from mlip_refine.data.phonons.spacegroups import reduced_formula
 from mlip_refine.errors import MlipRefineError, OutOfMemoryError
 from mlip_refine.files import written
@@ -68,12 +69,16 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
     if len(by_method) > 1:
         difference = float((by_method[1] - constants).abs().max() / constants.abs().max())
     phonon, reference = rested.phonopy(constants), None
+    given, lattice = (crystal_lattice(crystal.primitive) for crystal in (task.crystal, rested))
+    # A cell of the data, or one that relaxation made symmetric, may hold several primitive cells.
+    n_primitive = (lattice if calculation is None else given).n_primitive
+    share = n_primitive / len(rested.primitive)
     properties, on_mesh = phonon_properties(phonon, section.mesh, section.temperature)
     reference_properties, error = None, None
     if calculation is not None and calculation.force_constants is not None:
         reference = task.crystal.phonopy(calculation.force_constants)
         wanted, reference_mesh = phonon_properties(reference, section.mesh, section.temperature)
-        reference_properties, error = asdict(wanted), on_mesh.distance(reference_mesh)
+        reference_properties, error = asdict(wanted.per_cell(share)), on_mesh.distance(reference_mesh)
     if section.export:
         with written(store.path(task, ".phonopy.yaml")) as path, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # phonopy warns of a dataset without displacements
@@ -81,15 +86,14 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
     found, refused, lasting = further_properties(potential, task, store, rested, constants, phonon, reference)
     structures, modes = found.pop("bands", None), found.pop("gruneisen", None)
     errors = {} if structures is None else structures.get("errors", {})
-    primitive = rested.primitive
     point = PhononPoint(
         name=task.name,
         cell=task.cell,
-        formula=reduced_formula(primitive),
-        n_primitive=len(primitive),
+        formula=reduced_formula(rested.primitive),
+        n_primitive=n_primitive,
         n_atoms=len(rested.supercell),
         volume_A3_per_atom=_volume(rested),
-        properties=asdict(properties),
+        properties=asdict(properties.per_cell(share)),
         reference=reference_properties,
         frequency_error_THz=error,
         reference_volume_A3_per_atom=None if calculation is None else _volume(task.crystal),
@@ -98,6 +102,8 @@ def find_point(potential: Potential, task: Task, store: Store) -> PhononPoint:
         band_error_THz=errors.get("mean_THz"),
         gruneisen=None if modes is None else modes.as_json([section.temperature]),
         refused=refused,
+        given=given,
+        lattice=lattice,
         **found,
     )
     modes_json = None if modes is None else modes.modes_as_json()

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import torch
 
+from mlip_refine.crystals.symmetry import CrystalLattice
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.quantities import Measured
 from mlip_refine.statistics import Reduction, paired_reduction
@@ -53,7 +54,8 @@ class PhononPoint:
         name: Name of the material or phase.
         cell: `reference`, or `relaxed`: at rest by the model.
         formula: Reduced formula.
-        n_primitive: Atoms of the primitive cell.
+        n_primitive: Atoms of the primitive cell, which entropies and the like are of; beside a reference that
+            of the reference.
         n_atoms: Atoms of the supercell.
         volume_A3_per_atom: Volume of this cell.
         properties: Properties by the potential, per primitive cell: the fields of `PhononProperties`.
@@ -69,6 +71,8 @@ class PhononPoint:
         material: Material of the crystal, by the data: one material may have several; None for a phase.
         method_difference: Largest difference between force constants by both methods, over the largest; None
             when there is one method.
+        given: Space group and lattice constants before relaxation; None in files of versions without it.
+        lattice: The same of the crystal whose phonons these are.
     """
 
     name: str
@@ -88,6 +92,8 @@ class PhononPoint:
     quasi_harmonic: Mapping[str, Any] | None = None
     conductivity: Mapping[str, Any] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    given: CrystalLattice | None = None
+    lattice: CrystalLattice | None = None
 
     def error(self, quantity: Quantity) -> float:
         """Return the absolute error of a quantity; NaN without a reference."""

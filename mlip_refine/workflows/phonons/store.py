@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mlip_refine.config import Phonons
 from mlip_refine.files import write_json
 from mlip_refine.workflows.phonons.records import PhononPoint, file_of_crystal
 from mlip_refine.workflows.phonons.tasks import Task
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files; raised when the result for the same crystal changes."""
 
 _CHOICE = {"phases", "supercell", "data", "split", "lowest_frequency", "materials", "cell"}
@@ -43,7 +44,7 @@ class Store:
         try:
             data = json.loads(self.path(task, ".json").read_text(encoding="utf-8"))
             known = data["key"] == self._key(task) and data.get("lasting", True)
-            return PhononPoint(**data["point"]) if known else None
+            return TypeAdapter(PhononPoint).validate_python(data["point"]) if known else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlip_refine.report.crystals import lattice_in_words, other_phase
 from mlip_refine.workflows.phonons.records import (
     QUANTITIES,
     PhononPoint,
@@ -27,6 +28,7 @@ def print_phonons(console: Console, result: PhononResult) -> None:
     table = _table()
     table.add_column("crystal", overflow="fold")
     table.add_column("cell")
+    table.add_column("atoms", justify="right")
     for quantity in QUANTITIES:
         table.add_column(f"{quantity.symbol}\n{quantity.unit}", justify="right")
     table.add_column("error of ω\nTHz", justify="right")
@@ -41,6 +43,7 @@ def print_phonons(console: Console, result: PhononResult) -> None:
         table.add_row(
             escape(f"{point.name} {point.formula}"),
             point.cell,
+            str(point.n_primitive),
             *values,
             "-" if error is None else f"{error:.2f}",
             f"{100 * point.properties['imaginary']:.2g}",
@@ -53,7 +56,8 @@ def print_phonons(console: Console, result: PhononResult) -> None:
     lines += [f"left out {name}: {reason}" for name, reason in result.left_out.items()]
     mesh = " x ".join(map(str, result.mesh))
     lines.append(
-        f"per primitive cell; {result.temperature_K:g} K, mesh {mesh}; in parentheses: minus the reference"
+        f"S, F and C_V at {result.temperature_K:g} K per mole of primitive cells, mesh {mesh}; "
+        "atoms: of a primitive cell; in parentheses: minus the reference"
     )
     for line in (*lines, f"results  {result.folder}"):
         console.print(line, markup=False, soft_wrap=True)
@@ -93,18 +97,26 @@ def _errors_table(result: PhononResult, cell: str) -> Table:
 
 
 def _notes(point: PhononPoint) -> Iterator[str]:
-    """Yield lines about force constants, Grüneisen parameters, expansion and conductivity."""
+    """Yield lines about the crystal, force constants, Grüneisen parameters, expansion and conductivity."""
     name = f"{point.name} ({point.cell})"
+    if point.lattice is not None:
+        yield f"{name}: {point.lattice.space_group}, {lattice_in_words(point.lattice)}"
+    if point.given and point.lattice and point.given.space_group != point.lattice.space_group:
+        yield f"note, {name}: {other_phase(point.given, point.lattice.space_group)}"
     if point.method_difference is not None:
         yield (
             f"note, {name}: force constants by both methods agree to {point.method_difference:.1e} of the "
             "largest"
         )
     parameters = point.gruneisen or {}
-    for kelvin, mean in zip(*(parameters.get(key, []) for key in ("temperatures_K", "mean")), strict=True):
+    if parameters:
         lowest, highest = (parameters[key]["parameter"] for key in ("lowest", "highest"))
-        of_modes = f"{lowest:.2f} to {highest:.2f}"
-        yield f"{name}: mean Grüneisen parameter {mean:.2f} at {kelvin:g} K, of modes {of_modes}"
+        of_modes = f"Grüneisen parameters of modes {lowest:.2f} to {highest:.2f}"
+        means = zip(parameters["temperatures_K"], parameters["mean"], strict=True)
+        known = [f"{mean:.2f} at {kelvin:g} K" for kelvin, mean in means if mean is not None]
+        yield f"{name}: {of_modes}" + "".join(f", mean {mean}" for mean in known)
+        if parameters.get("refused"):
+            yield f"note, {name}: no mean Grüneisen parameter: {parameters['refused']}"
     expansion = point.quasi_harmonic or {}
     for kelvin, volume, alpha in zip(
         *(expansion.get(key, []) for key in ("temperatures_K", "volume_A3_per_atom", "expansion_per_K")),

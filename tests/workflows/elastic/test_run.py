@@ -31,6 +31,7 @@ def _data(folder: Path, **elastic: Any) -> dict[str, Any]:
             "held": hcp | {"cell_freedom": "fixed"},
             "turned": {"file": str(folder / "turned.vasp"), "supercell": [1, 2, 1]},
             "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 2.8},
+            "sheared": {"file": str(folder / "sheared.vasp")},
         },
         "elastic": elastic,
         "output": {"folder": str(folder / "runs")},
@@ -54,11 +55,16 @@ def _write_turned(path: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> ElasticResult:
     folder = tmp_path_factory.mktemp("elastic")
     _write_turned(folder / "turned.vasp")
+    sheared = bulk("Ti", "fcc", a=4.1)
+    shear = np.eye(3) + 0.03 * (np.ones((3, 3)) - np.eye(3))
+    sheared.set_cell(sheared.cell.array @ shear, scale_atoms=True)
+    ase.io.write(folder / "sheared.vasp", sheared, format="vasp")
     return mlip_refine.elastic(_config(folder, pressure=["0 GPa", "5 GPa"]))
 
 
 def test_every_phase_at_every_pressure_and_a_fixed_cell_as_it_is(found: ElasticResult) -> None:
     names = ["hcp-0GPa", "hcp-5GPa", "held", "turned-0GPa", "turned-5GPa", "bcc-0GPa", "bcc-5GPa"]
+    names += ["sheared-0GPa", "sheared-5GPa"]
     assert [point.name for point in found.points] == names
     np.testing.assert_allclose(found["hcp-5GPa"].stress_GPa, -5.0 * np.eye(3), atol=1e-8)
     held = found["held"]
@@ -128,6 +134,19 @@ def test_the_tables_show_the_tensor_the_moduli_and_what_is_wrong(found: ElasticR
     assert "bcc-0GPa: Im-3m, 1 atom (of 16 given)" in shown
     assert "note, bcc-0GPa: unstable, a strain has the stiffness" in shown
     assert "note, hcp" not in shown
+    note = "note, sheared-0GPa: relaxation changed the space group from R-3m to Fm-3m"
+    assert note in " ".join(shown.split())
+    given, rest = found["sheared-0GPa"].given, found["sheared-0GPa"].lattice
+    assert (given.space_group, rest.space_group) == ("R-3m", "Fm-3m")
+    a = rest.conventional_A_deg[0]
+    volume = 4 * found["sheared-0GPa"].volume_A3_per_atom
+    assert a**3 == pytest.approx(volume)
+    assert rest.primitive_A_deg == pytest.approx([a / 2**0.5] * 3 + [60.0] * 3)
+    words = f"conventional cell a {a:.4f} Å; primitive cell a {a / 2**0.5:.4f} Å, α 60°"
+    assert words in " ".join(shown.split())
+    hcp = found["hcp-0GPa"].lattice.primitive_A_deg
+    words = f"conventional and primitive cell a {hcp[0]:.4f}, c {hcp[2]:.4f} Å, γ 120°"
+    assert words in " ".join(shown.split())
     assert "…" not in shown
 
 

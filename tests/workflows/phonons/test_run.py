@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 import mlip_refine
-from mlip_refine import cli
+from mlip_refine import cli, testing
 from mlip_refine.config import Config, Phonons, config_from_dict
 from mlip_refine.config.sections.phonons import QuasiHarmonic
 from mlip_refine.crystals.phonons.conductivity import INTERACTION
@@ -26,7 +27,7 @@ from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.errors import InputError, MlipRefineError
 from mlip_refine.potential import Potential
 from mlip_refine.workflows.phonons import run as workflow
-from mlip_refine.workflows.phonons.point import expansion, gruneisen_parameters
+from mlip_refine.workflows.phonons.point import expansion, find_point, gruneisen_parameters
 from mlip_refine.workflows.phonons.records import PhononPoint, PhononResult, read_phonons_json
 from mlip_refine.workflows.phonons.store import Store
 from mlip_refine.workflows.phonons.tables import print_phonons
@@ -108,6 +109,30 @@ def test_a_model_reproduces_its_own_calculations(compared: PhononResult) -> None
         assert point.frequency_error_THz < 1e-3
         assert point.volume_A3_per_atom == point.reference_volume_A3_per_atom
         assert abs(point.properties["entropy_J_K_mol"] - point.reference["entropy_J_K_mol"]) < 0.01
+
+
+def test_a_folded_cell_has_the_entropy_of_its_primitive_cell(
+    tmp_path: Path, phonons_of: Callable[..., Any], springs: Callable[..., Any]
+) -> None:
+    """Data whose primitive cell holds four of the crystal: their own entropies count likewise."""
+    unit, shells = bulk("Ar", "fcc", a=4.0, cubic=True), {3.0: 2.5}
+    potential = springs(unit, {3.0: (2.5, 4.0 / 2**0.5)})
+    folded, smallest = (
+        phonons_of(unit, (2, 2, 2), lambda atoms: testing.bond_springs(atoms, shells), primitive=primitive)
+        for primitive in (np.eye(3), "auto")
+    )
+    store = Store(tmp_path, "", Phonons(mesh=(5, 5, 5)))
+    (tmp_path / "crystals").mkdir()
+    points = [
+        find_point(potential, Task("Ar", "reference", HarmonicCrystal.of_reference(one), None, one), store)
+        for one in (folded, smallest)
+    ]
+    assert [point.n_primitive for point in points] == [1, 1]
+    for key in ("entropy_J_K_mol", "free_energy_kJ_mol", "heat_capacity_J_K_mol"):
+        # The folded mesh is finer.
+        assert points[0].properties[key] == pytest.approx(points[1].properties[key], rel=0.05)
+        assert points[0].properties[key] == pytest.approx(points[0].reference[key], rel=1e-6)
+    assert points[0].properties["max_THz"] == pytest.approx(points[1].properties["max_THz"], rel=0.01)
 
 
 def test_relaxed_cells_have_phonons_of_one_crystal(compared: PhononResult) -> None:
