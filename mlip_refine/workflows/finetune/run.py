@@ -31,7 +31,7 @@ from mlip_refine.workflows.finetune.evaluation import (
     transition,
 )
 from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Transition, read_log
-from mlip_refine.workflows.finetune.summary import courses, deviations, held_out_record, phase_record
+from mlip_refine.workflows.finetune.summary import courses, deviations, held_out_record, hints, phase_record
 from mlip_refine.workflows.finetune.targets import measured_afresh
 from mlip_refine.workflows.free_energy.differences import (
     FreeEnergySettings,
@@ -208,6 +208,7 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     errors_after = held_out_errors(potential, held_out) if held_out else None
     delivered = {loss.name: x.measure(potential) for loss in prepared.losses if (x := loss.validation)}
     updates = read_log(run.folder)
+    measured = courses(updates, prepared.losses, delivered, afresh)
     summary = Summary(
         name=prepared.name,
         model_hash=potential.hash,
@@ -222,9 +223,9 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         ),
         phases=tuple(phase_record(source, change) for source, change in changes.items()),
         replay=HeldOutChange(before=held_out_record(errors_before), after=held_out_record(errors_after)),
-        measured=courses(updates, prepared.losses, delivered, afresh),
+        measured=measured,
         deviations=deviations(updates, prepared.losses, afresh),
-        notes=tuple(unmeasured),
+        notes=(*unmeasured, *hints(prepared.losses, measured)),
         packages=packages(),
         energy_shift_eV=shift,
         wall_time_s=trainer.earlier + time.monotonic() - started,

@@ -4,10 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mlip_refine.losses import EnsembleSource, Loss
+from mlip_refine.losses.ensemble.observable import ObservableLoss
+from mlip_refine.losses.ensemble.observable_options import DensityOptions, LatticeOptions, VolumeOptions
 from mlip_refine.quantities import Measured
 from mlip_refine.training.replay import HeldOutErrors
 from mlip_refine.workflows.finetune.evaluation import PhaseChange
 from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRecord, PhaseRecord, Update
+
+_CELLS = (LatticeOptions, DensityOptions, VolumeOptions)
+"""Options of losses on the mean cell of a phase."""
 
 
 def courses(
@@ -72,6 +77,29 @@ def deviations(
             after = [t.deviation(measured[n]).value for n, t in loss.targets.items() if n in measured]
             rms = math.hypot(*after) / math.sqrt(len(after)) if after else None
             found[loss.name] = Deviation(first_sigma=first, last_sigma=last, after_sigma=rms)
+    return found
+
+
+def hints(losses: Sequence[Loss], measured: Mapping[str, Mapping[str, Course]]) -> list[str]:
+    """Return what would do better where the cell of a phase has hardly moved towards its target.
+
+    The gradient of a mean cell is a covariance of the cell and the energy, whose noise hides it in soft or
+    small cells; the stress in the cell of the target is a plain mean.
+
+    Args:
+        losses: Losses of the run.
+        measured: What they measured, by loss and quantity.
+    """
+    found = []
+    for loss in losses:
+        if isinstance(loss, ObservableLoss) and isinstance(loss.options, _CELLS):
+            far = [c.deviations for c in measured.get(loss.name, {}).values() if c.deviations]
+            if any(abs(end) > max(1.0, 0.5 * abs(first)) for first, end in far):
+                found.append(
+                    f"{loss.name}: the cell has moved by less than half of its way. A loss of type stress, with "
+                    "the target as its lattice and no stress as its target, needs fewer frames: see "
+                    "mlip-refine guide losses"
+                )
     return found
 
 

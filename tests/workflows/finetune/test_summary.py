@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from ase.build import bulk
 
+from mlip_refine import testing
 from mlip_refine.quantities import Measured, Target
 from mlip_refine.workflows.finetune.records import Course, Update
-from mlip_refine.workflows.finetune.summary import courses, deviations
+from mlip_refine.workflows.finetune.summary import courses, deviations, hints
 
 LOSSES = [
     SimpleNamespace(name="lattice", targets={"a": Target(2.95, 0.01, "Å")}),
@@ -63,6 +65,21 @@ def test_noise_is_no_success(value, se, met):
     """The target is 129(3): it is met by a value within both errors, whose own error is no larger."""
     course = Course(after=Measured(value, se, "GPa"), target=Measured(129.0, 3.0, "GPa"))
     assert course.met is met
+
+
+@pytest.mark.parametrize(
+    ("end", "hint"), [(2.905, True), (2.93, False), (2.948, False), (2.99, True), (2.98, False)]
+)
+def test_a_cell_that_hardly_moves_is_better_matched_by_its_stress(end, hint):
+    """From 2.90 Å towards 2.950(10): less than half of the way, or as far beyond, and not within the error."""
+    node = {"type": "lattice", "phase": "fcc", "temperature": 300, "target": 2.95, "uncertainty": 0.01}
+    loss = testing.loss_of(node, bulk("Al", "fcc", a=2.9, cubic=True))
+    first, after, target = (Measured(*found, "Å") for found in ((2.9, 0.02), (end, 0.002), (2.95, 0.01)))
+    course = Course(first=first, last=first, target=target, after=after)
+    found = hints([loss], {loss.name: {"a": course}})
+    assert [text.startswith("lattice: the cell has moved by less than half") for text in found] == [
+        True
+    ] * hint
 
 
 def test_deviations_are_of_losses_with_targets():
