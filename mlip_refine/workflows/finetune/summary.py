@@ -96,8 +96,8 @@ def hints(losses: Sequence[Loss], measured: Mapping[str, Mapping[str, Course]]) 
             far = [c.deviations for c in measured.get(loss.name, {}).values() if c.deviations]
             if any(abs(end) > max(1.0, 0.5 * abs(first)) for first, end in far):
                 found.append(
-                    f"{loss.name}: the cell has moved by less than half of its way. A loss of type stress, with "
-                    "the target as its lattice and no stress as its target, needs fewer frames: see "
+                    f"{loss.name}: the cell has moved by less than half of its way. A loss of type stress, "
+                    "with the target as its lattice and no stress as its target, needs fewer frames: see "
                     "mlip-refine guide losses"
                 )
     return found

@@ -68,18 +68,17 @@ def test_noise_is_no_success(value, se, met):
 
 
 @pytest.mark.parametrize(
-    ("end", "hint"), [(2.905, True), (2.93, False), (2.948, False), (2.99, True), (2.98, False)]
+    ("end", "hint"), [(2.905, True), (2.93, False), (2.948, False), (2.99, True), (2.97, False)]
 )
 def test_a_cell_that_hardly_moves_is_better_matched_by_its_stress(end, hint):
-    """From 2.90 Å towards 2.950(10): less than half of the way, or as far beyond, and not within the error."""
+    """From 2.90 Å towards 2.950(10): less than half of the way, or as far beyond."""
     node = {"type": "lattice", "phase": "fcc", "temperature": 300, "target": 2.95, "uncertainty": 0.01}
     loss = testing.loss_of(node, bulk("Al", "fcc", a=2.9, cubic=True))
     first, after, target = (Measured(*found, "Å") for found in ((2.9, 0.02), (end, 0.002), (2.95, 0.01)))
     course = Course(first=first, last=first, target=target, after=after)
     found = hints([loss], {loss.name: {"a": course}})
-    assert [text.startswith("lattice: the cell has moved by less than half") for text in found] == [
-        True
-    ] * hint
+    assert len(found) == hint
+    assert all("lattice: the cell has moved by less than half of its way" in text for text in found)
 
 
 def test_deviations_are_of_losses_with_targets():
