@@ -1,4 +1,4 @@
-"""Writing files so that they appear whole or not at all."""
+"""Paths as people write them, and files that appear whole or not at all."""
 
 import json
 import os
@@ -6,6 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from mlip_refine.errors import InputError
+
+_LONGEST = 255
+"""Bytes of the longest name that file systems have."""
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path that somebody wrote, with `~` replaced by the home folder.
+
+    Raises:
+        InputError: There is no such home folder, or no file system has such a name.
+    """
+    try:
+        found = Path(path).expanduser()
+        longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
+    except (RuntimeError, UnicodeEncodeError) as error:
+        raise InputError("no such path", where=ascii(str(path)), found=str(error)) from error
+    if longest > _LONGEST:
+        raise InputError(
+            "no such path: a name in it is too long",
+            where=f"{str(path)[:60]}...",
+            found=f"{longest} bytes",
+            expected=f"at most {_LONGEST}",
+        )
+    return found
 
 
 @contextmanager

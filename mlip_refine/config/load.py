@@ -13,6 +13,7 @@ from mlip_refine.config.yaml.diagnostics import combine, explain, keys_by_sectio
 from mlip_refine.config.yaml.reader import Tree, apply_overrides, parse_overrides, read_tree
 from mlip_refine.config.yaml.source_map import COMMON_LOSS_KEYS, LocatedNode, Places
 from mlip_refine.errors import InputError
+from mlip_refine.files import user_path
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -107,7 +108,7 @@ def _validate(tree: Tree, label: str, base: Path) -> Config:
     if given is None:
         data["base"] = folder
     elif isinstance(given, str) and given:
-        data["base"] = str(folder / Path(given).expanduser())
+        data["base"] = str(folder / user_path(given))
     if isinstance(losses, list | tuple):
         data["losses"] = [
             LocatedNode(loss, tree.places.below(("losses", k)), f"losses[{k}]")

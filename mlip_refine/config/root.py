@@ -15,6 +15,7 @@ from mlip_refine.config.sections.sampling import FreeEnergy, Sampling
 from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
 from mlip_refine.config.units import problem
 from mlip_refine.config.yaml.source_map import LocatedNode, Places, loss_head_schema
+from mlip_refine.files import user_path
 
 
 def _device(value: object) -> object:
@@ -27,7 +28,7 @@ def _device(value: object) -> object:
 
 def _base(value: object) -> object:
     if isinstance(value, str | Path) and str(value):
-        return Path(value).expanduser().absolute()
+        return user_path(value).absolute()
     raise problem("a folder")
 
 
@@ -113,11 +114,11 @@ class Config(Section):
     @property
     def run_folder(self) -> Path:
         """Where the run writes: ``output.folder/name``, from the current folder if relative."""
-        return Path(self.output.folder).expanduser().absolute() / self.name
+        return user_path(self.output.folder).absolute() / self.name
 
     def resolve(self, path: str | Path) -> Path:
         """Return an input path as absolute, relative ones from the folder of the config file."""
-        return (self.base / Path(path).expanduser()).absolute()
+        return (self.base / user_path(path)).absolute()
 
     def where(self, *address: str | int) -> str | None:
         """Return ``file:line`` of a value, such as ``where("potential", "head")``; None in code."""

@@ -40,11 +40,13 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 """A whole number, or none."""
 
-_SAFE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SAFE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def safe_word(value: object) -> object:
     """Let only names through that are safe as file names."""
     if isinstance(value, str) and not _SAFE_WORD.fullmatch(value):
-        raise problem("a word of letters, digits, '.', '_' and '-' that starts with a letter or digit")
+        raise problem(
+            "a word of at most 100 letters, digits, '.', '_' and '-' that starts with a letter or digit"
+        )
     return value

@@ -28,6 +28,7 @@ from scipy.spatial import cKDTree
 
 from mlip_refine.data.hdf5 import refuse_outside_data
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import user_path
 from mlip_refine.progress import console
 
 _MIN_VOLUME = 1e-3
@@ -284,7 +285,7 @@ Files with another suffix are read as extended XYZ.
 
 def _read_atoms(path: Path) -> Iterator[Atoms]:
     """Yield the frames of a file, in the format that its suffix names."""
-    suffixes = f"{', '.join(FORMATS)}; extended XYZ also with .gz"
+    suffixes, path = f"{', '.join(FORMATS)}; extended XYZ also with .gz", user_path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else None
         raise InputError(
@@ -523,9 +524,12 @@ def _label(
             fix=f"Did you mean {quantity}_key: {word}? With {quantity}_key: null, none is read.",
         )
     try:
-        return np.asarray(present[key], dtype=np.float64)
+        value, numbers = np.asarray(present[key]), np.asarray(present[key], dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{quantity} {key!r} is not a number", where=where, found=present[key]) from error
+    if value.dtype.kind == "b":  # T, F, or a key without a value
+        raise InputError(f"{quantity} {key!r} is not a number", where=where, found=value.tolist())
+    return numbers
 
 
 def _check_finite(value: np.ndarray, label: str, where: str) -> None:

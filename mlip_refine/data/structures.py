@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from mlip_refine.config.sections.phases import ATOMS_PER_CELL, IDEAL_C_OVER_A, Prototype
 from mlip_refine.config.units import LENGTH
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import user_path
 
 _LARGEST = 10
 
@@ -124,6 +125,7 @@ def load_structure(
         InputError: The file is missing or cannot be read, the structure is not periodic in three dimensions,
             or the supercell is not three positive numbers.
     """
+    path = user_path(path)
     if not path.is_file():
         raise InputError("no such structure file", where=str(path))
     repeats = tuple(int(n) for n in supercell)

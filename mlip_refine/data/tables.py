@@ -31,6 +31,7 @@ from pydantic_core import PydanticCustomError
 
 from mlip_refine.config.units import PRESSURE, TEMPERATURE
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import user_path
 from mlip_refine.quantities import Target
 
 _KEYS = ("title", "conditions", "source", "licence", "note")
@@ -226,7 +227,7 @@ def read_table(path: str | Path) -> Table:
     Raises:
         InputError: The file is missing, or a line is not what it should be; with the line and the column.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     known = tables_of_package()
     if str(path) in known and not path.is_file():
         path = known[str(path)]

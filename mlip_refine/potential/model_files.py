@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import user_path
 
 EMBEDDED = ("titanium-compact",)
 """Checkpoints that come with the package."""
@@ -34,7 +35,7 @@ def resolve_model(name_or_path: str, base: Path) -> Path:
     name = name_or_path
     if name in EMBEDDED:
         return Path(str(files("mlip_refine").joinpath("assets", f"{name}.model")))
-    path = base / Path(name).expanduser()
+    path = base / user_path(name)
     if path.exists():
         return path
     urls = foundation_urls()

@@ -145,7 +145,8 @@ def require_interacting(potential: Potential, atoms: Atoms, where: str | None) -
             another.
     """
     potential.graphs.species(atoms.numbers)
-    cutoff = potential.graphs.cutoff
+    # An ideal gas has a short cutoff because nothing interacts.
+    cutoff = max(potential.graphs.cutoff, 4.0)
     if not len(neighbour_list("i", atoms, cutoff)):
         raise _no_crystal(atoms, where, f"no neighbour within {cutoff:g} Å, the cutoff of the model")
 

@@ -18,7 +18,10 @@ from mlip_refine.quantities import Measured, error_of
 
 def _from_json(data: object) -> object:
     if isinstance(data, Mapping) and {"value", "se", "unit"} == set(data):
-        return Measured(float(data["value"]), error_of(data["se"]), str(data["unit"]))
+        try:
+            return Measured(float(data["value"]), error_of(data["se"]), str(data["unit"]))
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{data} is no measured number") from error
     return data
 
 
@@ -110,7 +113,7 @@ def read_record[R: Record](path: Path, model: type[R], what: str) -> R:
     expected = model.model_fields["format"].default
     try:
         data = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"this is no {what}", where=str(path), found=str(error)) from error
     found = data.get("format") if isinstance(data, Mapping) else None
     if found != expected:
@@ -139,6 +142,5 @@ def validated[R](model: type[R], data: object, where: str, what: str) -> R:
             raise InputError(f"the {what} lacks a key", where=where, expected=f"key {key!r}") from error
         if not key:
             raise InputError(f"this is no {what}", where=where, found=first["msg"]) from error
-        raise InputError(
-            f"the {what} has a wrong value", where=where, found=f"{key}: {first['msg']}"
-        ) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"the {what} has a wrong value", where=where, found=f"{key}: {message}") from error

@@ -139,6 +139,17 @@ BAD = {
     "nan stress": (_text(LABELS.replace("0.03", "nan")), "stress 'REF_stress' is not finite"),
     "inf position": (_text(atoms=NAN_POSITION), "positions of atom 1 are not finite"),
     "text energy": (_text(LABELS.replace("-15.5", "low")), "is not a number; found low"),
+    "truth as energy": (
+        _text(LABELS.replace("-15.5", "T")),
+        "energy 'REF_energy' is not a number; found True",
+    ),
+    "truth as stress": (_text(LABELS.replace(NINE, "T " * 9)), "stress 'REF_stress' is not a number"),
+    "truth as forces": (
+        _text(
+            properties=PROPERTIES.replace("forces:R", "forces:L"), atoms=("Ti 0 0 0 T T F", "Ti 1 1 1 F T T")
+        ),
+        "forces 'REF_forces' is not a number",
+    ),
     "energy vector": (
         _text(LABELS.replace("-15.5", '"1 2"')),
         r"wrong shape; found shape \[2\], expected one number",

@@ -17,6 +17,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from mlip_refine.config.yaml.source_map import Address, Places, dotted
 from mlip_refine.errors import InputError
+from mlip_refine.files import user_path
 
 _TAG = "tag:yaml.org,2002:"
 _CONSTRUCTED = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
@@ -56,7 +57,7 @@ def read_tree(path: Path) -> Tree:
     Raises:
         InputError: The file cannot be read or is no YAML.
     """
-    label = str(path)
+    label, path = str(path), user_path(path)
     if path.is_dir():
         raise InputError("a folder is no config", where=label, expected="a YAML file")
     if not path.exists():

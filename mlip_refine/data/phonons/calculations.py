@@ -32,6 +32,7 @@ from mlip_refine.data.phonons import files as layout
 from mlip_refine.data.phonons.formats import READERS, Calculation, PartReader, WholeReader, reader_of
 from mlip_refine.data.structures import poscar_elements
 from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.files import user_path
 
 _NOT_CALCULATORS = ("phonopy_yaml",)
 """Formats of phonopy's that are read with its unsafe YAML loader."""
@@ -86,6 +87,7 @@ def read_calculations(path: Path, files: PhononFiles) -> list[Calculation]:
     Raises:
         InputError: Something is missing, damaged, or not of the format that its name says.
     """
+    path = user_path(path)
     if not path.exists():
         raise InputError("no such file or folder", where=str(path), expected="a phonon calculation")
     with parsing(path), unpacked(path) as source:

@@ -14,6 +14,7 @@ from mlip_refine.data.phonons.reader import PhononSettings, calculation_name, re
 from mlip_refine.data.phonons.reference import PhononMetadata, PhononReference
 from mlip_refine.data.phonons.splits import KAPPA, PARTS, SplitRule, in_kappa103, split_phonons
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import user_path
 from mlip_refine.progress import console, progress
 
 INDEX = "index.csv"
@@ -81,7 +82,7 @@ def read_phonon_set(
         InputError: Calculations are refused, with all their names; two have one name; the index is not one;
             or nothing is left.
     """
-    path = Path(path)
+    path = user_path(path)
     given = metadata or {}
     chosen = settings or PhononSettings()
     _check_part(split)
@@ -253,7 +254,7 @@ def _of_index(index: Path, lowest_frequency: float | None) -> list[_Entry]:
                 continue
         if not row["file"]:
             raise InputError("a row without a file", where=where)
-        path = index.parent / row["file"]
+        path = index.parent / user_path(row["file"])
         said = row.get(splitting, "").lower()
         split = _SPELLINGS.get(said, said) or None
         _check_part(split, where)

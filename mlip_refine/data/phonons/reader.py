@@ -36,6 +36,7 @@ from mlip_refine.data.phonons.spacegroups import (
 )
 from mlip_refine.data.structures import check_atoms
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import user_path
 
 _NOTICEABLE = 1e-3
 """Residual forces above this, eV/Å, are subtracted before force constants are fitted, too."""
@@ -106,7 +107,7 @@ def read_phonon_orders(
         One reference, or two when phono3py's third-order displacements were made in a supercell of their
         own: its name ends with `-fc3`, its material is the same.
     """
-    path = Path(path)
+    path = user_path(path)
     chosen = settings or PhononSettings()
     known = [f.name for f in fields(PhononMetadata) if f.name not in {"checks", "notes"}]
     for key in metadata or {}:

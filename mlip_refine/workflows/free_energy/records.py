@@ -3,16 +3,35 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from mlip_refine.errors import InputError
+from mlip_refine.quantities import Measured
 from mlip_refine.workflows.records import MeasuredField, Record, validated, write_record
 
 FORMAT: Final = "mlip_refine free energies 2"
 FORMAT_1 = "mlip_refine free energies 1"
 CONVENTION = "G = F + PV of the whole cell, centre of mass in V/N (Freitas, Asta and de Koning 2016)"
+
+
+def _energy(measured: Measured) -> Measured:
+    """Let free energies through that are numbers with an error, in meV/atom."""
+    if not (abs(measured.value) < _LARGEST and 0 <= measured.se < _LARGEST and measured.unit == "meV/atom"):
+        raise ValueError(
+            f"{measured.value:g} ± {measured.se:g} {measured.unit} is no free energy in meV/atom"
+        )
+    return measured
+
+
+_LARGEST = 1e12
+"""Size that no free energy has, meV/atom."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Vector = Annotated[list[Finite], Field(min_length=3, max_length=3)]
+EnergyField = Annotated[MeasuredField, AfterValidator(_energy)]
+"""A free energy with its error, meV/atom."""
 
 
 class PhaseFreeEnergy(Record):
@@ -28,11 +47,17 @@ class PhaseFreeEnergy(Record):
     """
 
     phase: str
-    numbers: list[int]
-    scaled_positions: list[list[float]]
-    cell: list[list[float]]
-    gibbs: MeasuredField
-    overlap: float
+    numbers: list[Annotated[int, Field(ge=1, le=118)]] = Field(min_length=1)
+    scaled_positions: list[Vector]
+    cell: Annotated[list[Vector], Field(min_length=3, max_length=3)]
+    gibbs: EnergyField
+    overlap: Finite
+
+    @model_validator(mode="after")
+    def _a_site_for_every_atom(self) -> Self:
+        if len(self.scaled_positions) != len(self.numbers):
+            raise ValueError(f"{len(self.scaled_positions)} sites of {len(self.numbers)} atoms")
+        return self
 
 
 class FreeEnergyResult(Record):
@@ -56,13 +81,13 @@ class FreeEnergyResult(Record):
     format: Literal["mlip_refine free energies 2"] = FORMAT
     model_hash: str
     head: str
-    temperature_K: float  # noqa: N815 - the unit's own case
-    pressure_GPa: float  # noqa: N815 - the unit's own case
-    n_atoms: int
-    delta_g: MeasuredField
+    temperature_K: Annotated[Finite, Field(gt=0)]  # noqa: N815 - the unit's own case
+    pressure_GPa: Finite  # noqa: N815 - the unit's own case
+    n_atoms: int = Field(ge=1)
+    delta_g: EnergyField
     from_: PhaseFreeEnergy = Field(alias="from")
     to: PhaseFreeEnergy
-    timestep_fs: float
+    timestep_fs: Annotated[Finite, Field(gt=0)]
     settings: dict[str, Any]
     convention: str = CONVENTION
 
@@ -79,7 +104,7 @@ class FreeEnergyResult(Record):
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             problem = "the free-energy file cannot be read"
             raise InputError(problem, where=str(path), found=str(error)) from error
         known = data.get("format") if isinstance(data, dict) else None

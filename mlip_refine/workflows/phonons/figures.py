@@ -125,7 +125,7 @@ def draw_bands(
             axes.set_ylim(bottom=0.0)
     panels[0].legend(**_ABOVE, ncols=len(bands))
     if title:
-        figure.suptitle(title, fontsize="medium")
+        figure.suptitle(title, fontsize="medium", parse_math=False)  # a material may be called $x
     return save_figure(figure, path)
 
 

@@ -108,6 +108,51 @@ def test_a_result_comes_back_as_it_was(setting: SimpleNamespace, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("delta_g", "se"), NAN, "delta_g: -8.91 ± nan meV/atom is no free energy"),
+        (("delta_g", "se"), None, "delta_g: -8.91 ± nan meV/atom is no free energy"),
+        (("delta_g", "se"), -1.0, "delta_g: .* is no free energy"),
+        (("delta_g", "value"), 1e300, "delta_g: .* is no free energy"),
+        (("delta_g", "value"), [1.0], "delta_g: .* is no measured number"),
+        (("delta_g", "unit"), "K", "delta_g: -8.91 ± 0.23 K is no free energy in meV/atom"),
+        (("from", "gibbs", "value"), NAN, "from.gibbs: nan"),
+        (
+            ("from", "scaled_positions"),
+            [[0, 0], [0.5, 0.5, 0.5]],
+            "from.scaled_positions.0: List should have",
+        ),
+        (("from", "scaled_positions", 0, 0), NAN, "from.scaled_positions.0.0: Input should be a finite"),
+        (("from", "scaled_positions"), [[0, 0, 0]], "from: 1 sites of"),
+        (("to", "cell", 1), [0, 3], "to.cell.1: List should have"),
+        (("to", "numbers", 0), -5, "to.numbers.0: "),
+        (("temperature_K",), NAN, "temperature_K: Input should be a finite"),
+        (("temperature_K",), -300.0, "temperature_K: "),
+        (("timestep_fs",), 0.0, "timestep_fs: "),
+        (("n_atoms",), -1, "n_atoms: "),
+    ],
+)
+def test_a_result_with_numbers_that_cannot_be_is_refused(setting, tmp_path, place, value, message) -> None:
+    data = setting.result.as_json()
+    inner = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "result.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f"the free-energy file has a wrong value; found {message}"):
+        FreeEnergyResult.read(tmp_path / "result.json")
+
+
+def test_a_nested_result_is_refused(tmp_path) -> None:
+    (tmp_path / "result.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(InputError, match="the free-energy file cannot be read; found maximum recursion"):
+        FreeEnergyResult.read(tmp_path / "result.json")
+
+
 def test_a_file_of_the_first_format_is_read(setting: SimpleNamespace, tmp_path: Path) -> None:
     """It has units in the names of ΔG and G, and their errors as `_se`."""
     path = tmp_path / "result.json"

@@ -8,6 +8,7 @@ from mlip_refine.crystals.phonons.bands import BandPath, Bands
 from mlip_refine.crystals.phonons.dos import DensityOfStates
 from mlip_refine.errors import InputError
 from mlip_refine.workflows.phonons.figures import draw_bands, draw_expansion, draw_parity
+from mlip_refine.workflows.phonons.records import file_of_crystal
 
 BLUE, ORANGE, PINK = (
     [int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in ("#0072B2", "#D55E00", "#CC79A7")
@@ -77,6 +78,15 @@ def test_bands_of_two_paths_are_refused(tmp_path):
         draw_bands(tmp_path / "x.png", {"reference": _bands(), "model": other})
     with pytest.raises(InputError, match="0 paths"):
         draw_bands(tmp_path / "x.png", {})
+
+
+def test_a_material_may_have_any_name(tmp_path):
+    """Neither formulas of matplotlib nor the limit of file names end a run after everything is computed."""
+    for name in ("x$\\foo$", "$", "../../x", "x" * 300, "µ" * 300, "~"):
+        path = file_of_crystal(tmp_path, name, "relaxed", "-bands.png")
+        assert path.parent == tmp_path
+        assert draw_bands(path, {"reference": _bands()}, title=name[:40]).exists()
+    assert len({file_of_crystal(tmp_path, "x" * n, "relaxed", ".json") for n in (300, 301)}) == 2
 
 
 def test_parity_counts_materials_that_both_know(tmp_path, monkeypatch):
