@@ -107,6 +107,7 @@ def read_frames(
     virials_key: str | None = "REF_virials",
     *,
     elements: AbstractSet[int] | None = None,
+    head: str | None = None,
 ) -> list[Frame]:
     """Read labelled frames.
 
@@ -122,6 +123,7 @@ def read_frames(
         virials_key: Name of the virials W, eV, likewise, of frames without a stress, which is then -W/V as in
             MACE; None reads none.
         elements: Atomic numbers that the model knows; None admits all.
+        head: Head of the model; frames whose `head` is another are left out. None takes all frames.
 
     Returns:
         The frames, in the order of the files.
@@ -140,17 +142,19 @@ def read_frames(
         )
     paths = [path] if isinstance(path, Path | str) else list(path)
     keys = _Keys(energy_key, forces_key, stress_key, virials_key if stress_key is not None else None)
-    return [frame for one in map(Path, paths) for frame in _frames_of_file(one, keys, elements)]
+    return [frame for one in map(Path, paths) for frame in _frames_of_file(one, keys, elements, head)]
 
 
-def _frames_of_file(path: Path, keys: _Keys, elements: AbstractSet[int] | None) -> list[Frame]:
+def _frames_of_file(
+    path: Path, keys: _Keys, elements: AbstractSet[int] | None, head: str | None
+) -> list[Frame]:
     """Read one file: frames that can be used, after a line about those that cannot or lack something."""
     frames, left_out, names = list[Frame](), Counter[str](), set[str]()
     bad: list[tuple[int, InputError]] = []
     total = 0
     for i, atoms in enumerate(_read_atoms(path)):
         total += 1
-        reason = _reason_to_leave_out(atoms)
+        reason = _reason_to_leave_out(atoms, head)
         if reason is not None:
             left_out[reason] += 1
             continue
@@ -183,8 +187,11 @@ def _frames_of_file(path: Path, keys: _Keys, elements: AbstractSet[int] | None) 
     return frames
 
 
-def _reason_to_leave_out(atoms: Atoms) -> str | None:
+def _reason_to_leave_out(atoms: Atoms, head: str | None) -> str | None:
     """Return what kind of frame it is, if it is of a kind that a crystal's potential is not replayed on."""
+    of_frame = atoms.info.get("head")
+    if head is not None and of_frame is not None and str(of_frame).lower() != head.lower():
+        return f"of the head {of_frame}, not {head}"
     if len(atoms) == 1 and atoms.info.get("config_type") == "IsolatedAtom":
         return "IsolatedAtom"
     if not atoms.pbc.all():

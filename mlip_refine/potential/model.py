@@ -3,7 +3,6 @@
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Self
 
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential.acceleration.choose import Acceleration, Accelerator, Experience, accelerator
-from mlip_refine.potential.acceleration.kernels import install_kernels, without_kernels
+from mlip_refine.potential.acceleration.kernels import copy_module, install_kernels, without_kernels
 from mlip_refine.potential.atoms import AtomsResult, in_periodic_cell
 from mlip_refine.potential.batching import Chunker, Systems, Work
 from mlip_refine.potential.checkpoints.archive import module_hash, save_model, save_safetensors
+from mlip_refine.potential.checkpoints.kinds import require_supported
 from mlip_refine.potential.checkpoints.unpickle import load_module
 from mlip_refine.potential.curvature import Curvature, GeometryDerivatives
 from mlip_refine.potential.graphs import GraphBuilder, Graphs, Structure
@@ -92,14 +92,16 @@ class Potential:
         Args:
             module: `mace.modules.MACE` or a subclass.
             copy: Whether to prepare a copy; if not, the module itself is changed and kept.
-            head: Head of a multi-head model; `None` takes the only one or the one called "default".
+            head: Head of a model with several; `None` takes the only one or the one called "default".
             default_dtype: `float32` or `float64`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             freeze: Glob patterns of names of parameters that are not trained.
 
         Raises:
-            InputError: For an unknown head, precision or device, or a pattern that matches nothing.
+            InputError: For an unknown head, several heads none of which is chosen or called "default", a kind
+                of model that is not refined, an unknown precision or device, a pattern that matches nothing.
         """
+        require_supported(module)
         if default_dtype not in DTYPES:
             expected = " or ".join(DTYPES)
             raise InputError(
@@ -107,6 +109,13 @@ class Potential:
             )
         where, dtype = resolve_device(device), DTYPES[default_dtype]
         heads = [str(h) for h in getattr(module, "heads", None) or ["Default"]]
+        if head is None and len(heads) > 1 and "default" not in (h.lower() for h in heads):
+            raise InputError(
+                "the model has several heads, and none of them is called default",
+                where="head",
+                expected=f"one of {', '.join(heads)}",
+                fix="Name the head that targets and frames belong to; the others share most of its weights.",
+            )
         if head is None:
             head = next((h for h in heads if h.lower() == "default"), heads[0])
         elif head not in heads:
@@ -114,10 +123,10 @@ class Potential:
             raise InputError(
                 f"the model has no head {head!r}",
                 where="head",
-                expected=f"one of {heads}",
+                expected=f"one of {', '.join(heads)}",
                 fix=f"did you mean {word!r}?" if word else None,
             )
-        module = (deepcopy(module) if copy else module).to(device=where, dtype=dtype).eval()
+        module = (copy_module(module) if copy else module).to(device=where, dtype=dtype).eval()
         graphs = GraphBuilder(
             atomic_numbers=tuple(int(z) for z in module.atomic_numbers),  # type: ignore[union-attr]
             cutoff=float(module.r_max),  # type: ignore[arg-type]
@@ -191,6 +200,10 @@ class Potential:
     def backend(self) -> str:
         """Backend of the last evaluation: `compile`, `cueq`, or `none` for the plain module."""
         return self._accelerator.last if self._accelerator else "none"
+
+    def with_head(self, head: str) -> "Potential":
+        """Return the same parameters, evaluated through another head of the model."""
+        return Potential(self.module, self.heads, head, self.graphs)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the parameters that training may change, by name."""

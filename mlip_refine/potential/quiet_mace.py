@@ -9,6 +9,7 @@ away when a model is loaded, copied or saved, too.
 import contextlib
 import io
 import warnings
+from importlib.metadata import version
 
 for _category, _message in (
     (FutureWarning, r"`torch\.jit\.\w+` is deprecated"),
@@ -19,3 +20,15 @@ for _category, _message in (
 
 with contextlib.redirect_stdout(io.StringIO()):
     import mace.modules  # noqa: F401
+
+NEWEST_TESTED = (0, 3, 16)
+"""Newest version of mace-torch that the tests are run with."""
+
+_INSTALLED = version("mace-torch")
+
+if tuple(int(part) for part in _INSTALLED.split(".")[:3] if part.isdigit()) > NEWEST_TESTED:
+    warnings.warn(
+        f"mace-torch {_INSTALLED} is newer than {'.'.join(map(str, NEWEST_TESTED))}, the newest tested "
+        "with mlip-refine. A model file that would not be read as it was written is refused.",
+        stacklevel=2,
+    )

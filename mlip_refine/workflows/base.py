@@ -242,6 +242,7 @@ def _provenance(workflow: Workflow[Any, Any], config: Config, potential: "Potent
         "seed": config.seed,
         "device": str(potential.device),
         "model_hash": potential.hash,
+        "head": potential.head,
         "config_hash": hashlib.sha256(dump_config(counted).encode()).hexdigest(),
         "packages": packages(),
     }

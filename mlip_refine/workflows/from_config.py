@@ -352,6 +352,7 @@ def load_replay(config: Config, potential: Potential) -> ReplayData | None:
                 section.stress_key,
                 section.virials_key,
                 elements=set(potential.graphs.atomic_numbers),
+                head=potential.head,
             )
         ]
         for paths in (section.train, section.valid)

@@ -420,3 +420,17 @@ def test_titanium_frames_of_the_repository(name, count):
         assert frame.energy / frame.n_atoms < -6.95
         assert np.linalg.norm(frame.forces, axis=1).max() < 9
         assert np.abs(frame.stress).max() < 0.5
+
+
+def test_frames_of_other_heads_are_left_out_by_name(tmp_path, capsys):
+    path = tmp_path / "train.extxyz"
+    texts = [_text(f"{LABELS} head={head}") for head in ("pbe", "PBE", "scan")]
+    path.write_text("".join([*texts, _text(LABELS)]))
+    assert [f.source for f in read_frames(path, head="pbe")] == [
+        f"train.extxyz, frame {i}" for i in (0, 1, 3)
+    ]
+    assert "3 frames; left out: 1 of the head scan, not pbe" in capsys.readouterr().err
+    assert len(read_frames(path)) == 4
+    path.write_text(texts[2])
+    with pytest.raises(InputError, match="no frame can be used; found 1 frames: 1 of the head scan, not pbe"):
+        read_frames(path, head="pbe")

@@ -1,6 +1,6 @@
 """Small MACE models of every kind that foundation models use, and frames to try them on."""
 
-import copy
+import inspect
 from collections.abc import Callable, Iterator
 
 import mace  # noqa: F401 - before e3nn
@@ -13,6 +13,8 @@ from e3nn import o3
 from mace import data, modules
 from mace.tools import torch_geometric, utils
 
+from mlip_refine.potential.acceleration.kernels import copy_module
+
 INTERACTIONS = modules.interaction_classes
 
 KINDS: dict[str, dict[str, object]] = {
@@ -21,14 +23,14 @@ KINDS: dict[str, dict[str, object]] = {
     "density": {
         "first": "RealAgnosticDensityInteractionBlock",
         "rest": "RealAgnosticDensityResidualInteractionBlock",
-        "heads": ["pbe", "r2scan"],
+        "heads": ["default", "r2scan"],
         "pair_repulsion": True,
         "distance_transform": "Agnesi",
     },
     "nonlinear": {
         "first": "RealAgnosticResidualNonLinearInteractionBlock",
         "rest": "RealAgnosticResidualNonLinearInteractionBlock",
-        "heads": ["a", "b", "c"],
+        "heads": ["default", "b", "c"],
         "readout_cls": modules.NonLinearBiasReadoutBlock,
         "edge_irreps": o3.Irreps("2x0e+2x1o"),
         "apply_cutoff": False,
@@ -38,7 +40,29 @@ KINDS: dict[str, dict[str, object]] = {
     },
     "three-layers": {"num_interactions": 3, "correlation": [2, 1, 2], "gate": torch.tanh},
     "scalars": {"hidden_irreps": o3.Irreps("16x0e"), "avg_num_neighbors": np.float64(7.3)},
+    "soft-even": {"distance_transform": "Soft", "use_so3": True, "hidden_irreps": o3.Irreps("8x0e+8x1e")},
+    "gaussian-attention": {
+        "rest": "RealAgnosticAttResidualInteractionBlock",
+        "radial_type": "gaussian",
+        "apply_cutoff": False,
+    },
+    "one-layer": {"num_interactions": 1, "first": "RealAgnosticResidualInteractionBlock"},
+    "no-gate": {"hidden_irreps": o3.Irreps("8x0e"), "gate": None, "radial_MLP": [16]},
+    "plain": {"model": modules.MACE},
+    "pseudoscalars": {"hidden_irreps": o3.Irreps("4x0e+4x0o+4x1o+4x1e"), "radial_MLP": [8]},
 }
+
+if "keep_last_layer_irreps" in inspect.signature(modules.MACE).parameters:  # from mace 0.3.16 on
+    KINDS["keep-last"] = KINDS["nonlinear"] | {"keep_last_layer_irreps": True}
+
+if "use_edge_irreps_first" in inspect.signature(modules.MACE).parameters:  # from mace 0.3.15 on
+    KINDS["mh-1"] = KINDS["nonlinear"] | {
+        "readout_cls": modules.NonLinearReadoutBlock,
+        "use_edge_irreps_first": True,
+        "use_last_readout_only": False,
+        "pair_repulsion": True,
+        "distance_transform": "Agnesi",
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +75,7 @@ def _default_dtype() -> Iterator[None]:
 
 def _build(kind: str, dtype: torch.dtype) -> torch.nn.Module:
     options = dict(KINDS[kind])
+    model = options.pop("model", modules.ScaleShiftMACE)
     heads = options.get("heads", ["Default"])
     interactions = {
         "interaction_cls_first": INTERACTIONS[options.pop("first", "RealAgnosticInteractionBlock")],
@@ -78,7 +103,9 @@ def _build(kind: str, dtype: torch.dtype) -> torch.nn.Module:
             "atomic_inter_scale": [1.5] * len(heads),
             "atomic_inter_shift": [0.1] * len(heads),
         }
-        return modules.ScaleShiftMACE(**settings | interactions | options).eval()
+        if model is modules.MACE:
+            del settings["atomic_inter_scale"], settings["atomic_inter_shift"]
+        return model(**settings | interactions | options).eval()
     finally:
         torch.set_default_dtype(default)
 
@@ -113,7 +140,7 @@ def build() -> Callable[..., torch.nn.Module]:
     def built(kind: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
         if (kind, dtype) not in made:
             made[kind, dtype] = _build(kind, dtype)
-        return copy.deepcopy(made[kind, dtype])
+        return copy_module(made[kind, dtype])
 
     return built
 

@@ -326,13 +326,15 @@ def test_heads_are_chosen_by_name(build: Build, frames: list[Atoms]) -> None:
     with torch.no_grad():
         module.atomic_energies_fn.atomic_energies[1] += 1.0
     first, second = Potential.from_module(module), Potential.from_module(module, head="r2scan")
-    assert first.heads == ["pbe", "r2scan"]
-    assert (first.head, second.head) == ("pbe", "r2scan")
+    assert first.heads == ["default", "r2scan"]
+    assert (first.head, second.head) == ("default", "r2scan")
     graphs = _graphs(first, frames)
     gap = second.evaluate(graphs)["energy"] - first.evaluate(graphs)["energy"]
     assert gap.abs().min() > 0.1
     assert second.frozen_copy().head == "r2scan"
-    assert Potential.from_module(build("all-residual")).head == "default"
+    module.heads = ["pbe", "r2scan"]
+    with pytest.raises(InputError, match=r"several heads, and none .* default; .*pbe, r2scan"):
+        Potential.from_module(module)
 
 
 def test_an_unknown_head_is_refused_with_the_nearest_one(build: Build) -> None:

@@ -8,7 +8,13 @@ from mace.calculators import foundations_models
 
 from mlip_refine.errors import InputError
 from mlip_refine.potential.checkpoints.unpickle import load_module
-from mlip_refine.potential.model_files import EMBEDDED, cached_path, resolve_model
+from mlip_refine.potential.model_files import (
+    EMBEDDED,
+    cached_path,
+    chemistry,
+    foundation_urls,
+    resolve_model,
+)
 
 
 @pytest.fixture
@@ -38,10 +44,13 @@ def test_paths_are_relative_to_the_base(tmp_path):
     assert resolve_model(str(file), tmp_path / "elsewhere") == file
 
 
-@pytest.mark.parametrize("name", ["small", "mh-1"])
-def test_foundation_models_come_from_the_cache(name, cache, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["small", "mh-1", "off-small", "anicc"])
+@pytest.mark.parametrize("file", [None, "MACE-OFF23_small.model"])  # mace_off keeps the name of the file
+def test_foundation_models_come_from_the_cache(name, file, cache, tmp_path, capsys):
+    if file and name != "off-small":
+        pytest.skip("a name of another model")
     cache.mkdir(parents=True)
-    shutil.copy(resolve_model("titanium-compact", tmp_path), cached_path(name))
+    shutil.copy(resolve_model("titanium-compact", tmp_path), cache / file if file else cached_path(name))
     path = resolve_model(name, tmp_path)
     assert path.parent == cache
     assert [int(z) for z in load_module(path).atomic_numbers] == [22]
@@ -59,7 +68,20 @@ def test_failed_download_says_where_to_put_the_file(cache, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("titanium-compct", "titanium-compact"), ("medium-mpa0", "medium-mpa-0"), ("smal", "small")],
+    [
+        *(("titanium-compct", "titanium-compact"), ("medium-mpa0", "medium-mpa-0"), ("smal", "small")),
+        *(
+            ("mpa-0", "medium-mpa-0"),
+            ("MEDIUM", "medium"),
+            ("mace-off-medium", "off-medium"),
+            ("ani", "anicc"),
+        ),
+        *(
+            ("matpes-pb", "mace-matpes-pbe-0"),
+            ("large-off23", "off-large"),
+            ("medium-omat0", "medium-omat-0"),
+        ),
+    ],
 )
 def test_unknown_names_are_answered_with_the_nearest(name, word, cache, tmp_path):
     with pytest.raises(InputError, match=f"unknown model '{name}'.*Did you mean '{word}'"):
@@ -72,3 +94,28 @@ def test_missing_files_are_answered_with_the_nearest(tmp_path):
         resolve_model("refind.model", tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         resolve_model("gone/refined.model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["off", "medium-oft", "nequip-oam-l", "chgnet", "mattersim", "medium-xyz", "mh-7"]
+)
+def test_no_model_of_another_chemistry_is_offered(name, cache, tmp_path):
+    with pytest.raises(InputError, match=f"unknown model '{name}'") as refusal:
+        resolve_model(name, tmp_path)
+    offered = (refusal.value.fix or "").removeprefix("Did you mean '").removesuffix("'?")
+    assert offered == "" or chemistry(offered)[:3] == name[-3:].replace("oft", "off") or name == "off"
+
+
+def test_every_name_of_mace_is_known_or_refused_by_its_kind(cache, tmp_path):
+    for name in ("polar-1-s", "polar-1-l", "omol", "omol-extra-large", "mace-omol-0"):
+        with pytest.raises(InputError, match=rf"{name}: this is a .*Start from a"):
+            resolve_model(name, tmp_path)
+    known = foundation_urls()
+    assert known.keys() >= {*foundations_models.mace_mp_urls, "off-small", "off-medium", "off-large", "anicc"}
+    assert not any(chemistry(name).startswith(("polar", "omol")) for name in known)
+
+
+def test_a_url_is_named_as_one(cache, tmp_path):
+    for url in ("https://example.org/a.model", "ftp://example.org/a", "s3://bucket/a.model"):
+        with pytest.raises(InputError, match=r"this is a URL.*Download it"):
+            resolve_model(url, tmp_path)

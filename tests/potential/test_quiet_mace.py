@@ -1,7 +1,9 @@
 """What the libraries below print and warn about does not reach a user of the Python API."""
 
+import importlib.metadata
 import subprocess
 import sys
+import warnings
 
 LOADED = """
 import tempfile
@@ -29,3 +31,14 @@ def test_the_room_itself_and_the_names_of_models_need_no_torch():
 def test_graphs_need_no_mace():
     code = "import sys; from mlip_refine.potential import Graphs; sys.exit('mace' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_version_of_mace_that_was_not_tested_is_named(monkeypatch):
+    from mlip_refine.potential import quiet_mace
+
+    for found, warned in (("0.3.14", False), ("0.3.16", False), ("0.3.17", True), ("0.4.0.dev1", True)):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _, found=found: found)
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            importlib.reload(quiet_mace)
+        assert any(f"mace-torch {found} is newer than 0.3.16" in str(w.message) for w in shown) is warned

@@ -50,7 +50,7 @@ def _run(prepared: SimpleNamespace, run: Run) -> Answer:
 def toy(monkeypatch: pytest.MonkeyPatch) -> Workflow[Any, Answer]:
     """A workflow that answers 42 at once; `seed: 13` makes it fail."""
     module = ModuleType("toy_verb")
-    potential = SimpleNamespace(device="cpu", hash="abc")
+    potential = SimpleNamespace(device="cpu", hash="abc", head="pbe")
     functions = {
         "prepare": lambda config: SimpleNamespace(potential=potential, fails=config.seed == 13),
         "run": _run,
@@ -94,6 +94,7 @@ def test_a_run_leaves_results_provenance_log_figures_and_frames(toy, tmp_path) -
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["workflow"] == "toy"
     assert (provenance["seed"], provenance["device"], provenance["model_hash"]) == (5, "cpu", "abc")
+    assert provenance["head"] == "pbe"
     assert set(provenance["packages"]) >= {"mlip-refine", "torch", "mace-torch"}
 
 
@@ -176,7 +177,9 @@ def test_every_verb_leaves_out_figures_and_frames(verb, wanted, tmp_path, monkey
         return Answer(1.0)
 
     replaced = {
-        verb.prepare: lambda config: SimpleNamespace(potential=SimpleNamespace(device="cpu", hash="abc")),
+        verb.prepare: lambda config: SimpleNamespace(
+            potential=SimpleNamespace(device="cpu", hash="abc", head="pbe")
+        ),
         verb.run: run,
         verb.show: lambda console, result: None,
         verb.figures: drawn.append,

@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from e3nn.o3 import TensorProduct
 from mace.modules.radial import AgnesiTransform, PolynomialCutoff, ZBLBasis
+from mace.modules.symmetric_contraction import EmptyParam
 from torch import Tensor
 
 _MAX_PADDING = 4.0
@@ -369,9 +370,18 @@ def has_kernels(module: torch.nn.Module) -> bool:
     return next(_replacements(module), None) is not None
 
 
+def copy_module(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a deep copy of a module, also of one with pseudoscalars.
+
+    Where no product leads to an irrep such as `0o`, MACE holds a parameter that `deepcopy` alone cannot copy.
+    """
+    empty: Any = EmptyParam  # untyped
+    return deepcopy(module, {id(p): empty(p.detach()) for p in module.parameters() if type(p) is EmptyParam})
+
+
 def without_kernels(module: torch.nn.Module) -> torch.nn.Module:
     """Return a copy of a module as MACE made it."""
-    stock = deepcopy(module)
+    stock = copy_module(module)
     remove_kernels(stock)
     return stock
 

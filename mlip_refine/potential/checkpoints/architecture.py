@@ -4,9 +4,12 @@ Reading goes through `mlip_refine.potential.checkpoints.module_tree`, so that it
 files alike. Building calls MACE's own constructor: nothing of the file runs.
 """
 
+import inspect
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from mlip_refine.potential.checkpoints.module_tree import (
     Plain,
     differences,
     node_of_module,
-    replaced_prefixes,
+    without_unused_parts,
 )
 
 _RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
@@ -33,6 +36,15 @@ _READOUTS = {
     "NonLinearBiasReadoutBlock": modules.blocks.NonLinearBiasReadoutBlock,
 }
 
+_GATE = ".equivariant_nonlin."
+"""Part of the names of a gate's tensors: constants, which versions of MACE keep in different ways."""
+
+_NOT_BUILT = (
+    *(AssertionError, AttributeError, IndexError, KeyError, MemoryError, NotImplementedError, OverflowError),
+    *(RecursionError, RuntimeError, TypeError, ValueError, ZeroDivisionError),
+)
+"""What MACE's constructor raises for an architecture that no model has."""
+
 
 class Architecture(BaseModel):
     """Everything that MACE's constructor needs except the numbers in its tensors.
@@ -40,12 +52,12 @@ class Architecture(BaseModel):
     Names are those of `mace.modules.MACE`; lengths are in Å.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     model: Literal["MACE", "ScaleShiftMACE"]
-    r_max: float = Field(gt=0)
+    r_max: float = Field(gt=0, le=1000)
     num_bessel: int = Field(gt=0, le=1000)
-    num_polynomial_cutoff: int = Field(gt=0)
+    num_polynomial_cutoff: int = Field(gt=0, le=1000)
     max_ell: int = Field(ge=0, le=11)
     interaction_first: str
     interaction: str
@@ -55,12 +67,12 @@ class Architecture(BaseModel):
     mlp_irreps: str
     gate: str | None
     readout: str
-    correlation: list[int]
+    correlation: list[Annotated[int, Field(gt=0, le=8)]] = Field(min_length=1, max_length=20)
     avg_num_neighbors: float
-    atomic_numbers: list[int]
-    heads: list[str]
+    atomic_numbers: list[Annotated[int, Field(gt=0, le=118)]] = Field(min_length=1, max_length=118)
+    heads: list[str] = Field(min_length=1, max_length=1000)
     radial_type: Literal["bessel", "gaussian", "chebyshev"]
-    radial_mlp: list[int]
+    radial_mlp: list[Annotated[int, Field(gt=0)]] = Field(max_length=20)
     distance_transform: Literal["None", "Agnesi", "Soft"]
     pair_repulsion: bool
     apply_cutoff: bool
@@ -70,9 +82,16 @@ class Architecture(BaseModel):
     use_agnostic_product: bool
     use_last_readout_only: bool
     keep_last_layer_irreps: bool
-    energies_shape: list[int]
-    scale_shape: list[int]
+    energies_shape: list[int] = Field(max_length=3)
+    scale_shape: list[int] = Field(max_length=3)
     shift_shape: list[int] | None = None  # where it is another one than that of the scale
+
+    @field_validator("hidden_irreps", "edge_irreps", "mlp_irreps")
+    @classmethod
+    def _irreps(cls, text: str | None) -> str | None:
+        if text is not None and (len(text) > 200 or Irreps(text).lmax > 11 or not Irreps(text).count("0e")):
+            raise ValueError("no irreps of a MACE: they hold scalars, and l up to 11")
+        return text
 
     @field_validator("interaction_first", "interaction")
     @classmethod
@@ -133,6 +152,12 @@ def _fields(node: Node) -> dict[str, object]:
     heads = [str(head) for head in named] if isinstance(named, list) else [str(named)]
     hidden, last = (str(p.children["linear"].attributes["irreps_out"]) for p in (products[0], products[-1]))
     edge = node.attributes.get("edge_irreps")
+    # Files of MACE 0.3.14 and MH-1 have no such attribute: the first block tells what it was built with.
+    scalars_first = None if edge is None else f"{Irreps(edge).count('0e')}x0e"
+    first = interactions[0].attributes
+    edge_first = scalars_first is not None and (
+        scalars_first == str(first.get("edge_irreps")) != str(first.get("node_feats_irreps"))
+    )
     contractions = [p.children["symmetric_contractions"].children["contractions"] for p in products]
     # By `mace_run_train --scaling rms_forces_scaling` the shapes of scale and shift differ.
     block = node.children.get("scale_shift")
@@ -177,9 +202,15 @@ def _fields(node: Node) -> dict[str, object]:
         "gate": None if gate is None else str(gate),
         "readout": readout.kind if readout.kind in _READOUTS else "NonLinearReadoutBlock",
     }
-    for name in ("use_reduced_cg", "use_so3", "use_edge_irreps_first", "use_last_readout_only"):
-        fields[name] = _flag(node, name, default=False)
-    return fields
+    # Attributes that were added with their options: a file without them was written before.
+    inferred = {
+        "use_reduced_cg": False,
+        "use_so3": str(node.children["spherical_harmonics"].attributes["irreps_out"]).count("o") == 0
+        and fields["max_ell"] != 0,
+        "use_edge_irreps_first": edge_first,
+        "use_last_readout_only": len(readouts) < len(interactions),
+    }
+    return fields | {name: _flag(node, name, default=value) for name, value in inferred.items()}
 
 
 def _flag(node: Node, name: str, *, default: bool) -> bool:
@@ -192,10 +223,13 @@ def _number(value: Plain) -> float:
     return float(value)
 
 
-def build_module(architecture: Architecture, dtype: torch.dtype) -> torch.nn.Module:
+def build_module(architecture: Architecture, dtype: torch.dtype, where: str = "the model") -> torch.nn.Module:
     """Build a MACE model with arbitrary numbers in its tensors, on the CPU.
 
     The default dtype and the random state of the process are left as they were.
+
+    Raises:
+        InputError: The installed MACE cannot build it.
     """
     a = architecture
     arguments: dict[str, Any] = a.model_dump(
@@ -218,6 +252,13 @@ def build_module(architecture: Architecture, dtype: torch.dtype) -> torch.nn.Mod
         "atomic_energies": np.zeros(a.energies_shape),
         "radial_MLP": a.radial_mlp,
     }
+    for name in arguments.keys() - inspect.signature(modules.MACE).parameters.keys():
+        if arguments.pop(name):
+            raise InputError(
+                f"the installed mace-torch {version('mace-torch')} has no {name}, which this model needs",
+                where=where,
+                fix="Install mace-torch 0.3.16 or later.",
+            )
     if a.model == "ScaleShiftMACE":
         shift_shape = a.scale_shape if a.shift_shape is None else a.shift_shape
         arguments["atomic_inter_scale"] = np.ones(a.scale_shape)
@@ -227,20 +268,56 @@ def build_module(architecture: Architecture, dtype: torch.dtype) -> torch.nn.Mod
         try:
             torch.set_default_dtype(dtype)
             module: torch.nn.Module = _CLASSES[a.model](**arguments)
+        except _NOT_BUILT as error:
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"MACE cannot build a model of this architecture ({message})", where=where
+            ) from error
         finally:
             torch.set_default_dtype(default)
     return module
 
 
+def require_sizes(architecture: Architecture, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse an architecture that is larger than the tensors that belong to it, before it is built.
+
+    Raises:
+        InputError: Building the model would take more memory than its file justifies.
+    """
+    a, held = architecture, sum(tensor.numel() for tensor in tensors.values())
+    scalars, gated = Irreps(a.hidden_irreps).count("0e"), Irreps(a.mlp_irreps).count("0e")
+    edge = Irreps(a.edge_irreps).count("0e") if a.edge_irreps else 1
+    needed = {
+        "hidden_irreps": len(a.atomic_numbers) * Irreps(a.hidden_irreps).dim,
+        "edge_irreps": scalars * edge,
+        "correlation": (a.max_ell + 1) ** (2 * max(a.correlation)),
+        "num_interactions": a.num_interactions * scalars,
+        "mlp_irreps": gated * scalars,
+        "heads": len(a.heads),
+        "radial_mlp": max((m * n for m, n in pairwise(a.radial_mlp)), default=0),
+        "energies_shape": int(np.prod([abs(n) for n in a.energies_shape], dtype=float)),
+        "scale_shape": int(np.prod([abs(n) for n in a.scale_shape], dtype=float)),
+    }
+    for name, count in needed.items():
+        if count > held:
+            raise InputError(
+                f"the tensors do not fit the model's architecture: its {name} alone needs {count} numbers",
+                where=where,
+                found=f"{held} in the file",
+            )
+
+
 def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy numbers into a built model, in place and without loss.
 
-    Flags that old MACE versions did not store (`..._zeroed`) may be absent.
+    Flags that old MACE versions did not store (`..._zeroed`) may be absent, and constants of gates differ.
 
     Raises:
-        InputError: A tensor is missing, of another shape, or does not fit into the model's dtype.
+        InputError: A tensor is missing, of another shape, not finite, or does not fit into the model's dtype.
     """
-    own = module.state_dict(keep_vars=True)
+    own = {name: t for name, t in module.state_dict(keep_vars=True).items() if _GATE not in name}
+    tensors = {name: tensor for name, tensor in tensors.items() if _GATE not in name}
+    parameters = dict(module.named_parameters())
     missing = [name for name in own if name not in tensors and not name.endswith("_zeroed")]
     unknown = [name for name in tensors if name not in own]
     if missing or unknown:
@@ -251,6 +328,8 @@ def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
         if mine.shape != given.shape:
             given_shape, own_shape = list(given.shape), str(list(mine.shape))
             raise InputError("wrong shape", where=place, found=given_shape, expected=own_shape)
+        if name in parameters and not bool(given.isfinite().all()):
+            raise InputError("a weight is not a finite number", where=place)
         with torch.no_grad():
             mine.copy_(given)
         if not torch.equal(mine.detach().to(given.dtype), given.detach()) and not bool(given.isnan().any()):
@@ -269,6 +348,7 @@ def rebuild(node: Node, where: str) -> torch.nn.Module:
     Raises:
         InputError: The rebuilt model would not be the same as the one in the file.
     """
+    node = without_unused_parts(node)
     tensors = node.tensors()
     sizes: dict[torch.dtype, int] = {}
     for _, child in node.walk():
@@ -276,19 +356,18 @@ def rebuild(node: Node, where: str) -> torch.nn.Module:
             if parameter.is_floating_point():
                 sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     dtype = max(sizes, key=sizes.__getitem__, default=torch.get_default_dtype())
-    module = build_module(read_architecture(node, where), dtype)
-    live = node_of_module(module)
-    skipped = replaced_prefixes(node, live)
-    kept = {name: t for name, t in tensors.items() if not name.startswith(skipped)} if skipped else tensors
-    fill_tensors(module, kept, where)
-    unlike = list(differences(node, live))
+    architecture = read_architecture(node, where)
+    require_sizes(architecture, tensors, where)
+    module = build_module(architecture, dtype, where)
+    fill_tensors(module, tensors, where)
+    unlike = list(differences(node, node_of_module(module)))
     if unlike:
         raise InputError(
             f"cannot be rebuilt exactly: {'; '.join(unlike[:3])}",
             where=where,
-            fix="if you trust the source, pass --trust-pickle (potential.trust_pickle: true; in Python "
-            "trust_pickle=True)",
+            fix="Refined models are saved as MACE's constructor makes them, and this one is another: it "
+            "would not open again as what was trained.",
         )
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(kept[name].requires_grad)
+        parameter.requires_grad_(tensors[name].requires_grad)
     return module.train(mode=False)

@@ -20,6 +20,7 @@ from mlip_refine.potential.checkpoints.architecture import (
     build_module,
     fill_tensors,
     read_architecture,
+    require_sizes,
 )
 from mlip_refine.potential.checkpoints.module_tree import GRAPH_CODE, node_of_module
 
@@ -90,11 +91,14 @@ def load_safetensors(path: Path) -> torch.nn.Module:
     """
     description = path.with_suffix(".json")
     where = str(description)
+    for file in (path, description):
+        if file.exists() and not file.is_file():
+            raise InputError("a folder, a device or a pipe, not a model file", where=str(file))
     try:
         document = json.loads(description.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError("the description of the model is missing", where=where) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the description of the model is damaged ({error})", where=where) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError("not the description of a model", where=where, expected=f'"format": "{FORMAT}"')
@@ -107,7 +111,6 @@ def load_safetensors(path: Path) -> torch.nn.Module:
     except (ValidationError, KeyError, TypeError) as error:
         raise InputError(f"the description of the model is damaged ({error})", where=where) from error
 
-    module = build_module(architecture, dtype)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -115,6 +118,8 @@ def load_safetensors(path: Path) -> torch.nn.Module:
         raise InputError("no such model file", where=str(path)) from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"the model file is damaged ({error})", where=str(path)) from error
+    require_sizes(architecture, tensors, str(path))
+    module = build_module(architecture, dtype, str(path))
     fill_tensors(module, tensors, str(path))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)

@@ -7,7 +7,7 @@ into a `Node`, so that one code reads architectures and compares a rebuilt model
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast
 
 import numpy as np
@@ -92,6 +92,28 @@ class Node:
         }
 
 
+class Budget:
+    """Number of values that may still be read from one file.
+
+    A file of a few bytes can refer to the same object again and again, so that walking it never ends. The
+    largest models of MACE hold some thousands of values.
+    """
+
+    def __init__(self, left: int = 300_000) -> None:
+        """Allow so many values."""
+        self.left = left
+
+    def spend(self, values: int = 1) -> None:
+        """Count values.
+
+        Raises:
+            ValueError: The file holds too many.
+        """
+        self.left -= values
+        if self.left < 0:
+            raise ValueError("it holds more values than any model does")
+
+
 def node_of_module(module: torch.nn.Module) -> Node:
     """Describe a live module; installed kernels are seen through."""
     if isinstance(module, Replacement):
@@ -100,35 +122,59 @@ def node_of_module(module: torch.nn.Module) -> Node:
         return Node(GRAPH_CODE, {}, {}, dict(module.named_buffers()), {})
     return Node(
         kind=type(module).__name__,
-        attributes=_public(vars(module)),
+        attributes=_public(vars(module), Budget()),
         parameters={k: p for k, p in module._parameters.items() if p is not None},
         buffers={k: b for k, b in module._buffers.items() if b is not None},
         children={k: node_of_module(m) for k, m in module._modules.items() if m is not None},
     )
 
 
-def node_of_inert(inert: object) -> Node:
+def node_of_inert(inert: object, budget: Budget | None = None) -> Node:
     """Describe a module that a file holds.
+
+    Args:
+        inert: The module.
+        budget: What the whole file may still hold.
 
     Raises:
         TypeError: The object is not the state of a module.
+        ValueError: The file holds too much.
     """
+    budget = budget or Budget()
+    budget.spend(20)  # a module is dearer than a number
     if isinstance(inert, Inert) and inert.name.endswith("reduce_graph_module"):
         return Node(GRAPH_CODE, {}, {}, {}, {})
     if not isinstance(inert, Inert) or not isinstance(inert.state, dict):
         raise TypeError(f"not a module: {type(inert).__name__}")
     state = inert.state
-    children = {k: node_of_inert(m) for k, m in _members(state, "_modules").items()}
+    children = {k: node_of_inert(m, budget) for k, m in _members(state, "_modules").items()}
     for name, code in _members(state, "__codegen__").items():
         held = code.state if isinstance(code, Inert) and isinstance(code.state, dict) else {}
         children[name] = Node(GRAPH_CODE, {}, {}, _tensors(held), {})
     return Node(
         kind=inert.name.rpartition(".")[2],
-        attributes=_public(state),
+        attributes=_public(state, budget),
         parameters=_tensors(_members(state, "_parameters")),
         buffers=_tensors(_members(state, "_buffers")),
         children=children,
     )
+
+
+def without_unused_parts(node: Node) -> Node:
+    """Return a model without the parts that old versions of MACE kept in it and never used.
+
+    Until MACE 0.3.9 the ZBL repulsion held a cutoff radius and a cutoff function beside the one that it
+    evaluates, which reaches to the sum of the covalent radii. Files of MACE-MP-0b, 0b2 and MPA-0 have them.
+    """
+    repulsion = node.children.get("pair_repulsion_fn")
+    if repulsion is None:
+        return node
+    kept = replace(
+        repulsion,
+        buffers={name: tensor for name, tensor in repulsion.buffers.items() if name != "r_max"},
+        children={name: child for name, child in repulsion.children.items() if name != "cutoff"},
+    )
+    return replace(node, children={**node.children, "pair_repulsion_fn": kept})
 
 
 def differences(file: Node, live: Node, prefix: str = "") -> Iterator[str]:
@@ -153,15 +199,12 @@ def differences(file: Node, live: Node, prefix: str = "") -> Iterator[str]:
         yield from differences(file.children[name], live.children[name], f"{prefix}{name}.")
 
 
-def replaced_prefixes(file: Node, live: Node) -> tuple[str, ...]:
-    """Return the dotted prefixes of the modules that newer MACE replaces by an equivalent of its own."""
-    found = dict(live.walk())
-    return tuple(prefix for prefix, node in file.walk() if prefix in found and _replaced(node, found[prefix]))
-
-
 def _replaced(file: Node, live: Node) -> bool:
-    """Tell a gate of e3nn from MACE's own, which took its place with the same numbers (MACE 0.3.15)."""
-    return file.kind == "Gate" and live.kind == "GatedEquivariantBlock"
+    """Tell a gate of e3nn from MACE's own, which took its place with the same numbers in MACE 0.3.16.
+
+    A file of a newer MACE is rebuilt with the gate of the one that is installed.
+    """
+    return {file.kind, live.kind} == {"Gate", "GatedEquivariantBlock"}
 
 
 def _comparable(node: Node) -> dict[str, Plain]:
@@ -201,9 +244,9 @@ def _tensors(members: Mapping[str, object]) -> dict[str, Tensor]:
     return {name: value for name, value in members.items() if isinstance(value, Tensor)}
 
 
-def _public(attributes: Mapping[str, object]) -> dict[str, Plain]:
+def _public(attributes: Mapping[str, object], budget: Budget) -> dict[str, Plain]:
     plain = {
-        str(name): _plain(value)
+        str(name): _plain(value, budget)
         for name, value in attributes.items()
         if not str(name).startswith("_") and str(name) not in _HIDDEN
     }
@@ -214,8 +257,9 @@ _NOT_PLAIN = object()
 """Result of `_plain` for a value that cannot be compared; None is a value of its own."""
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, budget: Budget) -> object:
     """Turn a value into `Plain`, functions such as `silu` into their names, live or inert."""
+    budget.spend()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic | np.ndarray | Tensor):
@@ -223,10 +267,10 @@ def _plain(value: object) -> object:
     if isinstance(value, Irreps | Irrep):
         return str(value)
     if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
+        items = [_plain(item, budget) for item in value]
         return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
     if isinstance(value, Inert):
-        return _plain_inert(value)
+        return _plain_inert(value, budget)
     name: object
     if isinstance(value, type) and issubclass(value, Inert):
         name = value.name.rpartition(".")[2]
@@ -235,17 +279,17 @@ def _plain(value: object) -> object:
     return name if isinstance(name, str) else _NOT_PLAIN
 
 
-def _plain_inert(value: Inert) -> object:
+def _plain_inert(value: Inert, budget: Budget) -> object:
     """Write irreps and instructions of a file as e3nn writes those of a live module."""
     kind = value.name.rpartition(".")[2]
     if kind == "Instruction":
-        return _plain(value.args)
+        return _plain(value.args, budget)
     if kind in {"Irreps", "Irrep", "_MulIr"} and isinstance(value.args[0], tuple):
         parts = value.args[0]
         if kind == "Irreps":
-            return "+".join(str(_plain(part)) for part in parts)
+            return "+".join(str(_plain(part, budget)) for part in parts)
         if kind == "_MulIr":
-            return f"{int(parts[0])}x{_plain(parts[1])}"
+            return f"{int(parts[0])}x{_plain(parts[1], budget)}"
         return f"{int(parts[0])}{'e' if parts[1] == 1 else 'o'}"
     return _NOT_PLAIN
 

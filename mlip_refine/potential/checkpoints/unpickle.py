@@ -11,21 +11,23 @@ neither modules of MACE nor the two kinds of programs.
 """
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from mace.modules import MACE
 from torch import Tensor
 
 from mlip_refine.errors import InputError
 from mlip_refine.potential.checkpoints.architecture import rebuild
 from mlip_refine.potential.checkpoints.archive import load_safetensors
-from mlip_refine.potential.checkpoints.module_tree import Inert, node_of_inert
+from mlip_refine.potential.checkpoints.kinds import UnsupportedModelError, require_supported, unsupported
+from mlip_refine.potential.checkpoints.module_tree import Inert, Node, node_of_inert, node_of_module
 
 TRUST = (
     "if you trust the source, pass --trust-pickle (potential.trust_pickle: true; in Python trust_pickle=True)"
@@ -41,6 +43,7 @@ _ADMITTED: dict[str, str] = {
         "RealAgnosticDensityResidualInteractionBlock RealAgnosticResidualNonLinearInteractionBlock"
     ),
     "mace.modules.gate": "GatedEquivariantBlock",
+    "mace.modules.wrapper_ops": "CuEquivarianceConfig OEQConfig",
     "mace.modules.irreps_tools": "reshape_irreps",
     "mace.modules.radial": (
         "AgnesiTransform BesselBasis ChebychevBasis GaussianBasis PolynomialCutoff RadialMLP SoftTransform "
@@ -95,6 +98,15 @@ _CORRUPT = (
 )
 """What a damaged or hand-made file raises somewhere between its first byte and its last tensor."""
 
+_LONGEST = 200
+"""Characters of a file's text that a message shows."""
+
+_LARGEST_TUPLE = 100_000
+"""Values in a tuple, those of tuples within it included."""
+
+_SHARING, _SPARE_BYTES = 4, 2**24
+"""Tensors of a file may hold so many times its bytes, and so many more."""
+
 
 def load_module(
     path: Path, trust_pickle: bool = False, device: str | torch.device = "cpu"
@@ -103,21 +115,22 @@ def load_module(
 
     Args:
         path: A `.model` file as MACE writes it, or a `.safetensors` file with its JSON.
-        trust_pickle: Unpickle the file as it is, which lets it run any code.
+        trust_pickle: Unpickle a file that cannot be read safely, which lets it run any code.
         device: Where the model goes.
 
     Returns:
         The model in its own dtype and in evaluation mode. Parameters that arrive frozen stay frozen.
 
     Raises:
-        InputError: The file is missing, damaged, not a MACE model, or names things that no MACE checkpoint
-            needs.
+        InputError: The file is missing, damaged, not a MACE model, of a kind that is not refined here, or
+            names things that no MACE checkpoint needs; or the model could not be saved and opened again.
     """
     if path.suffix == ".safetensors":
         return load_safetensors(path).to(device)
     where = str(path)
-    if path.is_dir():
-        raise InputError("a folder, not a model file", where=where)
+    if path.exists() and not path.is_file():
+        problem = "a folder, not a model file" if path.is_dir() else "a device or a pipe, not a model file"
+        raise InputError(problem, where=where)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -125,22 +138,44 @@ def load_module(
     except OSError as error:
         raise InputError(f"the model file cannot be read ({error.strerror})", where=where) from error
     with _open(content, where) as archive:
-        if trust_pickle:
-            try:
-                module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-            except (*_CORRUPT, OSError) as error:
-                raise InputError(f"the model file cannot be unpickled ({error})", where=where) from error
-            if not isinstance(module, MACE):
-                raise _not_a_model(module, where)
-            return module.eval().to(device)
         try:
-            contents = _InertUnpickler(archive, where).load()
-            node = node_of_inert(contents) if isinstance(contents, Inert) else None
-        except _CORRUPT as error:
-            raise InputError(f"the model file is damaged ({error})", where=where) from error
-    if node is None:
-        raise _not_a_model(contents, where)
-    return rebuild(node, where).to(device)
+            node = _described(archive, where)
+        except UnsupportedModelError:
+            raise
+        except InputError:
+            if not trust_pickle:
+                raise
+            node = _unpickled(content, where)
+    module = rebuild(node, where)
+    require_supported(module, where)
+    return module.to(device)
+
+
+def _described(archive: zipfile.ZipFile, where: str) -> Node:
+    """Read a checkpoint without making any of its objects."""
+    try:
+        contents = _InertUnpickler(archive, where).load()
+        if not isinstance(contents, Inert):
+            raise _not_a_model(contents, where)
+        return node_of_inert(contents)
+    except _CORRUPT as error:
+        raise InputError(f"the model file is damaged ({_one_line(error)})", where=where) from error
+
+
+def _unpickled(content: bytes, where: str) -> Node:
+    """Read a checkpoint as Python does, which runs whatever it asks for."""
+    try:
+        module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    except Exception as error:  # code of the file may raise anything
+        raise InputError(f"the model file cannot be unpickled ({_one_line(error)})", where=where) from error
+    if not isinstance(module, torch.nn.Module):
+        raise _not_a_model(module, where)
+    require_supported(module, where)
+    return node_of_module(module)
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:_LONGEST] if str(error) else type(error).__name__
 
 
 def _open(content: bytes, where: str) -> zipfile.ZipFile:
@@ -170,7 +205,7 @@ def _not_a_model(contents: object, where: str) -> InputError:
         return InputError(
             "a dictionary of tensors, not a whole model",
             where=where,
-            found=f"keys {[str(key) for key in list(contents)[:3]]}",
+            found=f"keys {[str(key)[:_LONGEST] for key in list(contents)[:3]]}",
             expected="the .model file that mace_run_train writes beside its checkpoints",
         )
     return InputError("not a MACE model", where=where, found=type(contents).__name__)
@@ -191,8 +226,21 @@ class _Call:
         raise pickle.UnpicklingError("state for a function")
 
 
-class _InertUnpickler(pickle.Unpickler):
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the reading of a tuple that also weighs it."""
+
+    def loaded(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler._weigh()
+
+    return loaded
+
+
+class _InertUnpickler(pickle._Unpickler):
     """Turns the pickle of a torch archive into plain containers, tensors and `Inert` objects.
+
+    It is the unpickler that Python has in Python: the one in C allocates what a few bytes of a file ask for
+    before this class sees them.
 
     Args:
         archive: Zip file with the pickle and the storages that it refers to.
@@ -200,25 +248,46 @@ class _InertUnpickler(pickle.Unpickler):
         script: Whether the archive is TorchScript, whose own classes are admitted too.
     """
 
+    stack: list[Any]
+
     def __init__(self, archive: zipfile.ZipFile, where: str, *, script: bool = False) -> None:
         pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         self._archive, self._where, self._script = archive, where, script
         self._root = pickled.removesuffix("data.pkl")
         self._storages: dict[str, Tensor] = {}
+        self._classes: dict[str, type[Inert]] = {}
+        self._weights: dict[int, tuple[object, int]] = {}
+        # Tensors may share a storage, but all together are hardly larger than their file.
+        self._bytes_left = _SPARE_BYTES + _SHARING * sum(info.file_size for info in archive.infolist())
         order = f"{self._root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        if order in archive.namelist() and self._member(order) != b"little":
             raise InputError("written on a big-endian machine", where=where)
-        super().__init__(io.BytesIO(archive.read(pickled)))
+        super().__init__(io.BytesIO(self._member(pickled)))
         self._functions: dict[str, Callable[..., object]] = {
             "builtins.set": set,
             "builtins.getattr": self._named_function,
             "collections.OrderedDict": OrderedDict,
             "_codecs.encode": self._encode,
-            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": _parameter,
             "numpy.core.multiarray.scalar": _scalar,
             "numpy._core.multiarray.scalar": _scalar,
         }
+
+    def _weigh(self) -> None:
+        """Refuse a tuple whose hash would take for ever: each may hold the one before it twice."""
+        parts = self.stack[-1]
+        weight = 1 + sum(self._weights.get(id(part), (None, 1))[1] for part in parts)
+        if weight > _LARGEST_TUPLE:
+            raise pickle.UnpicklingError("it holds larger tuples than any model does")
+        self._weights[id(parts)] = parts, weight  # kept, so that no other object gets its number
+
+    def _member(self, name: str) -> bytes:
+        """Read a member of the archive; torch compresses none, and a compressed one grows without limit."""
+        info = self._archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise zipfile.BadZipFile("a compressed member")
+        return self._archive.read(info)
 
     def find_class(self, module: str, name: str, /) -> object:
         module = "builtins" if module == "__builtin__" else module
@@ -228,18 +297,15 @@ class _InertUnpickler(pickle.Unpickler):
         storage = module == "torch" and name in _STORAGES
         script = self._script and (module.split(".")[0] == "__torch__" or module == "torch.jit._pickle")
         if storage or script or name in _ADMITTED.get(module, "").split():
-            return type("Inert", (Inert,), {"name": full})
-        raise self._refused(full)
+            return self._classes.setdefault(full, type("Inert", (Inert,), {"name": full}))
+        raise unsupported(full, self._where) or self._refused(full)
 
     def persistent_load(self, pid: object, /) -> Tensor:
-        if not isinstance(pid, tuple) or len(pid) < 3 or pid[0] != "storage":
+        if not isinstance(pid, tuple) or len(pid) < 3 or pid[0] != "storage" or not isinstance(pid[2], str):
             raise pickle.UnpicklingError("unknown reference")
-        key, dtype = str(pid[2]), _STORAGES[pid[1].name.rpartition(".")[2]]
+        key, dtype = pid[2], _STORAGES[pid[1].name.rpartition(".")[2]]
         if key not in self._storages:
-            info = self._archive.getinfo(f"{self._root}data/{key}")
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise zipfile.BadZipFile("compressed tensor")
-            raw = bytearray(self._archive.read(info))
+            raw = bytearray(self._member(f"{self._root}data/{key}"))
             self._storages[key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
         return self._storages[key].view(dtype)
 
@@ -247,14 +313,14 @@ class _InertUnpickler(pickle.Unpickler):
         return InputError(
             "refused to load: the file wants to use something that no MACE checkpoint needs",
             where=self._where,
-            found=name,
+            found=name[:_LONGEST],
             fix=TRUST,
         )
 
     def _named_function(self, owner: object, name: object) -> object:
         """Stand for `getattr`, which is how `torch.tanh` and `torch.abs` are pickled and nothing else."""
         known = isinstance(owner, type) and issubclass(owner, Inert) and "_VariableFunctions" in owner.name
-        if not known or name not in {"tanh", "abs"}:
+        if not known or not isinstance(name, str) or name not in {"tanh", "abs"}:
             raise self._refused("builtins.getattr")
         return type("Inert", (Inert,), {"name": f"torch.{name}"})
 
@@ -268,13 +334,20 @@ class _InertUnpickler(pickle.Unpickler):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _InertUnpickler(archive, self._where, script=True).load()
 
+    def _tensor(
+        self, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> Tensor:
+        if offset < 0 or any(n < 0 for n in (*size, *stride)):
+            raise pickle.UnpicklingError("negative size")
+        self._bytes_left -= math.prod(size) * storage.element_size()
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError("its tensors are larger than the file")
+        return torch.as_strided(storage, size, stride, offset).clone()
 
-def _tensor(
-    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> Tensor:
-    if offset < 0 or any(n < 0 for n in (*size, *stride)):
-        raise pickle.UnpicklingError("negative size")
-    return torch.as_strided(storage, size, stride, offset).clone()
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = pickle._Unpickler.dispatch | {
+        code[0]: _weighed(pickle._Unpickler.dispatch[code[0]])
+        for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+    }
 
 
 def _parameter(data: Tensor, requires_grad: object, *_: object) -> Tensor:
@@ -282,7 +355,10 @@ def _parameter(data: Tensor, requires_grad: object, *_: object) -> Tensor:
 
 
 def _scalar(kind: Inert, raw: bytes) -> object:
-    dtype = np.dtype(str(kind.args[0]))
+    code = kind.args[0]
+    if not isinstance(code, str):
+        raise pickle.UnpicklingError("not a number")
+    dtype = np.dtype(code)
     if dtype.kind not in "biuf" or not isinstance(raw, bytes):
         raise pickle.UnpicklingError("not a number")
     return np.frombuffer(raw, dtype)[0].item()

@@ -183,6 +183,7 @@ class _ElasticFile(Record):
     format: Literal["mlip_refine elastic 1"] = FORMAT
     name: str
     model_hash: str
+    head: str | None = None
     points: tuple[ElasticPoint, ...]
 
 
@@ -192,6 +193,7 @@ class _ThermalFile(Record):
     format: Literal["mlip_refine thermal elastic 1"] = THERMAL_FORMAT
     name: str
     model_hash: str
+    head: str | None = None
     points: tuple[ThermalElasticPoint, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -209,6 +211,7 @@ class ElasticResult:
         model_hash: Hash of the potential.
         points: Every phase at every pressure.
         thermal: Every phase at every temperature, if there are any; kept in a file of its own.
+        head: Head of the model that was evaluated; `None` in files of earlier versions.
     """
 
     folder: Path
@@ -216,6 +219,7 @@ class ElasticResult:
     model_hash: str
     points: tuple[ElasticPoint, ...]
     thermal: tuple[ThermalElasticPoint, ...] = ()
+    head: str | None = None
 
     def __getitem__(self, name: str) -> ElasticPoint:
         """Return the point of a name such as ``hcp-0GPa``."""
@@ -227,7 +231,7 @@ class ElasticResult:
 
     def files(self) -> dict[str, Any]:
         """Return the JSON files of the run folder by name."""
-        run = {"name": self.name, "model_hash": self.model_hash}
+        run = {"name": self.name, "model_hash": self.model_hash, "head": self.head}
         found = {"elastic.json": _ElasticFile(**run, points=self.points).as_json()}
         if self.thermal:
             found["thermal_elastic.json"] = _ThermalFile(**run, points=self.thermal).as_json()
@@ -241,7 +245,7 @@ def read_elastic(folder: Path) -> ElasticResult:
         InputError: The file is missing or was not written by `mlip-refine elastic`.
     """
     data = read_record(Path(folder) / "elastic.json", _ElasticFile, "result of elastic")
-    return ElasticResult(Path(folder), data.name, data.model_hash, data.points)
+    return ElasticResult(Path(folder), data.name, data.model_hash, data.points, head=data.head)
 
 
 def read_thermal_elastic(folder: Path) -> tuple[ThermalElasticPoint, ...]:

@@ -102,7 +102,7 @@ def run(prepared: Prepared, run: Run) -> ElasticResult:
             points.append(_point(task, found, atoms))
             crystals.append(atoms)
             tick(len(points))
-    result = ElasticResult(folder, prepared.name, potential.hash, tuple(points))
+    result = ElasticResult(folder, prepared.name, potential.hash, tuple(points), head=potential.head)
     ase.io.write(folder / "crystals.extxyz", crystals, format="extxyz")
     write_json(folder / "elastic.json", result.files()["elastic.json"])
     # Not `run.store`, whose frames belong to versions of packages: runs of earlier versions can be extended.

@@ -137,6 +137,22 @@ class HeldOutChange(Record):
     after: HeldOutRecord | None
 
 
+class HeadDrift(Record):
+    """How far a head moved that was not trained: root mean squares of changes.
+
+    Attributes:
+        energy_meV_per_atom: Change of the energy per atom.
+        forces_meV_per_A: Change of force components.
+        forces_before_meV_per_A: Force components before the training, to compare with.
+        n_structures: Number of structures: held-out frames, training frames, or crystals of the losses.
+    """
+
+    energy_meV_per_atom: float  # noqa: N815 - the unit's own case
+    forces_meV_per_A: float  # noqa: N815 - the unit's own case
+    forces_before_meV_per_A: float  # noqa: N815 - the unit's own case
+    n_structures: int
+
+
 class Course(Record):
     """A quantity that a loss measured.
 
@@ -195,6 +211,8 @@ class Summary(Record):
         name: Name of the run and of its model files.
         model_hash: Hash of the refined model.
         initial_model_hash: Hash of the initial model.
+        head: Head that was trained; `None` in files of earlier versions.
+        other_heads: Changes of the heads that were not trained.
         seed: Random seed of the run.
         device: Where it was computed.
         steps: Number of updates that were made.
@@ -214,6 +232,8 @@ class Summary(Record):
     name: str
     model_hash: str
     initial_model_hash: str
+    head: str | None = None
+    other_heads: dict[str, HeadDrift] = {}  # noqa: RUF012 - pydantic copies it
     seed: int
     device: str
     steps: int

@@ -30,6 +30,7 @@ from mlip_refine.workflows.finetune.evaluation import (
     phase_changes,
     transition,
 )
+from mlip_refine.workflows.finetune.heads import displaced_crystals, head_drifts
 from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Transition, read_log
 from mlip_refine.workflows.finetune.summary import courses, deviations, held_out_record, hints, phase_record
 from mlip_refine.workflows.finetune.targets import measured_afresh
@@ -191,7 +192,8 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     started = time.monotonic()
     potential = prepared.potential
     initial = potential.frozen_copy()
-    held_out = prepared.replay.valid if prepared.replay else None
+    replay = prepared.replay
+    held_out = replay.valid if replay else None
     errors_before = held_out_errors(initial, held_out) if held_out else None
     prepared = anchored(prepared, run)
     trainer = make_trainer(prepared, run)
@@ -209,10 +211,14 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     delivered = {loss.name: x.measure(potential) for loss in prepared.losses if (x := loss.validation)}
     updates = read_log(run.folder)
     measured = courses(updates, prepared.losses, delivered, afresh)
+    compared = [frame.structure for frame in held_out or (replay.buffer.frames if replay else ())]
+    compared = compared or displaced_crystals(potential, [point.atoms for point in prepared.points.values()])
     summary = Summary(
         name=prepared.name,
         model_hash=potential.hash,
         initial_model_hash=initial.hash,
+        head=potential.head,
+        other_heads=head_drifts(initial, potential, compared),
         seed=run.seed,
         device=str(potential.device),
         steps=trainer.step,

@@ -73,6 +73,13 @@ def _print(console: Console, summary: Summary, folder: Path) -> None:
             if old is not None and new is not None:
                 share = f"{100 * (new.value / old.value - 1):+.1f} %" if old.value > 0 else ""
                 table.add_row(f"  {name} MAE, {old.unit}", f"{old.value:.3g}", f"{new.value:.3g}", share)
+    if summary.other_heads:
+        table.add_row(f"forces of heads that were not trained (it was {summary.head})", style="bold")
+        for head, drift in summary.other_heads.items():
+            moved = 100 * drift.forces_meV_per_A / max(drift.forces_before_meV_per_A, 1e-9)
+            label = f"  {head}, r.m.s. of forces and of their change, meV/Å"
+            changed = f"{drift.forces_meV_per_A:.3g} ({moved:.2g} %)"
+            table.add_row(label, f"{drift.forces_before_meV_per_A:.3g}", "", changed)
     console.print()
     console.print(table)
 

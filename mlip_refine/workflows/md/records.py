@@ -116,6 +116,7 @@ class MDFile(Record):
     format: Literal["mlip_refine md 1"] = FORMAT
     name: str
     model_hash: str
+    head: str | None = None
     points: tuple[MDPoint, ...]
 
 
@@ -125,6 +126,7 @@ class DynamicsFile(Record):
     format: Literal["mlip_refine dynamics 1"] = DYNAMICS_FORMAT
     name: str
     model_hash: str
+    head: str | None = None
     points: tuple[DynamicsPoint, ...]
 
 
@@ -141,6 +143,7 @@ class MDResult:
         dynamics: Diffusion, viscosity and spectrum of every point; `None` without `md.dynamics`.
         trajectories: Frames of every state point by its name; empty for a result that was read from its files
             (`md(config, resume=True)` returns a finished run with its frames).
+        head: Head of the model that was evaluated; `None` in files of earlier versions.
     """
 
     folder: Path
@@ -150,6 +153,7 @@ class MDResult:
     speed: Speed | None = None
     dynamics: tuple[DynamicsPoint, ...] | None = None
     trajectories: "Mapping[str, MDTrajectory]" = field(default_factory=dict, repr=False, compare=False)
+    head: str | None = None
 
     def __getitem__(self, name: str) -> MDPoint:
         """Return the state point of a name such as ``hcp-300K-0GPa``."""
@@ -161,7 +165,7 @@ class MDResult:
 
     def files(self) -> dict[str, Any]:
         """Return the JSON files of the run folder by name."""
-        run = {"name": self.name, "model_hash": self.model_hash}
+        run = {"name": self.name, "model_hash": self.model_hash, "head": self.head}
         found = {"md.json": MDFile(**run, points=self.points).as_json()}
         if self.speed is not None:
             found["speed.json"] = self.speed.as_json()
@@ -177,7 +181,7 @@ def read_md(folder: Path) -> MDResult:
         InputError: The file is missing or was not written by `mlip-refine md`.
     """
     data = read_record(Path(folder) / "md.json", MDFile, "result of md")
-    return MDResult(Path(folder), data.name, data.model_hash, data.points)
+    return MDResult(Path(folder), data.name, data.model_hash, data.points, head=data.head)
 
 
 def read_dynamics(folder: Path) -> tuple[DynamicsPoint, ...]:

@@ -186,8 +186,17 @@ def run(prepared: Prepared, run: Run) -> MDResult:
     if section.dynamics is not None:
         folder = run.folder / "dynamics"
         dynamics = write_dynamics(folder, trajectories, skipped, interval, section.dynamics)
-    model_hash = prepared.potential.hash
-    return MDResult(run.folder, prepared.name, model_hash, tuple(points), speed, dynamics, frames)
+    potential = prepared.potential
+    return MDResult(
+        run.folder,
+        prepared.name,
+        potential.hash,
+        tuple(points),
+        speed,
+        dynamics,
+        trajectories=frames,
+        head=potential.head,
+    )
 
 
 def _state_point(config: Config, section: MD, source: EnsembleSource, potential: Potential) -> StatePoint:

@@ -129,6 +129,7 @@ class _PhononsFile(Record):
     format: Literal["mlip_refine phonons 1"] = FORMAT
     name: str
     model_hash: str
+    head: str | None = None
     mesh: tuple[int, int, int]
     temperature_K: float  # noqa: N815 - the unit's own case
     points: tuple[PhononPoint, ...]
@@ -150,6 +151,7 @@ class PhononResult:
         points: Phonons of every crystal.
         left_out: Reasons why materials were left out, by name.
         baseline: Reduction of the errors, as `compared_with` returns it; None without a baseline.
+        head: Head of the model that was evaluated; `None` in files of earlier versions.
     """
 
     folder: Path
@@ -160,6 +162,7 @@ class PhononResult:
     points: tuple[PhononPoint, ...]
     left_out: Mapping[str, str]
     baseline: Mapping[str, Any] | None = None
+    head: str | None = None
 
     def compared(self, cell: str) -> list[PhononPoint]:
         """Return the points with a reference, in one kind of cell."""
@@ -183,6 +186,7 @@ class PhononResult:
         return _PhononsFile(
             name=self.name,
             model_hash=self.model_hash,
+            head=self.head,
             mesh=self.mesh,
             temperature_K=self.temperature_K,
             points=self.points,
@@ -232,6 +236,7 @@ def read_phonons_json(path: Path) -> PhononResult:
         data.points,
         data.left_out,
         data.baseline,
+        data.head,
     )
 
 

@@ -107,7 +107,14 @@ def run(prepared: Prepared, run: Run) -> PhononResult:
         reasons = "; ".join(f"{title}: {why}" for title, why in left_out.items())
         raise MlipRefineError(f"no crystal is left: {reasons}")
     result = PhononResult(
-        run.folder, prepared.name, potential.hash, section.mesh, section.temperature, tuple(points), left_out
+        run.folder,
+        prepared.name,
+        potential.hash,
+        section.mesh,
+        section.temperature,
+        tuple(points),
+        left_out,
+        head=potential.head,
     )
     if prepared.baseline is None:
         return result

@@ -129,7 +129,7 @@ def test_architecture_is_one_text(model):
     architecture = json.loads(text)
     assert architecture["pair_repulsion"] is True
     assert architecture["distance_transform"] == "Agnesi"
-    assert architecture["heads"] == ["pbe", "r2scan"]
+    assert architecture["heads"] == ["default", "r2scan"]
     assert text == json.dumps(architecture, sort_keys=True)
 
 
@@ -157,6 +157,25 @@ def test_unwritable_folder_is_named_and_nothing_is_left(model, tmp_path):
         (lambda d: d | {"dtype": "int8"}, "damaged"),
         (lambda d: d | {"architecture": d["architecture"] | {"interaction": "os.system"}}, "damaged"),
         (lambda d: d | {"architecture": d["architecture"] | {"radial_mlp": [4, 8]}}, "wrong shape"),
+        *(
+            (lambda d, change=change: d | {"architecture": d["architecture"] | change}, message)
+            for change, message in (
+                ({"r_max": 1e30}, "damaged"),
+                ({"r_max": float("nan")}, "damaged"),
+                ({"atomic_numbers": [-5]}, "damaged"),
+                ({"heads": []}, "damaged"),
+                ({"hidden_irreps": "many"}, "damaged"),
+                ({"hidden_irreps": "1x99e"}, "damaged"),
+                ({"hidden_irreps": "1000000000x0e"}, "hidden_irreps alone needs"),
+                ({"mlp_irreps": "1000000000x0e"}, "mlp_irreps alone needs"),
+                ({"max_ell": 11, "correlation": [8, 8]}, "correlation alone needs"),
+                ({"radial_mlp": [10**6, 10**6]}, "radial_mlp alone needs"),
+                ({"energies_shape": [10**6, 10**6]}, "energies_shape alone needs"),
+                ({"num_interactions": 3}, "MACE cannot build|missing"),
+                ({"correlation": [2]}, "MACE cannot build|missing"),
+                ({"scale_shape": [-1]}, "MACE cannot build"),
+            )
+        ),
         (lambda d: d | {"architecture": d["architecture"] | {"pair_repulsion": True}}, "missing"),
     ],
 )

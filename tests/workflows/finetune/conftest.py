@@ -68,6 +68,8 @@ def summary():
         "name": "tiny",
         "model_hash": "b" * 64,
         "initial_model_hash": "a" * 64,
+        "head": "Default",
+        "other_heads": {},
         "seed": 0,
         "device": "cpu",
         "steps": 3,
