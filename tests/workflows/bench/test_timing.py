@@ -78,12 +78,12 @@ def test_a_slow_spell_moves_neither_the_median_nor_a_pair(clock):
 
 @pytest.mark.statistical
 def test_the_error_of_a_median_is_that_of_normal_numbers():
-    """sqrt(π/2n) sigma for many normal numbers, to 35 %."""
-    values = torch.randn(400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = median(values, "s")
+    """sqrt(π/2n) sigma for many normal numbers; one bootstrap error scatters by 17 %, the mean of 16 by 4."""
+    samples = torch.randn(16, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = [median(values, "s") for values in samples]
     expected = (torch.pi / 2 / 400) ** 0.5
-    assert abs(found.value) < sigma_bound() * expected
-    assert found.se == pytest.approx(expected, rel=0.35)
+    assert all(abs(one.value) < sigma_bound(len(found)) * expected for one in found)
+    assert sum(one.se for one in found) / 16 == pytest.approx(expected, rel=0.35)
     assert median([2.0], "s").known_se is None
 
 
