@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).parent / "worker.py"
-DOORS = ("configs", "tables", "frames", "structures", "phonons", "models", "runs")
+DOORS = ("configs", "tables", "frames", "structures", "phonons", "initials", "models", "runs")
 SEED = int(os.environ.get("MLIP_REFINE_TEST_SEED", "0"))
 HANGS = 100.0
 """Seconds after which a process that says nothing is stopped; a reader that Python can stop has 60."""

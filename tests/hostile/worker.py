@@ -33,6 +33,7 @@ from mlip_refine.errors import MlipRefineError
 ROOT = Path(__file__).parents[2]
 PHONONS = ROOT / "tests" / "data" / "phonons"
 CANARY = "canary_in_a_file"
+GREEK = ("alpha", "beta", "gamma")
 SLOWEST = 60.0
 """Seconds that a reader may take."""
 
@@ -148,6 +149,7 @@ def structures() -> tuple[list[Files], Read]:
     from mlip_refine.data.structures import load_structure
 
     names = dict.fromkeys(("POSCAR", "a.cif", "a.extxyz", "a.xsf", "a.json", "a.gen", "a.res", "a.traj"))
+    names |= dict.fromkeys(("CONTCAR.vasp", "a.pdb", "a.con", "a.struct", "a.xyz.gz"))
     names |= {"geometry.in": "aims", "a.pwi": "espresso-in", "a.cell": "castep-cell", "a.cube": "cube"}
     folder = Path(tempfile.mkdtemp())
     files: list[Files] = []
@@ -166,11 +168,24 @@ def structures() -> tuple[list[Files], Read]:
         "sites": sites,
     }
     files.append({"a.json": json.dumps(crystal, indent=1).encode()})
+    # Of other programs: cut off, with occupancies, with elements in the comment alone.
+    files.append({"OUTCAR": b" vasp.5.4.4\n POTCAR: PAW_PBE Ti\n ions per type = 2\n"})
+    files.append({"aims.out": b" Invoking FHI-aims ...\n | Number of atoms : 2\n | lattice_vector 3 0 0\n"})
+    files.append({"orca.out": b" * O   R   C   A *\nTOTAL RUN TIME: 1\n"})
+    files.append({"a.log": b" Entering Gaussian System, Link 0=g09\n Standard orientation:\n 1 22 0 0 0\n"})
+    files.append({"POSCAR": b"Ti O\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"})
+    loop = "loop_\n_atom_site_label\n" + "".join(
+        f"_atom_site_{x}\n" for x in ("fract_x", "fract_y", "fract_z")
+    )
+    cell = "".join(f"_cell_length_{x} 4.0\n_cell_angle_{y} 90\n" for x, y in zip("abc", GREEK, strict=True))
+    text = f"data_x\n{cell}{loop}_atom_site_occupancy\nTi1 0 0 0 1.0\nO1 0.5 0.5 0.5 1.0\n"
+    files += [{"b.cif": text.encode()}] * 2
     return files, lambda folder: load_structure(next(folder.iterdir()))
 
 
 def phonons() -> tuple[list[Files], Read]:
     """Phonon calculations as phonopy and phono3py write them."""
+    from mlip_refine.data.phonons.collections import read_phonon_set
     from mlip_refine.data.phonons.reader import read_phonons
 
     packed = ("phonopy_params_TiPN3.yaml.xz", "phonopy_params_NaCl-rd.yaml.xz", "mp-149.yaml.xz")
@@ -180,12 +195,48 @@ def phonons() -> tuple[list[Files], Read]:
         files.append({name.removesuffix(".xz").replace("mp-149", "phonopy"): content})
     tin = {path.name: path.read_bytes() for path in sorted((PHONONS / "SnO2").iterdir())}
     files += [tin, tin, tin]
+    # With the tags of phonopy.conf that count, a cell that names no elements, and an index.
+    cell = tin["POSCAR-unitcell"].replace(b"Sn O\n", b"cassiterite\n", 1).replace(b" Sn O\n", b"")
+    tags = b"CELL_FILENAME = mine\nATOM_NAME = Sn O\nMASS = 120 120 4*16\nMAGMOM = 1 -1 4*0\nMP = 8 8 8\n"
+    conf = tin["phonopy.conf"] + tags.replace(b"4*16", b"16 16 16 16")
+    files.append({"mine": cell, "FORCE_SETS": tin["FORCE_SETS"], "phonopy.conf": conf})
+    polar = files[0]["phonopy_params_TiPN3.yaml"]
+    files.append({"index.csv": b"file,name,split\npolar.yaml,TiPN3,train\n", "polar.yaml": polar})
 
     def read(folder: Path) -> None:
         inside = list(folder.iterdir())
-        read_phonons(inside[0] if len(inside) == 1 else folder)
+        if (folder / "index.csv").exists():
+            read_phonon_set(folder, cache=False)
+        else:
+            read_phonons(inside[0] if len(inside) == 1 else folder)
 
     return files, read
+
+
+def initials() -> tuple[list[Files], Read]:
+    """Differences of free energies, as the command writes them and losses read them."""
+    from mlip_refine.quantities import Measured
+    from mlip_refine.workflows.free_energy.records import FreeEnergyResult, PhaseFreeEnergy
+
+    sites, cell = [[0.0] * 3, [0.5] * 3], np.diag([3.0, 3.0, 5.0]).tolist()
+    energy = Measured(1.5, 0.1, "meV/atom")
+    phase = PhaseFreeEnergy(
+        phase="hcp", numbers=[22, 22], scaled_positions=sites, cell=cell, gibbs=energy, overlap=0.3
+    )
+    result = FreeEnergyResult(
+        model_hash="0",
+        head="Default",
+        temperature_K=300.0,
+        pressure_GPa=0.0,
+        n_atoms=2,
+        delta_g=energy,
+        from_=phase,
+        to=phase,
+        timestep_fs=2.0,
+        settings={"windows": 5},
+    )
+    text = json.dumps(result.as_json(), indent=1)
+    return [{"initial.json": text.encode()}], lambda folder: FreeEnergyResult.read(folder / "initial.json")
 
 
 def models() -> tuple[list[Files], Read]:
@@ -238,7 +289,9 @@ def runs() -> tuple[list[Files], Read]:
     return [{"step-0003.pt": checkpoint}, {"test.0000.h5": stored}], read
 
 
-DOORS = {door.__name__: door for door in (configs, tables, frames, structures, phonons, models, runs)}
+DOORS = {
+    door.__name__: door for door in (configs, tables, frames, structures, phonons, initials, models, runs)
+}
 
 
 class _TooSlow(BaseException):
