@@ -17,6 +17,14 @@ GREY = "#555555"
 TARGET_LINE: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (6, 4))}
 """Style of a line at a target."""
 
+LEGEND_ABOVE: dict[str, Any] = {
+    "frameon": False,
+    "loc": "lower left",
+    "bbox_to_anchor": (0.0, 1.0),
+    "fontsize": "small",
+}
+"""Place of a legend above the axes, where it never covers data."""
+
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
     """Return an empty figure of a size in inches."""

@@ -15,14 +15,16 @@ from mlip_refine.report.figures import (
     COLOURS,
     DASHES,
     GREY,
+    LEGEND_ABOVE,
     TARGET_LINE,
     new_figure,
     open_frame,
     save_figure,
 )
-from mlip_refine.workflows.finetune.records import Summary, Update, read_log, read_summary
+from mlip_refine.workflows.finetune.records import VALIDATION, Summary, Update, read_log, read_summary
 
 RING: dict[str, Any] = {"marker": "o", "fillstyle": "none", "linestyle": "none"}
+AFRESH: dict[str, Any] = {"marker": "D", "markersize": 5, "linestyle": "none"}
 REPLAY_PARTS = ("energy", "forces", "stress")
 
 
@@ -33,8 +35,8 @@ def write_figures(folder: Path) -> list[Path]:
         folder: A finished run.
 
     Returns:
-        The files: `delta_g.png`, `observables.png`, `n_eff.png` and `replay.png`, without those that the run
-        has no data for.
+        The files: `delta_g.png`, `observables.png`, `losses.png`, `n_eff.png` and `replay.png`, without those
+        that the run has no data for.
 
     Raises:
         InputError: If a result file is missing or cannot be read, or a figure cannot be written.
@@ -42,9 +44,10 @@ def write_figures(folder: Path) -> list[Path]:
     folder = Path(folder)
     log, summary = read_log(folder), read_summary(folder)
     drawn = {
-        "delta_g.png": _delta_g(log, summary),
+        "delta_g.png": delta_g_figure(log, summary),
         "observables.png": observables_figure(log, summary),
-        "n_eff.png": _n_eff(log),
+        "losses.png": losses_figure(log, summary),
+        "n_eff.png": n_eff_figure(log),
         "replay.png": _replay(log),
     }
     return [save_figure(figure, folder / name) for name, figure in drawn.items() if figure is not None]
@@ -60,12 +63,13 @@ def _axes(y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes, columns: int = 1) -> None:
+def _legend(axes: Axes, columns: int = 1, title: str | None = None) -> None:
     """Draw the legend above the axes, where it covers no data."""
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, fontsize="small")
+    axes.legend(**LEGEND_ABOVE, ncols=columns, title=title, title_fontsize="small", alignment="left")
 
 
-def _delta_g(log: Sequence[Update], summary: Summary) -> Figure | None:
+def delta_g_figure(log: Sequence[Update], summary: Summary) -> Figure | None:
+    """Draw ΔG of every transition by update, and before and after training; `None` without transitions."""
     if not summary.transitions:
         return None
     figure, axes = _axes("ΔG, meV/atom")
@@ -77,17 +81,9 @@ def _delta_g(log: Sequence[Update], summary: Summary) -> Figure | None:
         offset = 0.25 * margin * (i - (len(summary.transitions) - 1) / 2)
         _course(axes, log, (transition.name, "delta_g"), colour, transition.state)
         values = (transition.before, transition.after)
-        axes.errorbar(
-            (ends[0] + offset, ends[1] + offset),
-            _bounds(values, 0),
-            yerr=[m.se for m in values],
-            color=colour,
-            fmt="D",
-            markersize=5,
-            capsize=3,
-            zorder=3,
-        )
+        _measured_afresh(axes, (ends[0] + offset, ends[1] + offset), values, colour)
     axes.plot([], [], color=GREY, **TARGET_LINE, label="target")
+    axes.plot([], [], color=GREY, **AFRESH, label="measured afresh")
     axes.set_xlim(ends[0] - 0.6 * margin, ends[1] + 0.6 * margin)
     axes.margins(y=0.12)
     updates = [x for x in axes.get_xticks() if log[0].step <= x <= log[-1].step]
@@ -109,6 +105,12 @@ def _course(
     axes.plot(steps, _bounds(values, 0), color=colour, linewidth=1.6, label=label)
 
 
+def _measured_afresh(axes: Axes, x: Sequence[float], values: Sequence[Measured], colour: str) -> None:
+    """Draw values that were not reweighted, with bars of one standard error."""
+    errors = [m.se if math.isfinite(m.se) else 0.0 for m in values]
+    axes.errorbar(x, _bounds(values, 0), yerr=errors, color=colour, capsize=3, zorder=3, **AFRESH)
+
+
 def _bounds(values: Sequence[Measured], sigma: int) -> list[float]:
     return [m.value + sigma * m.se for m in values]
 
@@ -116,7 +118,8 @@ def _bounds(values: Sequence[Measured], sigma: int) -> list[float]:
 def observables_figure(log: Sequence[Update], summary: Summary) -> Figure | None:
     """Draw what has a target, by update: a panel for each kind, which is the first word of a name.
 
-    Every quantity stands with its target and the uncertainty of that. `None` without targets.
+    Every quantity stands with its target and the uncertainty of that, and with its value measured afresh
+    after training. `None` without targets.
     """
     panels: dict[tuple[str, str], dict[str, Measured]] = {}
     for loss, courses in summary.measured.items():
@@ -127,24 +130,63 @@ def observables_figure(log: Sequence[Update], summary: Summary) -> Figure | None
         return None
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(max(6.4, 3.4 * columns), max(4.0, 2.8 * rows))
+    figure = new_figure(max(6.4, 3.6 * columns), max(4.0, 3.3 * rows))
     for i, ((loss, kind), targets) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, i)
         for (name, target), colour in zip(targets.items(), cycle(COLOURS), strict=False):
-            _course(axes, log, (loss, name), colour, name.partition(" ")[2] or None)
+            _course(axes, log, (loss, name), colour, name.partition(" ")[2] or kind)
             axes.axhline(target.value, color=colour, zorder=1, **TARGET_LINE)
             axes.axhspan(*_bounds([target], -1), *_bounds([target], 1), color=colour, alpha=0.08, linewidth=0)
-        axes.set_title(f"{loss}: {kind}", fontsize="small")
+            after = summary.measured[loss][name].after
+            if after is not None:
+                _measured_afresh(axes, [log[-1].step + 1], [after], colour)
         axes.set_xlabel("update")
-        axes.set_ylabel(next(iter(targets.values())).unit)
+        axes.set_ylabel(f"{kind}, {next(iter(targets.values())).unit}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         open_frame(axes)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize="x-small", ncols=2)
+        axes.plot([], [], color=GREY, **TARGET_LINE, label="target")
+        if any(summary.measured[loss][name].after is not None for name in targets):
+            axes.plot([], [], color=GREY, **AFRESH, label="measured afresh")
+        _legend(axes, columns=2, title=f"{loss}: {kind}")
     return figure
 
 
-def _n_eff(log: Sequence[Update]) -> Figure | None:
+def losses_figure(log: Sequence[Update], summary: Summary) -> Figure | None:
+    """Draw losses without targets, such as those on phonons, by update: of the batch, and of the validation.
+
+    The last point of a validation is that of the final potential. `None` without such losses.
+    """
+    without = {loss for loss, of in summary.measured.items() if all(c.target is None for c in of.values())}
+    without -= {transition.name for transition in summary.transitions}
+    names = [name for name in summary.measured if name in without and any(name in u.losses for u in log)]
+    if not names:
+        return None
+    figure = new_figure(6.4, max(4.0, 3.0 * len(names)))
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False).flat, names, strict=True):
+        batches = [(u.step, u.losses[name]) for u in log if u.losses.get(name, 0.0) > 0]
+        whole = [
+            (u.step, u.diagnostics[name][VALIDATION].value)
+            for u in log
+            if VALIDATION in u.diagnostics.get(name, {})
+        ]
+        course = summary.measured[name].get(VALIDATION)
+        if course is not None and course.delivered is not None:
+            whole.append((log[-1].step + 1, course.delivered.value))
+        axes.plot(*_columns(batches), color=COLOURS[0], linewidth=1.2, label=f"{name}, batch")
+        if whole:
+            axes.plot(*_columns(whole), color=COLOURS[1], marker="o", linewidth=1.6, label="validation")
+            axes.axhline(whole[0][1], color=GREY, label="before training", **TARGET_LINE)
+        axes.set_yscale("log")
+        axes.set_xlabel("update")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        open_frame(axes)
+        _legend(axes, columns=3)
+    return figure
+
+
+def n_eff_figure(log: Sequence[Update]) -> Figure | None:
+    """Draw the effective over the stored frames of every source by update; `None` without sources."""
     sources = sorted({name for update in log for name in update.n_eff})
     if not sources:
         return None
@@ -157,7 +199,9 @@ def _n_eff(log: Sequence[Update]) -> Figure | None:
         axes.plot(*_columns(again), color=colour, **RING)
     if any(update.resampled for update in log):
         axes.plot([], [], color=GREY, **RING, label="sampled anew")
-    axes.set_ylim(0, 105)
+    # Frames of several references may count for more than those of the last.
+    highest = max(100 * share for update in log for share in update.n_eff.values())
+    axes.set_ylim(0, 1.05 * max(100.0, highest))
     _legend(axes, columns=2)
     return figure
 

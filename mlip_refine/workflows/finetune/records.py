@@ -15,6 +15,9 @@ from mlip_refine.workflows.records import MeasuredField, Record, read_text, vali
 
 FORMAT: Final = "mlip_refine summary 2"
 
+VALIDATION: Final = "validation, loss"
+"""Name of a loss on held-out data among the quantities that it measures."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -172,8 +175,15 @@ class Course(Record):
 
     @property
     def end(self) -> Measured | None:
-        """The value measured after training; of runs that did not, the last of the training."""
-        return self.after or self.last or self.delivered
+        """The value of the final potential, or where it was not measured, of the last update."""
+        return self.after or self.delivered or self.last
+
+    @property
+    def change(self) -> float | None:
+        """End over beginning minus one, of what is measured on the same data both times; `None` of others."""
+        if self.delivered is None or self.first is None or not self.first.value > 0:
+            return None
+        return self.delivered.value / self.first.value - 1
 
     @property
     def deviations(self) -> tuple[float, float] | None:

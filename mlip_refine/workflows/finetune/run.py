@@ -32,7 +32,14 @@ from mlip_refine.workflows.finetune.evaluation import (
 )
 from mlip_refine.workflows.finetune.heads import displaced_crystals, head_drifts
 from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Transition, read_log
-from mlip_refine.workflows.finetune.summary import courses, deviations, held_out_record, hints, phase_record
+from mlip_refine.workflows.finetune.summary import (
+    courses,
+    deviations,
+    held_out_record,
+    hints,
+    phase_record,
+    validation_notes,
+)
 from mlip_refine.workflows.finetune.targets import measured_afresh
 from mlip_refine.workflows.free_energy.differences import (
     FreeEnergySettings,
@@ -231,7 +238,7 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         replay=HeldOutChange(before=held_out_record(errors_before), after=held_out_record(errors_after)),
         measured=measured,
         deviations=deviations(updates, prepared.losses, afresh),
-        notes=(*unmeasured, *hints(prepared.losses, measured)),
+        notes=(*unmeasured, *hints(prepared.losses, measured), *validation_notes(measured, updates)),
         packages=packages(),
         energy_shift_eV=shift,
         wall_time_s=trainer.earlier + time.monotonic() - started,

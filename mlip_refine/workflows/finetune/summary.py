@@ -9,7 +9,17 @@ from mlip_refine.losses.ensemble.observable_options import DensityOptions, Latti
 from mlip_refine.quantities import Measured
 from mlip_refine.training.replay import HeldOutErrors
 from mlip_refine.workflows.finetune.evaluation import PhaseChange
-from mlip_refine.workflows.finetune.records import Course, Deviation, HeldOutRecord, PhaseRecord, Update
+from mlip_refine.workflows.finetune.records import (
+    VALIDATION,
+    Course,
+    Deviation,
+    HeldOutRecord,
+    PhaseRecord,
+    Update,
+)
+
+WORSE = 0.01
+"""Growth of a validation loss over its first value that is told as worse."""
 
 _CELLS = (LatticeOptions, DensityOptions, VolumeOptions)
 """Options of losses on the mean cell of a phase."""
@@ -101,6 +111,35 @@ def hints(losses: Sequence[Loss], measured: Mapping[str, Mapping[str, Course]]) 
                     "mlip-refine guide losses"
                 )
     return found
+
+
+def validation_notes(measured: Mapping[str, Mapping[str, Course]], updates: Sequence[Update]) -> list[str]:
+    """Return a sentence for every loss whose validation got worse.
+
+    It is measured on the same data at the beginning and at the end, so that every change is one of the model.
+
+    Args:
+        measured: Quantities that losses measured, by loss, then name.
+        updates: Updates of the run.
+    """
+    notes = []
+    for loss, courses in measured.items():
+        course = courses.get(VALIDATION, Course())
+        if course.first is None or course.delivered is None or not (course.change or 0.0) > WORSE:
+            continue
+        values = {
+            u.step: u.diagnostics[loss][VALIDATION].value
+            for u in updates
+            if VALIDATION in u.diagnostics.get(loss, {})
+        }
+        best = min(values, key=lambda step: values[step])
+        change = f"{course.first.value:.3g} → {course.delivered.value:.3g}"
+        lowest = f"{values[best]:.3g} at update {best}"
+        notes.append(
+            f"{loss}: the validation got worse, loss {change} (lowest: {lowest}); a smaller "
+            "training.learning_rate, fewer steps, more materials or replay may help"
+        )
+    return notes
 
 
 def phase_record(source: EnsembleSource, change: PhaseChange) -> PhaseRecord:

@@ -93,7 +93,12 @@ def _print(console: Console, summary: Summary, folder: Path) -> None:
         if course.after and course.target and not course.after.se <= course.target.se
     ]
     if as_trained:
-        lines.append("as trained: values in the first and the last update of a loss, not sampled afresh")
+        lines.append(
+            "as trained: values in the first and the last update of a loss, of the materials of that update; "
+            "validation: of the same data before and after"
+            if any(course.delivered for of in observed.values() for course in of.values())
+            else "as trained: values in the first and the last update of a loss, not sampled afresh"
+        )
     minutes, seconds = divmod(round(summary.wall_time_s), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h" if hours else "", f"{minutes} min" if hours or minutes else "", f"{seconds} s"]
@@ -123,6 +128,8 @@ def _course_rows(courses: Mapping[str, Course], deviation: Deviation | None) -> 
         label = ", ".join(part for part in (name, course.end.unit if course.end else "") if part)
         target = "" if course.target is None else f" (target {number(course.target)})"
         change = "" if course.deviations is None else "{:+.1f} → {:+.1f} σ".format(*course.deviations)
+        if course.target is None and course.change is not None:
+            change = f"{100 * course.change:+.1f} %"
         yield f"{label}{target}", number(course.first), number(course.end), change
     if len(courses) > MOST_ROWS:
         yield f"{len(courses) - WORST} others are in summary.json", "", "", ""

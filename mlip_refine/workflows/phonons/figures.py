@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import IMAGINARY
-from mlip_refine.report.figures import COLOURS, DASHES, GREY, save_figure
+from mlip_refine.report.figures import COLOURS, DASHES, GREY, LEGEND_ABOVE, save_figure
 from mlip_refine.workflows.phonons.records import QUANTITIES, file_of_crystal, read_phonons_json
 
 type Json = Mapping[str, Any]
@@ -97,8 +98,10 @@ def draw_bands(
     styles = dict(zip(bands, _styles(reference=len(bands) > 1), strict=False))
     for name, one in bands.items():
         lines = list(zip(one["distances_per_A"], one["frequencies_THz"], strict=True))
-        for i, (along, line) in enumerate(lines):
-            panels[0].plot(along, line, **styles[name], label=name if i == 0 else None)
+        for along, line in lines:
+            panels[0].plot(along, line, **styles[name])
+        # One entry of all its bands.
+        panels[0].plot([], [], **styles[name], label=name)
     marks = ticks.pop()
     places = [place for place, _ in marks]
     labels = ["|".join(_GREEK.get(x, x) for x in label.split("|")) for _, label in marks]
@@ -117,13 +120,12 @@ def draw_bands(
         # A line at zero, and a shade below it where there are imaginary modes.
         axes.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
         if lowest < IMAGINARY:
-            axes.axhspan(1.1 * lowest, 0.0, color=COLOURS[3], alpha=0.12, linewidth=0, zorder=0)
-            axes.annotate(
-                "imaginary", (0.01, 0.5 * lowest), xycoords=("axes fraction", "data"), fontsize="x-small"
-            )
+            shade = {"color": COLOURS[3], "alpha": 0.12, "linewidth": 0, "zorder": 0}
+            axes.axhspan(1.1 * lowest, 0.0, **shade, label="imaginary")
+            axes.set_ylim(bottom=1.1 * lowest)
         else:
             axes.set_ylim(bottom=0.0)
-    panels[0].legend(**_ABOVE, ncols=len(bands))
+    panels[0].legend(**LEGEND_ABOVE, ncols=len(bands) + 1)
     if title:
         figure.suptitle(title, fontsize="medium", parse_math=False)  # a material may be called $x
     return save_figure(figure, path)
@@ -151,7 +153,11 @@ def draw_parity(path: Path, materials: Mapping[str, Json], quantities: Mapping[s
     for axes, name in zip(panels, shown, strict=False):
         data, label = materials[name], quantities[name]
         reference = np.array(data["reference"], dtype=float)
-        lowest = float(np.nanmin(reference))
+        values = [reference, *(np.array(model, dtype=float) for model in data["models"].values())]
+        seen = np.concatenate([one[np.isfinite(one)] for one in values])
+        margin = 0.05 * float(np.ptp(seen)) or 0.05 * float(np.abs(seen).max()) or 1.0
+        # Both axes from the lowest to the highest value of either.
+        ends = float(seen.min()) - margin, float(seen.max()) + margin
         styles = zip(data["models"].items(), COLOURS, cycle(_MARKERS), strict=False)
         for (title, values), colour, marker in styles:
             model = np.array(values, dtype=float)
@@ -173,11 +179,13 @@ def draw_parity(path: Path, materials: Mapping[str, Json], quantities: Mapping[s
                 markeredgewidth=0,
                 label=f"{title}, mean error {error:.3g} ({known.sum()})",
             )
-        axes.axline((lowest, lowest), slope=1.0, color=GREY, linewidth=0.8, zorder=0)
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0, label="model = reference")
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel(f"{label}: reference")
         axes.set_ylabel("model")
-        axes.legend(**_ABOVE)
+        axes.legend(**LEGEND_ABOVE)
     for axes in list(panels)[len(shown) :]:
         axes.remove()
     return save_figure(figure, path)
@@ -201,9 +209,11 @@ def draw_expansion(
     figure = _figure(8.0, 6.4)
     panels = list(figure.subplots(2, 2, sharex=True).flat)
     for (name, data), style in zip(models.items(), _styles(reference=False), strict=False):
+        # Few temperatures are points; a line through them is no curve.
+        marker = "o" if len(data["temperatures_K"]) < 10 else None
         for axes, (field, (_, factor)) in zip(panels, _PANELS.items(), strict=True):
             values = factor * np.array(data[field], dtype=float)
-            axes.plot(data["temperatures_K"], values, label=name, **style)
+            axes.plot(data["temperatures_K"], values, label=name, marker=marker, markersize=3.5, **style)
     for axes, (field, (label, factor)) in zip(panels, _PANELS.items(), strict=True):
         points = np.array((measured or {}).get(field, []), dtype=float).reshape(-1, 2)
         if len(points):
@@ -214,17 +224,8 @@ def draw_expansion(
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[2:]:
         axes.set_xlabel("temperature, K")
-    panels[0].legend(**_ABOVE, ncols=3)
+    panels[0].legend(**LEGEND_ABOVE, ncols=3)
     return save_figure(figure, path)
-
-
-_ABOVE: dict[str, Any] = {
-    "frameon": False,
-    "loc": "lower left",
-    "bbox_to_anchor": (0.0, 1.0),
-    "fontsize": "small",
-}
-"""Place of a legend above the axes, where it never covers data."""
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -8,7 +8,7 @@ from ase.build import bulk
 from mlip_refine import testing
 from mlip_refine.quantities import Measured, Target
 from mlip_refine.workflows.finetune.records import Course, Update
-from mlip_refine.workflows.finetune.summary import courses, deviations, hints
+from mlip_refine.workflows.finetune.summary import courses, deviations, hints, validation_notes
 
 LOSSES = [
     SimpleNamespace(name="lattice", targets={"a": Target(2.95, 0.01, "Å")}),
@@ -87,3 +87,20 @@ def test_deviations_are_of_losses_with_targets():
     assert found["lattice"].first_sigma == pytest.approx(5.0)
     assert found["lattice"].last_sigma == pytest.approx(1.0)
     assert found["lattice"].after_sigma is None
+
+
+@pytest.mark.parametrize(("end", "worse"), [(0.4, False), (0.5, False), (0.6, True)])
+def test_a_validation_that_got_worse_is_said(end, worse):
+    values = [Measured(value, 0.2, "") for value in (0.5, 0.3, 0.45)]
+    updates = [Update(i, {}, {"hvp": {"validation, loss": v}}, {}, ()) for i, v in enumerate(values)]
+    delivered = {"hvp": {"validation, loss": Measured(end, 0.2, "")}}
+    measured = courses(updates, [], delivered, {})
+    course = measured["hvp"]["validation, loss"]
+    assert course.end.value == end
+    assert course.change == pytest.approx(end / 0.5 - 1)
+    notes = validation_notes(measured, updates)
+    assert bool(notes) == worse
+    if worse:
+        assert notes[0].startswith(
+            "hvp: the validation got worse, loss 0.5 → 0.6 (lowest: 0.3 at update 1); a smaller"
+        )

@@ -1,5 +1,7 @@
 """Figures of phonons are written from plain data."""
 
+import math
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from mlip_refine.crystals.phonons.bands import BandPath, Bands
 from mlip_refine.crystals.phonons.dos import DensityOfStates
 from mlip_refine.errors import InputError
+from mlip_refine.workflows.phonons import figures
 from mlip_refine.workflows.phonons.figures import draw_bands, draw_expansion, draw_parity
 from mlip_refine.workflows.phonons.records import file_of_crystal
 
@@ -127,3 +130,26 @@ def test_expansion_of_models_and_what_was_measured(tmp_path):
 def test_a_figure_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         draw_bands(tmp_path / "none" / "x.png", {"reference": _bands()})
+
+
+def test_parity_has_equal_axes_that_hold_every_point(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    values = {
+        "reference": [1.0, 2.0, None],
+        "models": {"before": [4.0, 0.5, 9.0], "after": [1.0, math.nan, 2.0]},
+    }
+    alike = {"reference": [3.0], "models": {"model": [3.0]}}
+    draw_parity(tmp_path / "parity.png", {"max_THz": values, "entropy_J_K_mol": alike})
+    for axes, lowest, highest in zip(drawn[0].axes, (0.5, 3.0), (9.0, 3.0), strict=True):
+        assert axes.get_xlim() == axes.get_ylim()
+        assert axes.get_xlim()[0] < lowest <= highest < axes.get_xlim()[1]
+        assert axes.get_aspect() == 1.0
+
+
+def test_a_legend_of_bands_names_every_model_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    draw_bands(tmp_path / "x.png", {"reference": _bands(lowest=-1.0), "model": _bands()})
+    texts = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert texts == ["reference", "model", "imaginary"]
