@@ -39,8 +39,11 @@ def head_drifts(
         structures: What they are compared on; beyond `MOST_STRUCTURES` they are thinned out.
 
     Returns:
-        The changes by head; nothing for a model with one head.
+        The changes by head; nothing for a model with one head, or without structures, as in a run on phonons
+        alone.
     """
+    if not structures:
+        return {}
     chosen = list(structures)[:: -(-len(structures) // MOST_STRUCTURES)]
     sizes = torch.tensor([len(s.species) for s in chosen], dtype=torch.float64)
 

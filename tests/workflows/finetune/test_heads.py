@@ -81,6 +81,7 @@ def test_the_drift_of_other_heads_is_that_of_their_forces(two_heads):
     assert many.forces_meV_per_A == 0
     one = Potential.load("titanium-compact")
     assert head_drifts(one, one, displaced_crystals(one, [bulk("Ti", "bcc", a=3.26)])) == {}
+    assert head_drifts(one, one, []) == {}
 
 
 def test_a_head_must_be_named(two_heads, tiny):
