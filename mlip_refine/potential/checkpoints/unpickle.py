@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from mace.modules import MACE, ScaleShiftMACE
 from torch import Tensor
 
 from mlip_refine.errors import InputError
@@ -171,6 +172,13 @@ def _unpickled(content: bytes, where: str) -> Node:
     if not isinstance(module, torch.nn.Module):
         raise _not_a_model(module, where)
     require_supported(module, where)
+    if isinstance(module, MACE) and type(module) not in (MACE, ScaleShiftMACE):
+        raise InputError(
+            "a class of its own derived from MACE, which cannot be saved so that MACE opens it",
+            where=where,
+            found=f"{type(module).__module__}.{type(module).__qualname__}",
+            expected="mace.modules.MACE or mace.modules.ScaleShiftMACE",
+        )
     return node_of_module(module)
 
 

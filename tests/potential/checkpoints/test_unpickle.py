@@ -14,6 +14,7 @@ import pytest
 import torch
 from e3nn.nn import Gate
 from e3nn.o3 import Linear
+from mace.modules import ScaleShiftMACE
 from torch.fx.graph_module import reduce_graph_module
 
 from mlip_refine.errors import InputError
@@ -128,6 +129,29 @@ def test_model_that_would_not_be_rebuilt_exactly_is_refused(build, tmp_path):
     for trust in (False, True):
         with pytest.raises(InputError, match=r"1\.avg_num_neighbors is 11.0 in the file and 8.0"):
             load_module(path, trust_pickle=trust)
+
+
+class Derived(ScaleShiftMACE):
+    """A model of a user's own."""
+
+
+def test_a_trusted_class_of_ones_own_is_refused(build, tmp_path):
+    module = build("scalars")
+    module.__class__ = Derived
+    path = _saved(module, tmp_path / "a.model")
+    with pytest.raises(InputError, match=r"refused to load.*Derived.*--trust-pickle"):
+        load_module(path)
+    with pytest.raises(InputError, match=r"a class of its own.*Derived"):
+        load_module(path, trust_pickle=True)
+
+
+def test_trust_reads_what_cannot_be_read_safely(build, evaluate, tmp_path):
+    module = build("scalars")
+    module.note = Path("written by a user")
+    path = _saved(module, tmp_path / "a.model")
+    with pytest.raises(InputError, match=r"pathlib.*--trust-pickle"):
+        load_module(path)
+    _assert_same(evaluate(module), evaluate(load_module(path, trust_pickle=True)))
 
 
 ATTACKS = {
