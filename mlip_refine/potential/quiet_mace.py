@@ -11,6 +11,8 @@ import io
 import warnings
 from importlib.metadata import version
 
+import torch
+
 for _category, _message in (
     (FutureWarning, r"`torch\.jit\.\w+` is deprecated"),
     (UserWarning, r"The TorchScript type system doesn't support instance-level annotations"),
@@ -20,6 +22,15 @@ for _category, _message in (
 
 with contextlib.redirect_stdout(io.StringIO()):
     import mace.modules  # noqa: F401
+    from mace.modules.symmetric_contraction import EmptyParam
+
+
+def _stay_empty(parameter: torch.Tensor, requires_grad: bool = True) -> torch.Tensor:  # noqa: ARG001
+    return parameter
+
+
+# In mace 0.3.14 it takes no argument: torch can then neither freeze nor thaw a model with pseudoscalars.
+EmptyParam.requires_grad_ = _stay_empty  # type: ignore[method-assign, assignment]
 
 NEWEST_TESTED = (0, 3, 16)
 """Newest version of mace-torch that the tests are run with."""
