@@ -115,7 +115,7 @@ class Trainer:
         batches: Labelled frames of the newest update that had any.
         resumed: Whether it goes on from a checkpoint.
         earlier: Wall time of the sessions before a resume, s.
-        started: When this session began, s.
+        started: Reading of the clock when this process began, s.
     """
 
     potential: Potential

@@ -252,14 +252,15 @@ def test_a_static_loss_learns_what_temperature_adds_and_resumes_bit_for_bit(tmp_
 @pytest.mark.slow
 def test_a_draw_that_was_interrupted_is_finished(tmp_path, monkeypatch):
     whole = finetune(_static(tmp_path / "whole", 3))
-    update = Trainer._log
+    update = Trainer.update
 
-    def interrupted(self, *arguments, **named):
-        update(self, *arguments, **named)
-        if self.step == 1:
+    def interrupted(self):
+        report = update(self)
+        if report.step == 1:
             raise KeyboardInterrupt
+        return report
 
-    monkeypatch.setattr(Trainer, "_log", interrupted)
+    monkeypatch.setattr(Trainer, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(_static(tmp_path / "parts", 3))
     monkeypatch.undo()
