@@ -18,6 +18,7 @@ from rich.markup import escape
 from mlip_refine import progress
 from mlip_refine.config import load_config
 from mlip_refine.errors import MlipRefineError
+from mlip_refine.files import room_named
 from mlip_refine.interruption import Interrupted, ended_by_signals
 from mlip_refine.workflows import verbs
 from mlip_refine.workflows.base import Command, TrustPickle, Workflow, print_json, terminal
@@ -155,7 +156,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"mlip_refine(\.|$)")
     try:
-        with ended_by_signals():
+        with ended_by_signals(), room_named(Path("standard output")):
             app()
     except MlipRefineError as error:
         message = f"mlip-refine: {error}"

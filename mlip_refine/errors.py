@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST_FOUND = 1000
+"""Characters of an offending value that a message shows."""
+
 
 class MlipRefineError(Exception):
     """Base of every error that this package raises on purpose.
@@ -16,6 +19,44 @@ class MlipRefineError(Exception):
 
 class OutOfMemoryError(MlipRefineError):
     """A single system does not fit into the memory of the device, as it is now."""
+
+
+class StorageError(MlipRefineError):
+    """A file could not be written: the disk or a quota is full, or the file system may only be read.
+
+    Args:
+        path: Path of the file.
+        reason: Reason of the system.
+        needed: Bytes that the file needs, as far as it is known.
+        free: Bytes that are free there.
+    """
+
+    exit_code = 3
+
+    def __init__(self, path: str, reason: str, *, needed: int | None = None, free: int | None = None) -> None:
+        """Store the parts; the message is put together by ``str``."""
+        super().__init__(path, reason)
+        self.path, self.reason, self.needed, self.free = path, reason, needed, free
+
+    def __str__(self) -> str:
+        """Return what is missing where, and how to go on."""
+        numbers = (("needs", self.needed), ("free", self.free))
+        room = ", ".join(f"{what} {bytes_in_words(n)}" for what, n in numbers if n is not None)
+        why = f"{self.reason}; {room}" if room else self.reason
+        return (
+            f"{self.path}: cannot be written ({why}). Make room there, or make it writable; a run then goes "
+            "on with --resume from what was written before, which is whole."
+        )
+
+
+def bytes_in_words(n: int) -> str:
+    """Return a number of bytes as people say it, such as `12.3 MB`."""
+    size = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 class InputError(MlipRefineError):
@@ -59,7 +100,9 @@ class InputError(MlipRefineError):
         message = f"{self.where}: {self.problem}" if self.where else self.problem
         details = []
         if self.found is not None:
-            details.append(f"found {self.found}")
+            found = str(self.found)
+            shown = found if len(found) <= LONGEST_FOUND else f"{found[:LONGEST_FOUND]}..."
+            details.append(f"found {shown}")
         if self.expected is not None:
             details.append(f"expected {self.expected}")
         if details:

@@ -1,8 +1,10 @@
 """One thread for every test, and what tests of all rooms share."""
 
 import os
+import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,22 @@ if SEED_OFFSET:
     _default_rng, _philox = np.random.default_rng, np.random.Philox
     torch.Generator = _ShiftedGenerator
     np.random.default_rng, np.random.Philox = _shifted_default_rng, _shifted_philox
+
+
+@pytest.fixture(scope="session")
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Return a block in which no file can grow beyond a number of bytes: what a full disk does, for tests."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

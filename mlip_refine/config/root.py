@@ -83,7 +83,7 @@ class Config(Section):
     """All settings of one run."""
 
     name: SafeName = Field(description="Name of the run and of the files that it writes.")
-    seed: int = Field(0, ge=0, description="Seed of all random numbers.")
+    seed: int = Field(0, ge=0, le=2**62, description="Seed of all random numbers.")
     device: Annotated[str, BeforeValidator(_device)] = Field(
         "auto", description="Where to compute: auto (GPU if there is one), cpu, cuda, or cuda:N."
     )

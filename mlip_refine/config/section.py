@@ -34,17 +34,20 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(_as_paths, json_schema_input_
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 """A list of texts; stored as a tuple."""
 
-Count = Annotated[int, Field(ge=1)]
-"""A whole number of at least one."""
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""A whole number of at least one; what is larger is a slip of the pen."""
 
-CountOrZero = Annotated[int, Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 """A whole number, or none."""
+
+Copies = Annotated[int, Field(ge=1, le=10_000)]
+"""Number of copies of a system, which are all in memory at once."""
 
 _SAFE_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def safe_word(value: object) -> object:
-    """Let only names through that are safe as file names."""
+    """Let only names through that are safe as file names, also with what is put before and after them."""
     if isinstance(value, str) and not _SAFE_WORD.fullmatch(value):
         raise problem(
             "a word of at most 100 letters, digits, '.', '_' and '-' that starts with a letter or digit"

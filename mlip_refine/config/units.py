@@ -121,10 +121,10 @@ class Dimension:
     def describe(self) -> str:
         """Return what is allowed, in words."""
         bound = ""
-        if self.above is not None:
-            bound = f" above {self.above:g} {self.unit}"
-        elif self.least is not None:
+        if self.least is not None:
             bound = f" of at least {self.least:g} {self.unit}"
+        elif self.above is not None:
+            bound = f" above {self.above:g} {self.unit}"
         return f"a {self.kind}{bound} (a bare number is in {self.unit}; units: {', '.join(self.units)})"
 
     def write(self, value: float) -> str:
@@ -164,8 +164,10 @@ def _plain_unit(unit: str) -> str:
 
 
 TEMPERATURE = Dimension("temperature", {"K": 1.0, "°C": 1.0}, offsets={"°C": 273.15}, above=0.0, most=1e6)
-PRESSURE = Dimension("pressure", {"GPa": 1.0, "MPa": 1e-3, "kbar": 0.1, "bar": 1e-4, "Pa": 1e-9})
-TIME = Dimension("time", {"fs": 1.0, "ps": 1e3, "ns": 1e6}, readable=("ns", "ps"), above=0.0, most=1e12)
+PRESSURE = Dimension("pressure", {"GPa": 1.0, "MPa": 1e-3, "kbar": 0.1, "bar": 1e-4, "Pa": 1e-9}, most=1e4)
+TIME = Dimension(
+    "time", {"fs": 1.0, "ps": 1e3, "ns": 1e6}, readable=("ns", "ps"), above=0.0, least=1e-3, most=1e12
+)
 LENGTH = Dimension("length", {"Å": 1.0, "A": 1.0, "Ang": 1.0, "nm": 10.0, "bohr": _BOHR}, above=0.0, most=1e5)
 ENERGY_PER_ATOM = Dimension(
     "energy per atom",

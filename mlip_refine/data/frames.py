@@ -8,6 +8,7 @@ nothing. A frame that has only some of the labels counts for what it has, and th
 """
 
 import gzip
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +27,10 @@ from ase.io.trajectory import TrajectoryReader
 from ase.stress import voigt_6_to_full_3x3_stress
 from scipy.spatial import cKDTree
 
+from mlip_refine.data.bounded import BoundedLines
 from mlip_refine.data.hdf5 import refuse_outside_data
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.files import user_path
+from mlip_refine.files import most_unpacked, unpack, user_path
 from mlip_refine.progress import console
 
 _MIN_VOLUME = 1e-3
@@ -228,8 +230,12 @@ def _refusal(bad: Sequence[tuple[int, InputError]], total: int, path: Path) -> I
 
 
 def _extended_xyz(path: Path) -> Iterator[Atoms]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as stream:
+    packed = path.suffix == ".gz"
+    opened: Callable[..., Any] = gzip.open if packed else open
+    if packed:
+        with opened(path, "rb") as content, Path(os.devnull).open("wb") as nowhere:
+            unpack(content, nowhere, path, most_unpacked(path))
+    with opened(path, "rb") as content, BoundedLines(content, encoding="utf-8") as stream:
         yield from read_xyz(stream, index=slice(None))
 
 

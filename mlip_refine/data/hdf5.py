@@ -1,14 +1,31 @@
-"""HDF5 files that somebody else wrote: their data are in the file itself, or they are refused.
+"""HDF5 files: those of others have their data in the file itself, or are refused; our own appear whole.
 
 A file may name other files whose bytes HDF5 then reads as if they were its own: external storage, virtual
 datasets and external links. None of that is what phonopy or this package writes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
 from mlip_refine.errors import InputError
+from mlip_refine.files import write_bytes
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Give a file in memory that is written atomically at the end: HDF5 itself does not survive a full disk.
+
+    Raises:
+        StorageError: If there is no room for it.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        content = file.id.get_file_image()
+    write_bytes(path, content)
 
 
 def refuse_outside_data(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import math
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +19,7 @@ from ase.build import bulk
 from ase.data import atomic_numbers, chemical_symbols, reference_states
 from ase.formula import Formula
 from ase.io import read
+from ase.io.extxyz import read_xyz
 from ase.io.formats import (
     UnknownFileTypeError,
     filetype,
@@ -28,10 +31,14 @@ from numpy.typing import ArrayLike
 
 from mlip_refine.config.sections.phases import ATOMS_PER_CELL, IDEAL_C_OVER_A, Prototype
 from mlip_refine.config.units import LENGTH
+from mlip_refine.data.bounded import BoundedLines
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.files import user_path
+from mlip_refine.files import most_unpacked, unpack, user_path
 
 _LARGEST = 10
+
+_MOST_ATOMS = 1_000_000
+"""Atoms of the largest cell; no simulation of this package gets near."""
 
 _HEAVIEST = 1000.0
 """Mass that no atom has, amu; isotopes and what people make of them are lighter."""
@@ -133,6 +140,14 @@ def load_structure(
         raise InputError(
             "wrong supercell", where=str(path), found=list(supercell), expected="three numbers above 0"
         )
+    if get_compression(path.name)[1] is not None:
+        # The parser says what is wrong with a file that cannot be unpacked.
+        with (
+            suppress(OSError, EOFError, LookupError, ValueError, lzma.LZMAError, zlib.error),
+            Path(os.devnull).open("wb") as nowhere,
+            open_with_compression(str(path), "rb") as source,
+        ):
+            unpack(source, nowhere, path, most_unpacked(path))
     atoms = _read_structure(path, format)
     if len(atoms) == 0:
         raise InputError("a structure without atoms", where=str(path))
@@ -148,6 +163,11 @@ def load_structure(
     # Turning the third lattice vector around describes a left-handed crystal by a right-handed cell.
     if np.linalg.det(np.array(atoms.cell)) <= 0:
         atoms.set_cell(np.array(atoms.cell) * [[1], [1], [-1]], scale_atoms=False)
+    if len(atoms) * math.prod(repeats) > _MOST_ATOMS:
+        found = f"{len(atoms)} atoms times {' x '.join(map(str, repeats))}"
+        raise InputError(
+            "too large a supercell", where=str(path), found=found, expected=f"at most {_MOST_ATOMS:,} atoms"
+        )
     return cast(Atoms, atoms.repeat(repeats))
 
 
@@ -215,6 +235,9 @@ def _read_structure(path: Path, format: str | None) -> Atoms:
     if kind == "vasp" or _read_poscar in others:
         _require_elements(path)
     try:
+        if kind == "extxyz":
+            with open_with_compression(str(path), "rb") as content, BoundedLines(content) as stream:
+                return cast(Atoms, next(read_xyz(stream, index=slice(-1, None))))
         return cast(Atoms, read(path, index=-1, format=format))
     except UnknownFileTypeError as error:
         if format is not None:

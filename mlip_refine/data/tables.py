@@ -30,9 +30,12 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticCustomError
 
 from mlip_refine.config.units import PRESSURE, TEMPERATURE
-from mlip_refine.errors import InputError, nearest
+from mlip_refine.errors import InputError, bytes_in_words, nearest
 from mlip_refine.files import user_path
 from mlip_refine.quantities import Target
+
+_LONGEST = 100_000_000
+"""Bytes of a table; no experiment has so many points."""
 
 _KEYS = ("title", "conditions", "source", "licence", "note")
 _BASES = ("stated", "assumed")
@@ -234,6 +237,10 @@ def read_table(path: str | Path) -> Table:
     elif not path.exists() and str(path) == path.stem:
         raise _unknown("no such experimental table", str(path), known, None)
     try:
+        if path.stat().st_size > _LONGEST:
+            raise InputError(
+                "no table is so long", where=str(path), found=bytes_in_words(path.stat().st_size)
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the table cannot be read", where=str(path), found=str(error)) from error

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mlip_refine.errors import InputError
+from mlip_refine.files import written
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that every kind of colour vision can tell apart (Okabe and Ito 2008)."""
@@ -43,9 +44,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
     Raises:
         InputError: If it cannot be written.
+        StorageError: If there is no room for it.
     """
     try:
-        figure.savefig(path, dpi=200)
+        with written(path) as partial:
+            figure.savefig(partial, dpi=200, format="png")
     except OSError as error:
         raise InputError("the figure cannot be written", where=str(path), found=str(error)) from error
     return path

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +11,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from mlip_refine.errors import MlipRefineError, SamplingError
+from mlip_refine.errors import MlipRefineError, SamplingError, bytes_in_words
 from mlip_refine.interruption import check, deferred, pending
 from mlip_refine.potential import Potential
 from mlip_refine.progress import console, progress
@@ -87,6 +88,12 @@ def sample(
         raise MlipRefineError(
             f"state points must have different names: {', '.join(sorted(p.name for p in points))}"
         )
+    needed, memory = memory_of_frames(points, length.frames), bytes_of_memory()
+    if needed > memory:
+        raise MlipRefineError(
+            f"{stage}: {length.frames:,} frames need {bytes_in_words(needed)} of memory; this machine has "
+            f"{bytes_in_words(memory)}: sample fewer frames, further apart, or fewer replicas"
+        )
     keys = _keys(potential, points, settings, length, seed, start)
     named = {p.name: p for p in points}
     parts, snapshot = _stored(store, stage, named, keys) if store else ([], None)
@@ -126,6 +133,18 @@ def sample(
         if not bool(trajectory.kept.any()):
             raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
     return result
+
+
+def memory_of_frames(points: Sequence[StatePoint], frames: int) -> int:
+    """Return the bytes that frames of state points take: in parts, joined, and once more as they are used."""
+    systems = sum(point.replicas for point in points)
+    atoms = sum(point.replicas * len(point.atoms) for point in points)
+    return 3 * 8 * frames * (3 * atoms + 21 * systems)
+
+
+def bytes_of_memory() -> int:
+    """Return the size of the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _stored(

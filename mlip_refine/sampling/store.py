@@ -12,9 +12,9 @@ import torch
 from ase.io import write
 from torch import Tensor
 
-from mlip_refine.data.hdf5 import refuse_outside_data
+from mlip_refine.data.hdf5 import new_hdf5, refuse_outside_data
 from mlip_refine.errors import InputError
-from mlip_refine.files import written
+from mlip_refine.files import require_regular, room_named
 from mlip_refine.sampling.monitoring.monitor import Failure
 from mlip_refine.sampling.state_points import SERIES, StatePoint, Trajectory
 
@@ -68,6 +68,12 @@ class FrameStore:
         for atoms in failure.frames:
             atoms.info["failure"] = failure.reason
         write(folder / name, failure.frames, format="extxyz")
+
+    def checksum(self, stage: str, segment: int, point: str) -> str | None:
+        """Return the checksum of the frames of a point, or `None` where there is none."""
+        with self._opened(self.path(stage, segment), None) as file:
+            known = None if file is None else file[f"points/{point}"].attrs.get("checksum")
+            return None if known is None else str(known)
 
     def write(
         self,
@@ -130,8 +136,9 @@ class FrameStore:
     @contextmanager
     def _new_file(self, path: Path, key: str) -> Iterator[h5py.File]:
         """Give a file for a segment or a part of one; it appears when it is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with written(path) as partial, h5py.File(partial, "w") as file:
+        with room_named(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with new_hdf5(path) as file:
             file.attrs.update({"format": FORMAT, "provenance": self.provenance, "key": _digest(key)})
             file.create_dataset("sampled", data=key)
             yield file
@@ -139,7 +146,7 @@ class FrameStore:
     @contextmanager
     def _opened(self, path: Path, key: str | None) -> Iterator[h5py.File | None]:
         """Give a file of this store, or `None` if there is none, or one of other settings."""
-        if not path.exists():
+        if not require_regular(path).exists():
             yield None
             return
         try:

@@ -89,6 +89,7 @@ class EnsembleSampler:
     policy: Policy = field(default_factory=Policy)
     md_steps: int = 0
     accelerate: Acceleration = "none"
+    _checksums: dict[tuple[str, str], str | None] = field(init=False, default_factory=dict)
 
     def initial(
         self, potential: Potential, sources: Sequence[EnsembleSource]
@@ -191,11 +192,19 @@ class EnsembleSampler:
         sources: Sequence[EnsembleSource],
         stage: str,
         parameters: Mapping[str, Tensor],
+        checksums: Mapping[str, str | None],
     ) -> dict[EnsembleSource, Ensemble]:
         """Draws of one stage from the store, by a model of these parameters.
 
+        Args:
+            potential: The potential, whatever its parameters.
+            sources: What was drawn.
+            stage: Name of the draw.
+            parameters: Parameters of the model that drew.
+            checksums: Checksums that the frames have (see `checksums`), as far as they are known.
+
         Raises:
-            InputError: If files are gone.
+            InputError: If files are gone, damaged, or hold other frames.
         """
         drawn = {}
         with potential.holding(parameters):
@@ -206,11 +215,26 @@ class EnsembleSampler:
                     raise InputError(
                         f"the frames of the stage {stage!r} are gone",
                         where=str(self.store.folder),
-                        fix="bring the folder back, or start again under another name",
+                        fix="Bring the folder back, or start again under another name.",
+                    )
+                wanted = checksums.get(f"{stage}/{point.name}")
+                if wanted not in (None, self.store.checksum(stage, 0, point.name)):
+                    raise InputError(
+                        f"the frames of {point.name} are not those that this run has drawn",
+                        where=str(self.store.path(stage, 0)),
+                        fix="Bring its own file back, or start again under another name.",
                     )
                 trajectory = found[0][point.name]
                 drawn[source] = Ensemble.from_trajectory(potential, trajectory, stage, parameters)
         return drawn
+
+    def checksums(self, sources: Sequence[EnsembleSource], stage: str) -> dict[str, str | None]:
+        """Checksums of the stored frames of a stage, by `STAGE/POINT`."""
+        for name in (self.points[source].name for source in sources):
+            if (stage, name) not in self._checksums:
+                self._checksums[stage, name] = self.store.checksum(stage, 0, name)
+        names = [self.points[source].name for source in sources]
+        return {f"{stage}/{name}": self._checksums[stage, name] for name in names}
 
 
 class EnsembleTracker:
@@ -311,8 +335,12 @@ class EnsembleTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint; the frames stay in the store."""
+        by_name = {s.name: s for s in self.current}
+        checksums = dict[str, str | None]()
+        for reference in chain.from_iterable(e.references for e in self.current.values()):
+            checksums |= self.sampler.checksums([by_name[reference.point.name]], reference.stage)
         return {
-            "ensembles": saved_ensembles(self.current),
+            "ensembles": saved_ensembles(self.current) | {"checksums": checksums},
             "exhausted": [s.name for s in self.exhausted],
         }
 
@@ -359,7 +387,8 @@ def restored_ensembles(
             wanted.setdefault(draw["stage"], set()).add(EnsembleSource(**draw["source"]))
     found: dict[tuple[str, EnsembleSource], Ensemble] = {}
     for stage, sources in wanted.items():
-        drawn = sampler.stored(potential, sorted(sources), stage, saved["references"][stage])
+        parameters, checksums = saved["references"][stage], saved.get("checksums", {})
+        drawn = sampler.stored(potential, sorted(sources), stage, parameters, checksums)
         found |= {(stage, source): ensemble for source, ensemble in drawn.items()}
     restored = {}
     for entry in saved["ensembles"]:
@@ -407,6 +436,7 @@ class ThermalCorrections:
         self.sampler = sampler
         self.stages: dict[str, tuple[str, Mapping[str, Tensor]]] = {}
         self._ends: dict[str, dict[EnsembleSource, tuple[Tensor, Tensor]]] = {}
+        self._checksums: dict[str, dict[str, str | None]] = {}
 
     def follow(self, potential: Potential, loss: PotentialLoss, step: int) -> None:
         """Draw the sources of a loss with the potential as it is, if that is due at this update.
@@ -421,11 +451,15 @@ class ThermalCorrections:
         start = {self.sampler.points[s].name: ends for s, ends in self._ends.get(loss.name, {}).items()}
         drawn = self.sampler.draw(potential, loss.sources, stage, start=start or None)
         self.stages[loss.name] = stage, potential.parameters()
+        self._checksums[loss.name] = self.sampler.checksums(loss.sources, stage)
         self._show(potential, loss, drawn)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint; the frames stay in the store."""
-        return {name: {"stage": stage, "reference": dict(p)} for name, (stage, p) in self.stages.items()}
+        return {
+            name: {"stage": stage, "reference": dict(p), "checksums": self._checksums[name]}
+            for name, (stage, p) in self.stages.items()
+        }
 
     def load_state_dict(
         self, potential: Potential, losses: Sequence[PotentialLoss], state: Mapping[str, Any]
@@ -438,8 +472,9 @@ class ThermalCorrections:
         for loss in losses:
             if loss.name in state:
                 stage, parameters = state[loss.name]["stage"], state[loss.name]["reference"]
-                drawn = self.sampler.stored(potential, loss.sources, stage, parameters)
-                self.stages[loss.name] = stage, parameters
+                checksums = state[loss.name].get("checksums", {})
+                drawn = self.sampler.stored(potential, loss.sources, stage, parameters, checksums)
+                self.stages[loss.name], self._checksums[loss.name] = (stage, parameters), checksums
                 with potential.holding(parameters):
                     self._show(potential, loss, drawn)
 

@@ -9,6 +9,7 @@ import json
 import pickle
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from mlip_refine.config import Training
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError
-from mlip_refine.files import write_text, written
+from mlip_refine.files import require_regular, room_named, write_bytes, written
 from mlip_refine.losses import (
     BatchLoss,
     EnsembleLoss,
@@ -31,6 +32,7 @@ from mlip_refine.losses import (
 )
 from mlip_refine.observables.base import Probes
 from mlip_refine.potential import Potential
+from mlip_refine.progress import console
 from mlip_refine.quantities import Measured
 from mlip_refine.training.adamw import AdamW
 from mlip_refine.training.gauss_newton import GaussNewton
@@ -44,7 +46,7 @@ FORMAT = "mlip_refine checkpoint 2"
 
 _CORRUPT = (
     *(RuntimeError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, EOFError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, NotImplementedError),
 )
 """What a damaged file raises somewhere between its first byte and its last tensor."""
 
@@ -360,11 +362,17 @@ class Trainer:
         line that was not written to its end.
         """
         content, log = read_latest(self.folder / "checkpoints"), self.folder / "log.jsonl"
+        known = content["step"] if content else 0
+        kept, later = _split_log(log, known)
+        if content is None and later:
+            raise InputError(
+                "the checkpoints of the run are gone",
+                where=str(self.folder / "checkpoints"),
+                found=f"{later} updates in {log}",
+                fix="Bring the folder back; or remove log.jsonl to train from the initial model again.",
+            )
         if log.exists():
-            known = content["step"] if content else 0
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            complete = [line for line in lines if line.endswith("\n")]
-            write_text(log, "".join(line for line in complete if json.loads(line)["step"] < known))
+            write_bytes(log, kept)
         if content is None:
             return False
         self.potential.set_parameters(content["model"])
@@ -381,11 +389,43 @@ class Trainer:
         return True
 
 
+def _split_log(log: Path, step: int) -> tuple[bytes, int]:
+    """Return the lines of the updates before a step, and how many there are of later ones.
+
+    Lines that are no updates are in neither: the last that a power cut left, or one that was not written to
+    its end.
+    """
+    kept, later = b"", 0
+    content = log.read_bytes() if require_regular(log).exists() else b""
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            made = int(json.loads(line)["step"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            what = f"{log}:{number}: left out, this is no update of a run"
+            console.print(what, markup=False, soft_wrap=True)
+            continue
+        if made < step:
+            kept += line
+        else:
+            later += 1
+    return kept, later
+
+
 def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
-    """Write `step-NNNN.pt`; it appears whole or not at all. Older ones beyond `keep` are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `step-NNNN.pt`; it appears whole or not at all. Older ones beyond `keep` are removed.
+
+    Raises:
+        StorageError: If there is no room for it; the ones before stay.
+    """
     path = folder / f"step-{step:04d}.pt"
-    with written(path) as partial:
+    with room_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    before = _written(folder)
+    # Checkpoints of a run are of much the same size.
+    needed = before[-1].stat().st_size if before else None
+    with written(path, needed=needed) as partial:
         torch.save(content | {"format": FORMAT, "step": step}, partial)
     for old in _written(folder)[:-keep]:
         old.unlink()
@@ -393,28 +433,52 @@ def write_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int
 
 
 def read_latest(folder: Path) -> dict[str, Any] | None:
-    """Read the newest checkpoint of a run, or `None` if there is none.
+    """Read the newest sound checkpoint of a run, or `None` if there is none at all.
+
+    A damaged one is named, and the one before it is read.
 
     Raises:
-        InputError: If the file is not a checkpoint of this package.
+        InputError: If none of them is a sound checkpoint of this package.
     """
-    paths = _written(folder)
-    if not paths:
-        return None
+    paths, problems = _written(folder)[::-1], list[InputError]()
+    for path in paths:
+        try:
+            content = _read_checkpoint(path)
+        except InputError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            console.print(f"{problem}; going on from {path.name}", markup=False, soft_wrap=True)
+        return content
+    if problems:
+        first = problems[0]
+        first.fix = (
+            "No other checkpoint is sound. Bring one back from a copy; or remove the folder checkpoints and "
+            "log.jsonl to train from the initial model again, with the frames that are there."
+        )
+        raise first
+    return None
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint whose bytes are those that were written.
+
+    Raises:
+        InputError: If it is damaged, or something else.
+    """
     try:
-        if not zipfile.is_zipfile(paths[-1]):
-            raise _unreadable(paths[-1], "it is not a whole zip archive")
-        content: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(require_regular(path)):
+            raise zipfile.BadZipFile("it is not a whole zip archive")
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is another one")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except _CORRUPT as error:
-        raise _unreadable(paths[-1], str(error).partition("\n")[0] or type(error).__name__) from error
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"the checkpoint cannot be read ({why})", where=str(path)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError("this is not a checkpoint of a run", where=str(paths[-1]), expected=FORMAT)
+        raise InputError("this is not a checkpoint of a run", where=str(path), expected=FORMAT)
     return content
-
-
-def _unreadable(path: Path, why: str) -> InputError:
-    fix = "Delete it: the run then resumes from the checkpoint before."
-    return InputError(f"the checkpoint cannot be read ({why})", where=str(path), fix=fix)
 
 
 def _written(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from mlip_refine.config import Config, dump_config
-from mlip_refine.files import write_json
+from mlip_refine.files import room_named, write_json
 from mlip_refine.workflows.run_folder import FILE_WIDTH, locked_run_folder, logged, packages
 
 if TYPE_CHECKING:
@@ -206,7 +206,11 @@ def execute[P: Prepared, R: Result](
         resumable=workflow.resumable,
         growing=workflow.growing,
     )
-    with folder as path, logged(path, f"{workflow.name} of {config.name}") as log:
+    with (
+        room_named(config.run_folder),
+        folder as path,
+        logged(path, f"{workflow.name} of {config.name}") as log,
+    ):
         consoles = [log] if console is None else [console, log]
         for each in consoles:
             each.print(workflow.layout.format(folder=path, name=config.name), soft_wrap=True, markup=False)

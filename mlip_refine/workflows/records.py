@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
 
 from mlip_refine.errors import InputError
-from mlip_refine.files import write_json
+from mlip_refine.files import require_regular, write_json
 from mlip_refine.quantities import Measured, error_of
 
 
@@ -88,7 +88,7 @@ def read_text(path: Path) -> str:
         InputError: If it is missing or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return require_regular(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(
             "the result file is missing",

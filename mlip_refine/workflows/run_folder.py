@@ -7,9 +7,10 @@ import socket
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -210,6 +211,19 @@ def _locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+class _LogStream(StringIO):
+    """Text for the log of a run; what a full disk does not take is left out: no result depends on it."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__()
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+
 @contextmanager
 def logged(folder: Path, title: str) -> Iterator[Console]:
     """Append to the log of a run: what is printed to the console, notices, warnings, and how it ended.
@@ -221,12 +235,11 @@ def logged(folder: Path, title: str) -> Iterator[Console]:
     Yields:
         The console of the log.
     """
-    with (folder / LOG).open("a", encoding="utf-8") as stream:
-        log = Console(file=stream, width=FILE_WIDTH, highlight=False, color_system=None)
+    with (folder / LOG).open("ab", buffering=0) as file:
+        log = Console(file=_LogStream(file), width=FILE_WIDTH, highlight=False, color_system=None)
 
         def write(text: str) -> None:
             log.print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}", markup=False, soft_wrap=True)
-            stream.flush()
 
         process = f"process {os.getpid()} on {socket.gethostname()}"
         write(f"{title}, mlip-refine {version('mlip-refine')}, {process}")

@@ -78,7 +78,7 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
             "sampling:\n  frames: many\n",
             "run.yaml:5: sampling.frames cannot be used; found 'many', expected a whole number",
         ),
-        ("sampling:\n  timestep: -2 fs\n", "found '-2 fs', expected a time above 0 fs"),
+        ("sampling:\n  timestep: -2 fs\n", "found '-2 fs', expected a time of at least 0.001 fs"),
         ("sampling: 3\n", "run.yaml:4: sampling cannot be used; found 3, expected a section"),
         ("sampling:\n  guards:\n    restarts: no\n", "run.yaml:6: sampling.guards.restarts"),
         (
@@ -123,7 +123,7 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
         ("\tseed: 3\n", "run.yaml:4: no valid YAML"),
         ("---\nseed: 3\n", "no valid YAML"),
         ("seed: " + 2000 * "[", "too many levels"),
-        ("sampling:\n  timestep: 1" + 400 * "0", "expected a time above 0 fs"),
+        ("sampling:\n  timestep: 1" + 400 * "0", "expected a time of at least 0.001 fs"),
         ("training:\n  learning_rate: 1" + 400 * "0", "training.learning_rate cannot be used"),
     ],
 )

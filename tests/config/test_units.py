@@ -98,7 +98,7 @@ def test_quantities_are_written_with_a_readable_unit(dimension, value, text):
 
 
 @pytest.mark.parametrize("dimension", [TEMPERATURE, PRESSURE, TIME, LENGTH, ENERGY_PER_ATOM, RATE])
-@pytest.mark.parametrize("value", [1 / 3, 1e-7, 1000.0, 2000.0 / 3, 98765.4321])
+@pytest.mark.parametrize("value", [1 / 3, 1e-2, 1000.0, 2000.0 / 3, 9876.54321])
 def test_written_quantities_read_back_exactly(dimension, value):
     assert dimension.parse(dimension.write(value)) == value
 
@@ -109,7 +109,7 @@ def test_written_quantities_read_back_exactly(dimension, value):
         (TEMPERATURE, "1e300 K", r"a temperature of at most 1e\+06 K"),
         (LENGTH, "-1e300", "a length above 0 Å"),
         (LENGTH, "1e5 nm", "a length of at most 100000 Å"),
-        (PRESSURE, "-1e300 GPa", r"a pressure of at most 1e\+09 GPa"),
+        (PRESSURE, "-1e300 GPa", r"a pressure of at most 10000 GPa"),
         (TIME, 1e300, r"a time of at most 1e\+12 fs"),
     ],
 )

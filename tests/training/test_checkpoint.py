@@ -3,10 +3,11 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from mlip_refine.errors import InputError
+from mlip_refine.errors import InputError, StorageError
 from mlip_refine.training.trainer import read_latest, write_checkpoint
 
 CONTENT = {
@@ -59,7 +60,50 @@ def test_a_truncated_file_is_refused(tmp_path, size):
     with pytest.raises(InputError, match="the checkpoint cannot be read") as caught:
         read_latest(tmp_path)
     assert str(caught.value).startswith(str(path))
-    assert "Delete it" in str(caught.value)
+    assert "remove the folder checkpoints and log.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 something else", None])
+def test_the_one_before_takes_the_place_of_a_damaged_one(tmp_path, content, capsys):
+    """Whatever is wrong with the newest: it is named, and so is the one that the run goes on from."""
+    write_checkpoint(tmp_path, 3, CONTENT)
+    newest = write_checkpoint(tmp_path, 4, CONTENT)
+    newest.write_bytes(newest.read_bytes()[:900] if content is None else content)
+    assert read_latest(tmp_path)["step"] == 3
+    printed = "".join(capsys.readouterr().err.split("\n"))
+    assert printed.startswith(f"{newest}: the checkpoint cannot be read")
+    assert printed.endswith("going on from step-0003.pt")
+
+
+def test_changed_bits_are_noticed(tmp_path):
+    """What is read is what was written, or it is refused."""
+    path = write_checkpoint(tmp_path, 3, CONTENT)
+    content, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    whole = read_latest(tmp_path)
+    for position in random.integers(len(content), size=300):
+        changed = bytearray(content)
+        changed[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            found = read_latest(tmp_path)
+        except InputError:
+            refused += 1
+        else:
+            assert str(found) == str(whole)
+    assert refused > 0
+
+
+def test_no_room_leaves_the_one_before(tmp_path, file_size_limit):
+    """The message has path, reason and sizes; nothing unfinished stays behind."""
+    first = write_checkpoint(tmp_path, 3, CONTENT)
+    with file_size_limit(1000), pytest.raises(StorageError) as caught:
+        write_checkpoint(tmp_path, 4, CONTENT)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'step-0004.pt'}: cannot be written (File too large; needs ")
+    assert "free" in message
+    assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == [first]
+    assert read_latest(tmp_path)["step"] == 3
 
 
 @pytest.mark.parametrize(

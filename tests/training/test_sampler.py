@@ -1,5 +1,6 @@
 """State points are sampled anew as their policy says, and come back from a checkpoint bit for bit."""
 
+import shutil
 from dataclasses import replace
 from typing import ClassVar
 
@@ -233,6 +234,21 @@ def test_frames_that_are_gone_are_refused(titanium, sampler):
     drawer.store.path("initial", 0).unlink()
     with pytest.raises(InputError, match="the frames of the stage 'initial' are gone"):
         restored_ensembles(drawer, titanium, saved)
+
+
+def test_other_frames_are_refused(titanium, sampler):
+    """Those of another seed, in the place of the run's own: each file is sound by itself."""
+    drawer, other = sampler(), sampler()
+    other.seed += 1
+    other.store = FrameStore(drawer.store.folder / "other", {})
+    saved = saved_ensembles(drawer.initial(titanium, [HCP]))
+    saved["checksums"] = drawer.checksums([HCP], "initial")
+    assert restored_ensembles(drawer, titanium, saved)
+    other.initial(titanium, [HCP])
+    shutil.copy(other.store.path("initial", 0), drawer.store.path("initial", 0))
+    with pytest.raises(InputError, match="are not those that this run has drawn") as caught:
+        restored_ensembles(drawer, titanium, saved)
+    assert caught.value.where.endswith("initial.0000.h5")
 
 
 def test_every_stage_has_its_own_seed():

@@ -6,6 +6,7 @@ reweighting and checkpoints are the real ones.
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,7 +81,10 @@ class ExactSampler(EnsembleSampler):
         self.md_steps += len(sources)
         return self._made(potential, sources, stage, potential.parameters())
 
-    def stored(self, potential, sources, stage, reference):
+    def checksums(self, sources, stage):
+        return {}
+
+    def stored(self, potential, sources, stage, reference, checksums):
         with potential.holding(reference):
             return self._made(potential, sources, stage, reference)
 
@@ -308,6 +312,45 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(make, tmp_path, name, st
     texts = [(t.folder / "log.jsonl").read_text() for t in (whole, resumed)]
     assert texts[0] == texts[1]
     assert torch.equal(whole.potential.module.stiffness, resumed.potential.module.stiffness)
+
+
+def test_a_damaged_checkpoint_or_log_does_not_stop_a_run(make, tmp_path, capsys):
+    """The one before takes its place; lines that are no updates go: the end is that of a whole run."""
+    options = {**SCHEDULES["joint"], "learning_rate": 0.2}
+    for name in ("whole", "damaged"):
+        (tmp_path / name).mkdir()
+    whole = make(folder=tmp_path / "whole", **options)
+    whole.run()
+    damaged = make(folder=tmp_path / "damaged", **options)
+    damaged.run()
+    *_, newest = sorted((damaged.folder / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    log = damaged.folder / "log.jsonl"
+    log.write_bytes(b"\n\x00\x00\n[1]\n{}\nNaN\n" + log.read_bytes() + b'{"step": 2')
+    resumed = make(folder=damaged.folder, **options)
+    assert resumed.resume()
+    assert resumed.step == whole.step - 1
+    resumed.run()
+    assert log.read_text() == (whole.folder / "log.jsonl").read_text()
+    assert torch.equal(whole.potential.module.stiffness, resumed.potential.module.stiffness)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"going on from step-{whole.step - 1:04d}.pt" in printed
+    assert "log.jsonl:2: left out, this is no update of a run" in printed
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_unasked(make):
+    trainer = make(**SCHEDULES["joint"])
+    trainer.run()
+    log = trainer.folder / "log.jsonl"
+    before = log.read_bytes()
+    shutil.rmtree(trainer.folder / "checkpoints")
+    again = make(folder=trainer.folder, **SCHEDULES["joint"])
+    with pytest.raises(InputError, match="the checkpoints of the run are gone; found 6 updates in") as caught:
+        again.resume()
+    assert "remove log.jsonl to train from the initial model again" in str(caught.value)
+    assert log.read_bytes() == before
+    log.unlink()
+    assert not again.resume()
 
 
 @pytest.mark.parametrize(("name", "end"), [("joint", 2), ("alternate", 3), ("epochs", 5), ("sequential", 5)])

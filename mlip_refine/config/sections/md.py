@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.section import Count, Section
+from mlip_refine.config.section import Copies, Section
 from mlip_refine.config.sections.phases import CellFreedom, PhaseIdentity
 from mlip_refine.config.units import Dimension, Pressure, Temperature, Time, TimeOrZero, problem
 
@@ -86,7 +86,7 @@ class MD(Section):
     segment: Time = Field(
         5000.0, description="Time between two writes to disk, fs: what an interruption costs at most."
     )
-    replicas: Count = Field(1, description="Independent copies of every system.")
+    replicas: Copies = Field(1, description="Independent copies of every system.")
     export: bool = Field(False, description="Write the frames that count as extended XYZ too.")
     dynamics: Dynamics | None = Field(
         None,

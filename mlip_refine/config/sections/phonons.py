@@ -1,14 +1,25 @@
 """The section ``phonons``: phonons of the crystals, beside reference calculations."""
 
+import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mlip_refine.config.section import Count, Paths, Section
 from mlip_refine.config.sections.md import Names, Temperatures, several
 from mlip_refine.config.units import Length, Temperature, problem
 
-Mesh = Annotated[tuple[Count, Count, Count], Field(strict=False)]
+_MOST_POINTS = 10**7
+"""Most wave vectors of a mesh: frequencies of them all are in memory at once."""
+
+
+def _mesh(value: tuple[int, int, int]) -> tuple[int, int, int]:
+    if math.prod(value) > _MOST_POINTS:
+        raise problem(f"at most {_MOST_POINTS:,} wave vectors in all, such as 200 along each vector")
+    return value
+
+
+Mesh = Annotated[tuple[Count, Count, Count], Field(strict=False), AfterValidator(_mesh)]
 """Points along the three reciprocal vectors."""
 
 _SMALLEST, _LARGEST = 0.7, 1.5

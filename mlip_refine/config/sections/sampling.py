@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mlip_refine.config.section import Count, CountOrZero, Section
+from mlip_refine.config.section import Copies, Count, CountOrZero, Section
 from mlip_refine.config.units import PositiveEnergyPerAtom, Rate, Time, TimeOrZero, problem
 
 
@@ -47,7 +47,7 @@ class Sampling(Section):
         description="Friction of the Langevin thermostat, 1/ps; null: a tenth of the "
         "angular frequency of the phase's fastest vibration.",
     )
-    replicas: Count = Field(4, description="Independent copies of every system.")
+    replicas: Copies = Field(4, description="Independent copies of every system.")
     equilibration: TimeOrZero = Field(
         1000.0, description="Time that is thrown away before frames are stored, fs."
     )
@@ -119,8 +119,8 @@ class FreeEnergy(Section):
     reference: Literal["einstein", "harmonic"] = Field(
         "harmonic", description="Solvable end: independent springs, or the full harmonic crystal."
     )
-    windows: int = Field(5, ge=2, description="Rungs of the ladder, both ends counted.")
-    replicas: Count = Field(4, description="Independent copies of every rung.")
+    windows: int = Field(5, ge=2, le=1000, description="Rungs of the ladder, both ends counted.")
+    replicas: Copies = Field(4, description="Independent copies of every rung.")
     equilibration: TimeOrZero = Field(2000.0, description="Time that is thrown away on every rung, fs.")
     production: Time = Field(20000.0, description="Time that is measured on every rung, fs.")
     interval: Time = Field(50.0, description="Time between two measurements, fs.")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.section import Count, CountOrZero, Paths, Section
+from mlip_refine.config.section import Copies, Count, CountOrZero, Paths, Section
 from mlip_refine.config.units import PositiveEnergyPerAtom, Time, TimeOrZero, problem
 
 _TURNS: dict[str, tuple[set[str], str]] = {
@@ -61,7 +61,13 @@ class Training(Section):
         allow_inf_nan=False,
         description="gauss_newton: of the first step; it adapts. Larger is shorter and more careful.",
     )
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Step size of AdamW.")
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Step size of AdamW: by how much the first updates change every parameter.",
+    )
     final_learning_rate: float | None = Field(
         None,
         gt=0,
@@ -149,7 +155,7 @@ class ReplaySection(Section):
 class Evaluation(Section):
     """Fresh sampling after training: the starting and the trained potential, each in its own cell."""
 
-    replicas: Count = Field(4, description="Independent copies of every system.")
+    replicas: Copies = Field(4, description="Independent copies of every system.")
     equilibration: TimeOrZero = Field(
         1000.0, description="Time that is thrown away before frames are stored, fs."
     )

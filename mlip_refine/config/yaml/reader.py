@@ -26,8 +26,10 @@ _COLLECTIONS = {f"{_TAG}{kind}" for kind in ("map", "seq", "set", "omap", "pairs
 _MOST_NODES = 100_000
 # Far below Python's limit of recursion, which composing would reach and which other libraries raise.
 _MOST_LEVELS = 100
-_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-_ADDRESS = re.compile(r"[^.\[\]=]+(\[\d+\])*(\.[^.\[\]=]+(\[\d+\])*)*")
+# No config of people comes near; what is longer takes minutes to parse.
+_MOST_CHARACTERS = 100_000
+_STEP = re.compile(r"([^.\[\]]+)|\[([0-9]{1,9})\]")
+_ADDRESS = re.compile(r"[^.\[\]=]+(\[[0-9]{1,9}\])*(\.[^.\[\]=]+(\[[0-9]{1,9}\])*)*")
 
 
 @dataclass
@@ -75,6 +77,9 @@ def read_tree(path: Path) -> Tree:
 
 def parse_tree(text: str, label: str) -> Tree:
     """Read YAML from text; see `read_tree`."""
+    if len(text) > _MOST_CHARACTERS:
+        expected = f"at most {_MOST_CHARACTERS:,} characters"
+        raise InputError("too long for a config", where=label, found=f"{len(text):,}", expected=expected)
     yaml = YAML(typ="safe", pure=True)
     try:
         level = 0
@@ -120,7 +125,12 @@ class _Reader:
         self.places.values[address] = self._place(node)
         if isinstance(node, ScalarNode):
             if node.tag in _CONSTRUCTED:
-                return self.yaml.constructor.construct_object(node)
+                try:
+                    return self.yaml.constructor.construct_object(node)
+                except (ValueError, LookupError, ArithmeticError) as error:
+                    # Such as `!!int abc`, or a number of more digits than Python reads.
+                    self._report(node, f"no value of the kind {node.tag.removeprefix(_TAG)} ({error})")
+                    return None
             if node.tag not in _TEXT:
                 self._refuse_tag(node)
             return node.value
@@ -204,7 +214,7 @@ def parse_overrides(items: Sequence[str]) -> list[Override]:
     """
     found = []
     for item in items:
-        place = f"override {item!r}"
+        place = f"override {item!r}" if len(item) < 200 else f"override {item[:60]!r}..."
         key, equals, value = item.partition("=")
         if not equals or not _ADDRESS.fullmatch(key.strip()):
             raise InputError(
@@ -251,7 +261,7 @@ def _position(container: Any, step: str | int, override: Override) -> Any:
         raise InputError(
             f"there is nothing below a plain value to set {str(step)!r} in", where=override.place
         )
-    if isinstance(step, str) and not step.isdigit():
+    if isinstance(step, str) and not (step.isascii() and step.isdecimal() and len(step) < 10):
         names = [
             item.get("name") or item.get("type") if isinstance(item, dict) else None for item in container
         ]

@@ -19,6 +19,7 @@ from torch import Tensor
 from mlip_refine.data.phonons.calculations import files_of
 from mlip_refine.data.phonons.reference import Displacement, PhononMetadata, PhononReference
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
+from mlip_refine.errors import StorageError
 from mlip_refine.files import written
 
 FORMAT = 3
@@ -56,8 +57,11 @@ def stored(folder: Path, key: str) -> tuple[PhononReference, ...] | None:
     path = _path(folder, key)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["references"])
+            text, checksum = file.metadata()["references"], file.metadata()["checksum"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if checksum != _checksum(tensors, text):
+            return None
+        header = json.loads(text)
         references = []
         for k, one in enumerate(header):
             prefix = f"{k}."
@@ -119,14 +123,25 @@ def store(folder: Path, key: str, references: Sequence[PhononReference]) -> None
         tensors |= {f"{k}.{name}": tensor.contiguous() for name, tensor in own.items()}
         energies = [d.energy for d in reference.displacements]
         headers.append({"name": reference.name, "metadata": asdict(reference.metadata), "energies": energies})
-    header = {"references": json.dumps(headers)}
+    text = json.dumps(headers)
+    header = {"references": text, "checksum": _checksum(tensors, text)}
     path = _path(folder, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written(path, shared=True) as partial:
             partial.write_bytes(save(tensors, metadata=header))
-    except OSError:
+    except (OSError, StorageError):
         return
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Return the SHA-256 of the names, types, shapes and bytes of tensors, and of a text."""
+    state = sha256(text.encode())
+    for name in sorted(tensors):
+        array = tensors[name].numpy()
+        state.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
 
 
 def _path(folder: Path, key: str) -> Path:

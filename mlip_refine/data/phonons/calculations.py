@@ -32,7 +32,7 @@ from mlip_refine.data.phonons import files as layout
 from mlip_refine.data.phonons.formats import READERS, Calculation, PartReader, WholeReader, reader_of
 from mlip_refine.data.structures import poscar_elements
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.files import user_path
+from mlip_refine.files import most_unpacked, unpack, user_path
 
 _NOT_CALCULATORS = ("phonopy_yaml",)
 """Formats of phonopy's that are read with its unsafe YAML loader."""
@@ -50,6 +50,10 @@ _PARSER_ERRORS = (
     ),
 )
 """What phonopy and the libraries below it raise when a file is not what its name says."""
+
+
+_MOST_MEMBERS = 10_000
+"""Files in an archive of one calculation: three for each of a thousand displacements are plenty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,10 +165,15 @@ def unpacked(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder, known = Path(temporary), _known_names()
+        folder, known, left = Path(temporary), _known_names(), most_unpacked(path)
         with tarfile.open(path, "r:*") as archive:
             # Known files alone, under their last names: no path of an archive leads out of the folder.
-            for member in archive:
+            for number, member in enumerate(archive):
+                if number > _MOST_MEMBERS:
+                    found = f"more than {_MOST_MEMBERS:,} files"
+                    raise InputError(
+                        "the archive holds more than a calculation", where=str(path), found=found
+                    )
                 name = Path(member.name).name
                 if not member.isfile() or layout.plain_name(Path(name)) not in known:
                     continue
@@ -175,7 +184,7 @@ def unpacked(path: Path) -> Iterator[Path]:
                 source = archive.extractfile(member)
                 if source is not None:
                     with (folder / name).open("wb") as copy:
-                        shutil.copyfileobj(source, copy)
+                        left -= unpack(source, copy, path, left)
             # The cell may have a name that `phonopy.conf` gives.
             cell = layout.conf_cell(folder)
             for member in archive if cell is not None and not (folder / cell).exists() else ():

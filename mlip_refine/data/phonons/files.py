@@ -1,10 +1,10 @@
 """The files of a phonon calculation: by phonopy's names, compressed or not, in a folder or an archive."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from phonopy.file_IO import get_io_module_to_decompress, get_supported_file_extensions_for_compression
 
 from mlip_refine.errors import InputError, nearest
+from mlip_refine.files import most_unpacked, unpack
 
 CELL_FILES = ("POSCAR-unitcell", "POSCAR")
 CONF_FILES = ("phonopy.conf", "disp.conf")
@@ -54,8 +55,12 @@ def find(folder: Path, *names: str) -> Path | None:
 
 def read_text(path: Path) -> str:
     """Read a text file, compressed or not."""
+    if plain_name(path) == path.name:
+        return path.read_bytes().decode()
+    text = BytesIO()
     with get_io_module_to_decompress(path).open(path, "rb") as stream:
-        return bytes(stream.read()).decode()
+        unpack(stream, text, path, most_unpacked(path))
+    return text.getvalue().decode()
 
 
 @contextmanager
@@ -67,7 +72,7 @@ def decompressed(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / plain_name(path)
         with get_io_module_to_decompress(path).open(path, "rb") as source, plain.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+            unpack(source, copy, path, most_unpacked(path))
         yield plain
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from mlip_refine.errors import InputError
+from mlip_refine.files import require_regular
 from mlip_refine.quantities import Measured
 from mlip_refine.workflows.records import MeasuredField, Record, validated, write_record
 
@@ -103,7 +104,7 @@ class FreeEnergyResult(Record):
             InputError: If the file is missing or is not one.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(require_regular(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             problem = "the free-energy file cannot be read"
             raise InputError(problem, where=str(path), found=str(error)) from error

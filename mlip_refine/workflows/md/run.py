@@ -8,12 +8,13 @@ from pathlib import Path
 from ase.io import write
 
 from mlip_refine.config import MD, Config
-from mlip_refine.errors import InputError, SamplingError
+from mlip_refine.errors import InputError, SamplingError, bytes_in_words
 from mlip_refine.files import written
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.md.settings import with_time_scales
+from mlip_refine.sampling.sampler import bytes_of_memory, memory_of_frames
 from mlip_refine.sampling.state_points import SERIES, Ensemble
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import (
@@ -113,6 +114,15 @@ def prepare(config: Config) -> Prepared:
     skipped, frames = (
         math.ceil(time / (steps * step) - 1e-6) for time in (section.equilibration, section.duration)
     )
+    needed, memory = memory_of_frames(points, skipped + frames), bytes_of_memory()
+    if needed > memory:
+        raise InputError(
+            "the frames do not fit into memory",
+            where=config.where("md", "duration") or config.where("md"),
+            found=f"{skipped + frames:,} frames, {bytes_in_words(needed)}",
+            expected=f"at most {(skipped + frames) * memory // needed:,} frames on this machine",
+            fix="Raise md.interval, or lower md.duration or md.replicas.",
+        )
     segment = max(1, round(section.segment / section.interval))
     return Prepared(
         name=config.name,
@@ -134,6 +144,9 @@ def run(prepared: Prepared, run: Run) -> MDResult:
     """Sample every state point and average.
 
     A point that lost all its replicas has no averages and says why; it does not take the others along.
+
+    Raises:
+        SamplingError: If no point has a frame that counts.
     """
     section, skipped, interval = prepared.section, prepared.length.skipped, prepared.interval
     trajectories, speed = _timed(prepared, run.store)
@@ -176,6 +189,9 @@ def run(prepared: Prepared, run: Run) -> MDResult:
             )
         )
 
+    if not any(trajectory.n_kept for trajectory in trajectories.values()):
+        verdicts = "; ".join(trajectory.verdicts[-1] for trajectory in trajectories.values())
+        raise SamplingError(f"no replica of any state point survived: {verdicts}")
     write_series(run.folder / "series.csv", trajectories, interval)
     if section.export:
         for name, trajectory in trajectories.items():

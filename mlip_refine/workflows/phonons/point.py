@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 from phonopy import Phonopy
 from torch import Tensor
 
@@ -27,8 +26,9 @@ from mlip_refine.crystals.phonons.quasi_harmonic import (
 from mlip_refine.crystals.phonons.thermodynamics import phonon_properties
 from mlip_refine.crystals.phonons.third_order import third_order_constants
 from mlip_refine.crystals.symmetry import crystal_lattice
+from mlip_refine.data.hdf5 import new_hdf5
 from mlip_refine.data.phonons.spacegroups import reduced_formula
-from mlip_refine.errors import MlipRefineError, OutOfMemoryError
+from mlip_refine.errors import MlipRefineError, OutOfMemoryError, StorageError
 from mlip_refine.files import written
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import IMAGINARY
@@ -163,6 +163,8 @@ def further_properties(
     for name, compute in wanted.items():
         try:
             found[name] = compute()
+        except StorageError:
+            raise
         except FAILURES as error:
             refused[name] = reason(error)
             lasting = lasting and not isinstance(error, OutOfMemoryError)
@@ -236,7 +238,7 @@ def conductivity(
 
 def _export_for_phono3py(crystal: HarmonicCrystal, path: Path, **constants: Tensor) -> None:
     """Write compact force constants, eV/Å² or eV/Å³, by their names in phono3py's files."""
-    with written(path) as unfinished, h5py.File(unfinished, "w") as file:
+    with new_hdf5(path) as file:
         for name, values in constants.items():
             file.create_dataset(name, data=values.numpy(), compression="gzip")
         file.create_dataset("p2s_map", data=crystal.translations.primitive_atoms.numpy())

@@ -6,7 +6,7 @@ from ase.data import chemical_symbols
 
 from mlip_refine.config import Config, Phonons
 from mlip_refine.crystals.phonons.conductivity import require_phono3py
-from mlip_refine.errors import InputError, MlipRefineError
+from mlip_refine.errors import InputError, MlipRefineError, StorageError
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
 from mlip_refine.workflows.base import Run
@@ -98,6 +98,8 @@ def run(prepared: Prepared, run: Run) -> PhononResult:
         for done, task in enumerate(prepared.tasks, 1):
             try:
                 points.append(store.read(task) or find_point(potential, task, store))
+            except StorageError:
+                raise
             except FAILURES as error:
                 if task.reference is None or not section.skip_refused:
                     raise MlipRefineError(f"{task.title}: {reason(error)}") from error

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mlip_refine.config import Config
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
 from mlip_refine.crystals.relaxation import Rest
@@ -11,6 +13,9 @@ from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.workflows.from_config import crystal
 from mlip_refine.workflows.phonons import chosen_phases
+
+MOST_ATOMS = 10_000
+"""Atoms of a supercell: the force constants of more, `[3N, 3N]`, are beyond the memory of most machines."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,16 @@ def phonon_tasks(config: Config) -> tuple[list[Task], dict[str, str]]:
     tasks = []
     for name in chosen_phases(config):
         primitive = primitive_cell(crystal(config, name))
-        harmonic = HarmonicCrystal.of_cell(primitive, supercell_matrix(primitive, section.supercell))
+        matrix = supercell_matrix(primitive, section.supercell)
+        n_atoms = round(abs(np.linalg.det(np.asarray(matrix, dtype=float)))) * len(primitive)
+        if n_atoms > MOST_ATOMS:
+            raise InputError(
+                f"the supercell of {name} is too large for force constants",
+                where=config.where("phonons", "supercell") or config.where("phonons"),
+                found=f"{section.supercell:g} Å, {n_atoms:,} atoms",
+                expected=f"at most {MOST_ATOMS:,} atoms",
+            )
+        harmonic = HarmonicCrystal.of_cell(primitive, matrix)
         held = config.phases[name].cell_freedom == "fixed"
         tasks.append(Task(name, "relaxed", harmonic, Rest("atoms" if held else "cell")))
     for name, reference in _references(config, left_out).items():

@@ -12,6 +12,7 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
 from mlip_refine.data.phonons import collections as phonon_sets
+from mlip_refine.data.phonons.cache import stored
 from mlip_refine.data.phonons.checks import functional_warnings
 from mlip_refine.data.phonons.collections import calculation_names, read_phonon_set, second_order
 from mlip_refine.data.phonons.reference import PhononMetadata, PhononReference
@@ -110,6 +111,23 @@ def test_a_changed_file_setting_or_phonopy_and_damage_are_read_anew(tmp_path, mo
     monkeypatch.setattr(phonopy, "__version__", "0.0")
     read_phonon_set(source, cache=cache)
     assert len(list(cache.iterdir())) == 4
+
+
+def test_changed_bits_of_the_cache_are_read_anew(tmp_path):
+    """What comes from the cache is what was read, whichever bit has changed."""
+    whole = read_phonon_set(DATA / "SnO2", cache=tmp_path)[0]
+    (kept,) = tmp_path.iterdir()
+    content, random, missed = kept.read_bytes(), np.random.default_rng(0), 0
+    for position in random.integers(len(content), size=60):
+        changed = bytearray(content)
+        changed[position] ^= 1 << int(random.integers(8))
+        kept.write_bytes(bytes(changed))
+        found = stored(tmp_path, kept.stem)
+        missed += found is None
+        if found is not None:
+            assert torch.equal(found[0].force_constants, whole.force_constants)
+            assert found[0].supercell == whole.supercell
+    assert missed > 50
 
 
 def test_a_cache_that_cannot_be_written_to_does_no_harm(tmp_path):

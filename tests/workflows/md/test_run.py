@@ -19,7 +19,7 @@ import mlip_refine
 from mlip_refine import cli, testing
 from mlip_refine.config import Config, config_from_dict
 from mlip_refine.data import read_frames
-from mlip_refine.errors import InputError
+from mlip_refine.errors import InputError, SamplingError, StorageError
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import FrameStore
 from mlip_refine.workflows import from_config as setup
@@ -215,6 +215,22 @@ def _with_duration(config: Config, duration: float) -> Config:
     return config.model_copy(update={"md": config.md.model_copy(update={"duration": duration})})
 
 
+def test_a_full_disk_ends_a_run_that_goes_on(tmp_path: Path, file_size_limit: Any) -> None:
+    """Ended with the file that lacked room; what was written before is whole, and nothing else is left."""
+    whole = mlip_refine.md(_config(tmp_path / "whole", phases=["hcp"], export=True))
+    config = _config(tmp_path / "full", phases=["hcp"], export=True)
+    with (
+        file_size_limit(20_000),
+        pytest.raises(StorageError, match=r"md\.0000\.h5: cannot be written .* needs"),
+    ):
+        mlip_refine.md(config)
+    assert list((config.run_folder / "frames").iterdir()) == []
+    result = mlip_refine.md(config, resume=True)
+    assert result.points == whole.points
+    export = Path("extxyz", "hcp-600K-5GPa.extxyz")
+    assert (result.folder / export).read_bytes() == (whole.folder / export).read_bytes()
+
+
 def test_a_finished_run_goes_on_for_longer(finished: tuple[Config, MDResult], tmp_path: Path) -> None:
     """The same bits as a run of that length from the start; frames that are there are not sampled again."""
     whole, result = finished
@@ -317,6 +333,9 @@ def test_a_lost_point_does_not_take_the_others_along(tmp_path: Path, monkeypatch
     assert lost.averages["energy"].refused == "no frame after the equilibration counts"
     assert any("stopped after 3 restarts" in verdict for verdict in lost.verdicts)
     assert len(read_md(result.folder).points) == 2
+    alone = config.model_copy(update={"name": "alone", "phases": {"lost": config.phases["lost"]}})
+    with pytest.raises(SamplingError, match="no replica of any state point survived: lost-100K-0GPa"):
+        mlip_refine.md(alone)
 
 
 def _gas_config(folder: Path, phases: dict[str, Any], md: dict[str, Any]) -> Config:
