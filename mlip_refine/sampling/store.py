@@ -23,7 +23,7 @@ FORMAT = "mlip_refine frames 5"
 WITHOUT_CHECKSUMS = "mlip_refine frames 4"
 """The format before this one, whose files have no checksums."""
 
-UNREADABLE_HDF5 = (OSError, KeyError, ValueError, TypeError, RuntimeError, ArithmeticError)
+UNREADABLE_HDF5 = (OSError, KeyError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 """What h5py and the conversion of its data raise for a damaged file."""
 
 # Masks and steps that mark the frames that count.
