@@ -99,7 +99,7 @@ def test_losses_lists_every_loss_with_its_options(run):
     assert "uncertainty: " in text
     assert "meV/atom. (default 0.3)" in text
     assert "replay: Mean squared errors of energy, forces and stress" in text
-    assert "forces_weight: Weight of the squared error of force components, Å²/eV². (default 100.0)" in text
+    assert "forces_weight: Weight of the squared error of force components, Å²/eV²; null: likewise." in text
 
 
 def test_losses_explains_one_loss(run):

@@ -33,16 +33,20 @@ _VOLUME = Dimension("volume per atom", {"Å³/atom": 1.0, "Å3/atom": 1.0, "nm³
 
 
 class ReplayOptions(Section):
-    """Mean squared errors of energy, forces and stress on labelled frames, weighted as in MACE."""
+    """Mean squared errors of energy, forces and stress on labelled frames."""
 
-    energy_weight: float = Field(
-        1.0, ge=0, description="Weight of the squared error of the energy per atom, 1/eV²."
+    energy_weight: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the squared error of the energy per atom, 1/eV²; null: 5 over the mean "
+        "square of the error of the initial model, so that an error that grows by 10 % costs as much as a "
+        "target that is missed by 1 σ.",
     )
-    forces_weight: float = Field(
-        100.0, ge=0, description="Weight of the squared error of force components, Å²/eV²."
+    forces_weight: float | None = Field(
+        None, ge=0, description="Weight of the squared error of force components, Å²/eV²; null: likewise."
     )
-    stress_weight: float = Field(
-        10.0, ge=0, description="Weight of the squared error of stress components, Å⁶/eV²."
+    stress_weight: float | None = Field(
+        None, ge=0, description="Weight of the squared error of stress components, Å⁶/eV²; null: likewise."
     )
 
 

@@ -1,6 +1,7 @@
 """Replay of labelled frames: mean squared errors of energy, forces and stress."""
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -8,6 +9,12 @@ from torch import Tensor
 from mlip_refine.errors import InputError
 from mlip_refine.losses.base import BatchLoss, LossResult
 from mlip_refine.losses.options import ReplayOptions
+
+MACE_WEIGHTS = {"energy": 1.0, "forces": 100.0, "stress": 10.0}
+"""Defaults of MACE's stress loss: 1/eV², Å²/eV², Å⁶/eV²."""
+
+SIZE = 5.0
+"""Size at which each part starts: as an error grows by 10 %, it grows by 1, like a target missed by 1 σ."""
 
 
 class Replay(BatchLoss):
@@ -22,20 +29,30 @@ class Replay(BatchLoss):
     squares = True
 
     def __init__(self, name: str, weight: float, options: ReplayOptions) -> None:
-        """Keep the weights.
+        """Keep the weights; those that are not given are MACE's, as long as no errors are known.
 
         Raises:
             InputError: If all weights are zero: the replay would be silently off.
         """
         super().__init__(name, weight)
-        self.weights = {
-            "energy": options.energy_weight,
-            "forces": options.forces_weight,
-            "stress": options.stress_weight,
-        }
-        if not any(self.weights.values()):
+        self.options = options
+        self.weights = {name: getattr(options, f"{name}_weight") for name in MACE_WEIGHTS}
+        if not any(weight is None or weight for weight in self.weights.values()):
             raise InputError(f"all weights of loss {name!r} are zero", expected="at least one above zero")
+        self.weights = {k: MACE_WEIGHTS[k] if w is None else w for k, w in self.weights.items()}
         self.probes = frozenset(probe for probe, weight in self.weights.items() if weight > 0)
+
+    def scaled_to(self, errors: Mapping[str, float]) -> Self:
+        """Return the loss with weights that were not given such that each part has the same size, `SIZE`.
+
+        Args:
+            errors: Root mean square errors of the initial model: `energy`, eV/atom, `forces`, eV/Å, `stress`,
+                eV/Å³, as far as there are labels.
+        """
+        # Two digits: weights do not depend on the last bits of a machine.
+        weights = {f"{k}_weight": float(f"{SIZE / error**2:.2g}") for k, error in errors.items()}
+        given = {k: w for k in weights if (w := getattr(self.options, k)) is not None}
+        return type(self)(self.name, self.weight, self.options.model_copy(update=weights | given))
 
     def evaluate(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> LossResult:
         """The loss of one batch.

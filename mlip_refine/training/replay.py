@@ -75,6 +75,29 @@ def labels(frames: Sequence[LabelledFrame], device: torch.device, dtype: torch.d
     return found
 
 
+def labelled_by(potential: Potential, frames: Sequence[LabelledFrame]) -> list[LabelledFrame]:
+    """Return the frames with energies, forces and stresses of a potential as their labels.
+
+    Raises:
+        MlipRefineError: If memory runs out for a single system.
+    """
+
+    def labelled(part: slice, graphs: Graphs) -> list[LabelledFrame]:
+        with torch.no_grad():
+            out = potential.evaluate(graphs, ("energy", "forces", "stress"))
+        out = {name: values.detach().cpu() for name, values in out.items()}
+        forces = out["forces"].split([len(f.structure.positions) for f in frames[part]])
+        return [
+            replace(frame, energy=float(energy), forces=mine, stress=stress)
+            for frame, energy, mine, stress in zip(
+                frames[part], out["energy"], forces, out["stress"], strict=True
+            )
+        ]
+
+    found = potential.in_chunks(Work.FORCES, [f.structure for f in frames], labelled)
+    return [frame for part in found for frame in part]
+
+
 def backpropagate_batch(
     potential: Potential, losses: Sequence[BatchLoss], frames: Sequence[LabelledFrame], scale: float
 ) -> dict[str, LossResult]:

@@ -29,7 +29,7 @@ from mlip_refine.sampling import (
 )
 from mlip_refine.sampling.monitoring.phase_identity import require_ovito
 from mlip_refine.sampling.state_points import Identity
-from mlip_refine.training.replay import LabelledFrame
+from mlip_refine.training.replay import LabelledFrame, labelled_by
 from mlip_refine.training.tracker import EnsembleSampler, Policy
 from mlip_refine.workflows.checks import require_phase
 from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
@@ -334,29 +334,29 @@ class ReplayData:
 
 
 def load_replay(config: Config, potential: Potential) -> ReplayData | None:
-    """Read the replay frames, if the config has any.
+    """Read the replay frames, if the config names any.
 
     Raises:
         InputError: For a file, frame or label that cannot be used.
     """
     section = config.replay
-    if section is None:
+    if section is None or section.train is None or section.valid is None:
         return None
+    keys = (section.energy_key, section.forces_key, section.stress_key, section.virials_key)
     train, valid = (
         [
             LabelledFrame.from_frame(potential, frame)
             for frame in read_frames(
                 [config.resolve(p) for p in paths],
-                section.energy_key,
-                section.forces_key,
-                section.stress_key,
-                section.virials_key,
+                *(keys if section.from_ == "labels" else (None,) * len(keys)),
                 elements=set(potential.graphs.atomic_numbers),
                 head=potential.head,
             )
         ]
         for paths in (section.train, section.valid)
     )
+    if section.from_ == "model":
+        train, valid = (labelled_by(potential, frames) for frames in (train, valid))
     return ReplayData(ReplayBuffer(train, section.batch_size, config.seed, section.max_frames), valid)
 
 

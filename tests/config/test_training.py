@@ -1,6 +1,7 @@
 """The section training: turns belong to schedules that have them."""
 
 import pytest
+import yaml
 
 from mlip_refine.config import config_from_dict, dump_config, load_config
 from mlip_refine.errors import InputError
@@ -42,3 +43,12 @@ def test_schedules_survive_a_file(training, tmp_path):
     config = config_from_dict({"name": "x", "potential": {"model": "m"}, "training": training}, base=tmp_path)
     (tmp_path / "x.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "x.yaml") == config
+
+
+@pytest.mark.parametrize("section", [{}, {"train": "a"}, {"valid": "a"}, {"from": "model", "train": "a"}])
+def test_replay_has_files_to_train_on_and_to_hold_out(section):
+    with pytest.raises(InputError, match=r"replay\.(train|valid).*expected a file or several"):
+        config_from_dict({"name": "x", "potential": {"model": "m"}, "replay": section})
+    config = config_from_dict({"name": "x", "potential": {"model": "m"}, "replay": {"from": "model"}})
+    assert config.replay.train is None
+    assert config_from_dict(yaml.safe_load(dump_config(config))).replay == config.replay

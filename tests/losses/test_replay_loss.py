@@ -7,7 +7,7 @@ from mace.tools.torch_geometric import Batch, Data
 
 from mlip_refine.errors import InputError
 from mlip_refine.losses.options import ReplayOptions
-from mlip_refine.losses.replay import Replay
+from mlip_refine.losses.replay import MACE_WEIGHTS, SIZE, Replay
 
 SIZES = (2, 3, 1)
 NAMES = ("energy", "forces", "stress")
@@ -124,3 +124,19 @@ def test_all_weights_zero_is_refused():
 def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         _replay(forces=-1)
+
+
+def test_weights_that_are_not_given_follow_from_errors():
+    """Each such part starts at the same size; what is given stays."""
+    errors = {"energy": 0.004, "forces": 0.05, "stress": 0.002}
+    free = Replay("replay", 1.0, ReplayOptions())
+    assert free.weights == MACE_WEIGHTS
+    for name, weight in free.scaled_to(errors).weights.items():
+        assert weight * errors[name] ** 2 == pytest.approx(SIZE, rel=0.05)
+    given = Replay("replay", 3.0, ReplayOptions(energy_weight=7, stress_weight=0)).scaled_to(errors)
+    assert given.weights["energy"] == 7
+    assert given.weights["forces"] * errors["forces"] ** 2 == pytest.approx(SIZE, rel=0.05)
+    assert given.probes == {"energy", "forces"}
+    assert (given.name, given.weight) == ("replay", 3.0)
+    # Without labels there is nothing to weigh.
+    assert free.scaled_to({"energy": 0.004}).weights["forces"] == MACE_WEIGHTS["forces"]

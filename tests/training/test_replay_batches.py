@@ -9,7 +9,13 @@ from mlip_refine.losses.options import ReplayOptions
 from mlip_refine.losses.replay import Replay
 from mlip_refine.potential import Potential, batching
 from mlip_refine.quantities import GPA
-from mlip_refine.training.replay import LabelledFrame, backpropagate_batch, held_out_errors, labels
+from mlip_refine.training.replay import (
+    LabelledFrame,
+    backpropagate_batch,
+    held_out_errors,
+    labelled_by,
+    labels,
+)
 
 
 @pytest.mark.parametrize("chunk_atoms", [1, 900])
@@ -24,6 +30,15 @@ def test_held_out_errors_are_those_put_in(titanium, frames, label_errors, monkey
 
 def test_no_stress_labels_no_stress_error(titanium, frames):
     assert held_out_errors(titanium, frames[2:]).stress_mae_gpa is None
+
+
+def test_a_model_labels_frames_itself(titanium, frames, monkeypatch):
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", 20)
+    bare = [replace(f, energy=None, forces=None, stress=None, source=f"{i}") for i, f in enumerate(frames)]
+    found = labelled_by(titanium, bare)
+    assert [f.source for f in found] == ["0", "1", "2"]
+    errors = held_out_errors(titanium, found)
+    assert max(errors.energy_mae_mev_per_atom, errors.forces_mae_mev_per_A, errors.stress_mae_gpa) < 1e-9
 
 
 def test_frames_count_for_the_labels_that_they_have(titanium, frames, label_errors):

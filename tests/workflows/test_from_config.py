@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
 
 from mlip_refine.config import config_from_dict, load_config
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
-from mlip_refine.workflows.from_config import crystal, load_potential, state_points
+from mlip_refine.training.replay import held_out_errors
+from mlip_refine.workflows.from_config import crystal, load_potential, load_replay, state_points
 
 PHASES = {
     "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16},
@@ -116,3 +119,21 @@ def test_states_that_can_hardly_be_told_apart_are_refused(config):
     assert sources[0] != sources[1]
     with pytest.raises(InputError, match=r"two states have the name bcc-300K-0GPa-a3\.3"):
         state_points(config, sources, potential, 1)
+
+
+def test_a_model_labels_structures_of_any_file(tmp_path):
+    """`from: model` takes no labels from a file, neither good ones nor bad ones."""
+    atoms = bulk("Ti", "hcp", a=2.95, c=4.7)
+    atoms.rattle(0.05, seed=1)
+    atoms.info |= {"REF_energy": np.nan, "energie": 3.0}
+    for name in ("train.extxyz", "valid.extxyz"):
+        ase.io.write(tmp_path / name, [atoms, atoms.repeat((2, 1, 1))])
+    section = {"from": "model", "train": "train.extxyz", "valid": "valid.extxyz"}
+    data = {"name": "x", "potential": {"model": "titanium-compact"}, "phases": PHASES, "replay": section}
+    config = config_from_dict(data, base=tmp_path)
+    potential = load_potential(config)
+    replay = load_replay(config, potential)
+    first, second = replay.buffer.frames
+    assert second.energy == pytest.approx(2 * first.energy, rel=1e-6)
+    assert float(first.forces.abs().max()) > 0.1
+    assert held_out_errors(potential, replay.valid).forces_mae_mev_per_A < 1e-2

@@ -133,8 +133,20 @@ Key = Annotated[str, Field(min_length=1)]
 class ReplaySection(Section):
     """Frames with energies, forces and stresses: extended XYZ, ASE's .traj, or HDF5 of MACE."""
 
-    train: Paths = Field(description="File or files to train on.")
-    valid: Paths = Field(description="File or files held out, to measure errors before and after.")
+    from_: Literal["labels", "model"] = Field(
+        "labels",
+        alias="from",
+        description="labels: frames have labels. model: the initial model labels them, whatever labels they "
+        "have, so that it stays what it was there.",
+    )
+    train: Paths | None = Field(
+        None, description="File or files to train on; from: model may do without, see valid."
+    )
+    valid: Paths | None = Field(
+        None,
+        description="File or files held out, to measure errors before and after. Without train and valid, "
+        "from: model takes the first frames that the run samples, every fifth of them for valid.",
+    )
     energy_key: Key | None = Field("REF_energy", description="Key of the energy of a frame, eV; null: none.")
     forces_key: Key | None = Field("REF_forces", description="Key of the forces, eV/Å; null: none.")
     stress_key: Key | None = Field(
@@ -144,12 +156,24 @@ class ReplaySection(Section):
         "REF_virials",
         description="Key of the virials, eV, which give the stress of frames that have none; null: none.",
     )
+    trust_labels: bool = Field(
+        False,
+        description="Train on labels that do not fit the initial model, as if their unit, sign or zero of "
+        "energy were others; they are warned of.",
+    )
     functional: str | None = Field(
         None,
         description="Functional of the labels, such as PBE; phonons of another give a warning.",
     )
     max_frames: Count | None = Field(None, description="Read at most this many training frames; null: all.")
     batch_size: Count = Field(4, description="Frames in one batch.")
+
+    @model_validator(mode="after")
+    def _files(self) -> Self:
+        given = [bool(paths) for paths in (self.train, self.valid)]
+        if not all(given) and (self.from_ == "labels" or any(given)):
+            raise problem("a file or several", key="valid" if self.train else "train")
+        return self
 
 
 class Evaluation(Section):

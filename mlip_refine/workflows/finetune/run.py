@@ -1,25 +1,31 @@
 """`mlip-refine finetune`: evaluate a potential, correct it, and evaluate it again."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlip_refine.config import Config, Training
+from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError
 from mlip_refine.losses import (
     BatchLoss,
+    EnsembleLoss,
     EnsembleSource,
     FreeEnergyDifference,
     Loss,
+    Replay,
     loss_specs,
 )
+from mlip_refine.losses.replay import SIZE
 from mlip_refine.potential import Potential
 from mlip_refine.potential.energy_shift import Compositions, shift_energies
+from mlip_refine.progress import console
 from mlip_refine.sampling import FrameStore, StatePoint
-from mlip_refine.training.replay import held_out_errors
+from mlip_refine.training.label_checks import compare, error_scales, require_sound_labels
+from mlip_refine.training.replay import LabelledFrame, held_out_errors, labelled_by
 from mlip_refine.training.schedule import make_schedule
 from mlip_refine.training.tracker import EnsembleSampler
 from mlip_refine.training.trainer import Trainer
@@ -35,6 +41,7 @@ from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Trans
 from mlip_refine.workflows.finetune.summary import (
     courses,
     deviations,
+    held_out_notes,
     held_out_record,
     hints,
     phase_record,
@@ -63,6 +70,14 @@ from mlip_refine.workflows.from_config import (
 )
 from mlip_refine.workflows.run_folder import packages
 
+HELD_OUT = 5
+"""One of so many frames of the run itself is held out."""
+
+WITHOUT_REPLAY = (
+    "no loss on labelled frames: nothing keeps what the potential knows beside the targets "
+    "(mlip-refine guide loss-replay)"
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -79,6 +94,7 @@ class Prepared:
         given: Initial free-energy differences that were read from files, by loss name.
         free_energy: How the others are computed.
         evaluation: How both potentials are sampled at the end.
+        own_frames: Makes the replay buffer of frames that the run samples first, where these are replayed.
     """
 
     name: str
@@ -91,6 +107,7 @@ class Prepared:
     given: Mapping[str, FreeEnergyResult]
     free_energy: FreeEnergySettings
     evaluation: EvaluationSettings
+    own_frames: Callable[[list[LabelledFrame]], ReplayBuffer[LabelledFrame]] | None = None
 
     @property
     def matched(self) -> list[FreeEnergyDifference]:
@@ -153,7 +170,20 @@ def prepare(config: Config) -> Prepared:
     config = with_timestep(config, potential, points.values())
     replay = load_replay(config, potential)
     buffer = replay.buffer if replay else None
-    if buffer is None and any(isinstance(loss, BatchLoss) for loss in losses):
+    own = None
+    if config.replay is not None and buffer is None:
+        section, where = config.replay, config.where("replay")
+        own = partial(
+            ReplayBuffer, batch_size=section.batch_size, seed=config.seed, max_frames=section.max_frames
+        )
+        if not any(isinstance(loss, EnsembleLoss) for loss in losses) or config.training.schedule != "joint":
+            raise InputError(
+                "frames that the run samples come from losses on averages, with schedule: joint",
+                where=where,
+                found="from: model without train",
+                fix="Name structures under replay.train and replay.valid.",
+            )
+    if buffer is None and own is None and any(isinstance(loss, BatchLoss) for loss in losses):
         raise InputError(
             "a loss needs labelled frames, but the config has no section replay", where=config.where("losses")
         )
@@ -175,6 +205,10 @@ def prepare(config: Config) -> Prepared:
             else:
                 path = config.resolve(loss.options.initial)
                 given[loss.name] = read_initial(path, loss, points, potential, timestep(config))
+    if replay is not None and config.replay is not None:
+        losses = judged(replay, potential, losses, trusted=config.replay.trust_labels)
+    elif own is None:
+        console.print(WITHOUT_REPLAY, soft_wrap=True)
     return Prepared(
         name=config.name,
         potential=potential,
@@ -186,7 +220,29 @@ def prepare(config: Config) -> Prepared:
         given=given,
         free_energy=free_energy_settings(config),
         evaluation=evaluation_settings(config),
+        own_frames=own,
     )
+
+
+def judged(replay: ReplayData, potential: Potential, losses: Sequence[Loss], *, trusted: bool) -> list[Loss]:
+    """Hold the labels of replay against the initial potential, and return losses that its errors weigh.
+
+    Raises:
+        InputError: If labels are not what they are taken for, unless they are trusted.
+    """
+    train = compare(potential, replay.buffer.frames)
+    require_sound_labels([*train, *compare(potential, replay.valid)], trusted=trusted)
+    errors = error_scales(train)
+    found = [loss.scaled_to(errors) if isinstance(loss, Replay) else loss for loss in losses]
+    for loss in found:
+        if isinstance(loss, Replay):
+            weights = ", ".join(f"{name}_weight {loss.weights[name]:.3g}" for name in errors)
+            console.print(
+                f"{loss.name}: {weights}; each starts at {SIZE:g} unless it was given", soft_wrap=True
+            )
+    if not any(isinstance(loss, BatchLoss) for loss in losses):
+        console.print(WITHOUT_REPLAY, soft_wrap=True)
+    return found
 
 
 def run(prepared: Prepared, run: Run) -> FinetuneResult:
@@ -199,10 +255,10 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     started = time.monotonic()
     potential = prepared.potential
     initial = potential.frozen_copy()
+    prepared = with_own_frames(anchored(prepared, run), run)
     replay = prepared.replay
     held_out = replay.valid if replay else None
     errors_before = held_out_errors(initial, held_out) if held_out else None
-    prepared = anchored(prepared, run)
     trainer = make_trainer(prepared, run)
     trainer.resume()
     trainer.run()
@@ -238,7 +294,12 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         replay=HeldOutChange(before=held_out_record(errors_before), after=held_out_record(errors_after)),
         measured=measured,
         deviations=deviations(updates, prepared.losses, afresh),
-        notes=(*unmeasured, *hints(prepared.losses, measured), *validation_notes(measured, updates)),
+        notes=(
+            *unmeasured,
+            *hints(prepared.losses, measured),
+            *validation_notes(measured, updates),
+            *held_out_notes(errors_before, errors_after),
+        ),
         packages=packages(),
         energy_shift_eV=shift,
         wall_time_s=trainer.earlier + time.monotonic() - started,
@@ -271,6 +332,33 @@ def anchored(prepared: Prepared, run: Run) -> Prepared:
         else:
             losses.append(loss)
     return replace(prepared, losses=losses, points=points)
+
+
+def with_own_frames(prepared: Prepared, run: Run) -> Prepared:
+    """Return the run with the frames that it samples first as replay, labelled by the initial potential.
+
+    They are those that the training starts from: nothing is sampled twice.
+
+    Raises:
+        SamplingError: If a phase does not survive.
+        StatisticsError: If the frames are too few or too correlated.
+    """
+    if prepared.own_frames is None:
+        return prepared
+    sources = sorted({s for loss in prepared.losses if isinstance(loss, EnsembleLoss) for s in loss.sources})
+    sampler = prepared.sampling(points=prepared.points, store=run.store)
+    train, valid = list[LabelledFrame](), list[LabelledFrame]()
+    for source, ensemble in sampler.initial(prepared.potential, sources).items():
+        frames = [
+            LabelledFrame(structure, None, None, None, source=f"{source.name}, frame {i}")
+            for i, structure in enumerate(ensemble.structures)
+        ]
+        labelled = labelled_by(prepared.potential, frames)
+        valid += labelled[HELD_OUT - 1 :: HELD_OUT]
+        train += [frame for i, frame in enumerate(labelled) if i % HELD_OUT != HELD_OUT - 1]
+    replay = ReplayData(prepared.own_frames(train), valid)
+    losses = judged(replay, prepared.potential, prepared.losses, trusted=True)
+    return replace(prepared, replay=replay, losses=losses)
 
 
 def make_trainer(prepared: Prepared, run: Run) -> Trainer:

@@ -168,3 +168,23 @@ def held_out_record(errors: HeldOutErrors | None) -> HeldOutRecord | None:
         **{k: None if x is None else Measured(x, math.nan, unit) for k, (x, unit) in measured.items()},
         n_frames=errors.n_frames,
     )
+
+
+def held_out_notes(before: HeldOutErrors | None, after: HeldOutErrors | None) -> list[str]:
+    """Return a remark if errors on held-out frames grew by more than a tenth, and what to change."""
+    if before is None or after is None:
+        return []
+    # Beside which a growth means something: meV/atom, meV/Å, GPa.
+    least = {"energy_mae_mev_per_atom": 1.0, "forces_mae_mev_per_A": 5.0, "stress_mae_gpa": 0.02}
+    grown = []
+    for field, smallest in least.items():
+        old, new = getattr(before, field), getattr(after, field)
+        if old is not None and new > old + max(0.1 * old, smallest):
+            share = f" by {100 * (new / old - 1):.0f} %" if old > 0.1 * smallest else f" from 0 to {new:.2g}"
+            grown.append(f"{field.partition('_')[0]}{share}")
+    if not grown:
+        return []
+    return [
+        f"held-out errors grew by more than 10 %: {', '.join(grown)}. Give replay more weight "
+        "(losses: weight), lower training.learning_rate, or add frames like those that got worse"
+    ]

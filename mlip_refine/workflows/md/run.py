@@ -3,15 +3,18 @@
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import batched
 from pathlib import Path
 
+import torch
 from ase.io import write
+from torch import Tensor
 
 from mlip_refine.config import MD, Config
 from mlip_refine.errors import InputError, SamplingError, bytes_in_words
 from mlip_refine.files import written
 from mlip_refine.losses import EnsembleSource
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Graphs, Potential, Work
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.md.settings import with_time_scales
 from mlip_refine.sampling.sampler import bytes_of_memory, memory_of_frames
@@ -31,6 +34,9 @@ from mlip_refine.workflows.md.averages import averages, write_series
 from mlip_refine.workflows.md.dynamics import write_dynamics
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
 from mlip_refine.workflows.md.trajectories import STAGE, MDTrajectory, stored_trajectories
+
+FORCES_AT_A_TIME = 64
+"""Frames of an export whose forces are computed together."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ def run(prepared: Prepared, run: Run) -> MDResult:
         for name, trajectory in trajectories.items():
             # What is in memory need not be read from the store.
             held = replace(frames[name], held=trajectory)
-            write_frames(run.folder / "extxyz" / f"{name}.extxyz", held)
+            write_frames(run.folder / "extxyz" / f"{name}.extxyz", held, prepared.potential)
     dynamics = None
     if section.dynamics is not None:
         folder = run.folder / "dynamics"
@@ -267,19 +273,28 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
     return trajectories, speed
 
 
-def write_frames(path: Path, trajectory: MDTrajectory) -> None:
-    """Write the frames that count, with the model's energy (eV) and stress (eV/Å³, tensile positive).
+def write_frames(path: Path, trajectory: MDTrajectory, potential: Potential) -> None:
+    """Write the frames that count, with the labels that replay reads, made by a potential.
 
-    They are named as `mace_eval_configs` names them: `MACE_energy` and `MACE_stress`.
+    They are `REF_energy` (eV), `REF_forces` (eV/Å) and `REF_stress` (eV/Å³, tensile positive).
 
     Args:
         path: Path of the file; it appears whole or not at all.
         trajectory: Frames of a state point.
+        potential: The potential that drew them.
     """
+
+    def forces(_: slice, graphs: Graphs) -> Tensor:
+        return potential.evaluate(graphs, ("forces",))["forces"].detach().cpu()
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as partial, partial.open("w", encoding="utf-8") as stream:
-        for atoms in trajectory:
-            atoms.info["MACE_energy"] = atoms.get_potential_energy()
-            atoms.info["MACE_stress"] = atoms.get_stress(voigt=False)
-            atoms.calc = None
-            write(stream, atoms, format="extxyz")
+        for some in batched(trajectory, FORCES_AT_A_TIME):
+            structures = [potential.graphs.from_atoms(atoms) for atoms in some]
+            found = torch.cat(list(potential.in_chunks(Work.FORCES, structures, forces)))
+            for atoms, mine in zip(some, found.split([len(atoms) for atoms in some]), strict=True):
+                atoms.info["REF_energy"] = atoms.get_potential_energy()
+                atoms.info["REF_stress"] = atoms.get_stress(voigt=False)
+                atoms.arrays["REF_forces"] = mine.double().numpy()
+                atoms.calc = None
+                write(stream, atoms, format="extxyz")

@@ -248,7 +248,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, monkeypatch):
 
 
 def test_frames_are_not_kept_where_not_wanted(tiny):
-    losses = [{"type": "replay", "forces_weight": 10.0}]
+    losses = [{"type": "replay", "energy_weight": 1.0, "forces_weight": 10.0, "stress_weight": 10.0}]
     result = finetune(tiny(losses=losses, output={"keep_frames": False}, training={"steps": 2}))
     assert not (result.folder / "frames").exists()
     assert result.summary.transitions == ()
@@ -256,7 +256,7 @@ def test_frames_are_not_kept_where_not_wanted(tiny):
 
 
 def test_replay_alone_lowers_its_error(tiny):
-    losses = [{"type": "replay", "energy_weight": 100.0, "forces_weight": 1.0}]
+    losses = [{"type": "replay", "energy_weight": 100.0, "forces_weight": 1.0, "stress_weight": 10.0}]
     result = finetune(tiny(losses=losses, training={"steps": 25, "learning_rate": 5e-3}))
     before, after = result.summary.replay.before, result.summary.replay.after
     assert after.energy.value < 0.8 * before.energy.value
@@ -328,3 +328,22 @@ def test_training_stops_where_the_targets_are_met(tiny):
     lines = _log(config.run_folder)
     assert lines[0]["gradient_norm"] is not None
     assert lines[1]["gradient_norm"] is None
+
+
+@pytest.mark.slow
+def test_frames_of_the_run_itself_are_replayed(tiny):
+    """Those that the training starts from, labelled by the initial model; one of five is held out."""
+    replay = {"from": "model", "train": None, "valid": None, "trust_labels": False}
+    result = finetune(tiny(replay=replay, training={"steps": 2}))
+    before, after = result.summary.replay.before, result.summary.replay.after
+    # Two phases with six frames of each of two replicas.
+    assert before.n_frames == 4
+    assert before.energy.value < 1e-9
+    assert 0 < after.energy.value < 100
+    assert all("replay.energy" in json.loads(line)["losses"] for line in (result.folder / "log.jsonl").open())
+
+
+def test_frames_of_a_run_that_samples_nothing_are_refused(tiny):
+    replay = {"from": "model", "train": None, "valid": None}
+    with pytest.raises(InputError, match="come from losses on averages"):
+        prepare(tiny(replay=replay, losses=[{"type": "replay"}]))

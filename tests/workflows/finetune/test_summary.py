@@ -7,8 +7,15 @@ from ase.build import bulk
 
 from mlip_refine import testing
 from mlip_refine.quantities import Measured, Target
+from mlip_refine.training.replay import HeldOutErrors
 from mlip_refine.workflows.finetune.records import Course, Update
-from mlip_refine.workflows.finetune.summary import courses, deviations, hints, validation_notes
+from mlip_refine.workflows.finetune.summary import (
+    courses,
+    deviations,
+    held_out_notes,
+    hints,
+    validation_notes,
+)
 
 LOSSES = [
     SimpleNamespace(name="lattice", targets={"a": Target(2.95, 0.01, "Å")}),
@@ -104,3 +111,22 @@ def test_a_validation_that_got_worse_is_said(end, worse):
         assert notes[0].startswith(
             "hvp: the validation got worse, loss 0.5 → 0.6 (lowest: 0.3 at update 1); a smaller"
         )
+
+
+def _errors(energy: float | None, forces: float, stress: float) -> HeldOutErrors:
+    return HeldOutErrors(energy, forces, stress, 7)
+
+
+def test_a_run_that_got_worse_on_held_out_frames_says_so():
+    before = _errors(4.0, 50.0, 0.5)
+    assert held_out_notes(before, _errors(4.3, 54.0, 0.54)) == []
+    assert held_out_notes(None, None) == []
+    (note,) = held_out_notes(before, _errors(10.4, 50.0, 1.0))
+    assert note.startswith(
+        "held-out errors grew by more than 10 %: energy by 160 %, stress by 100 %. Give replay"
+    )
+    # Labels of the model itself: no growth is a small share of no error.
+    exact = _errors(1e-7, 1e-5, 1e-9)
+    assert held_out_notes(exact, _errors(0.9, 4.0, 0.01)) == []
+    assert "energy from 0 to 3" in held_out_notes(exact, _errors(3.0, 4.0, 0.01))[0]
+    assert held_out_notes(_errors(None, 50.0, 0.5), _errors(None, 50.0, 0.5)) == []

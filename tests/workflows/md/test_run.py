@@ -22,6 +22,7 @@ from mlip_refine.data import read_frames
 from mlip_refine.errors import InputError, SamplingError, StorageError
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import FrameStore
+from mlip_refine.training.replay import LabelledFrame, held_out_errors
 from mlip_refine.workflows import from_config as setup
 from mlip_refine.workflows.from_config import load_potential
 from mlip_refine.workflows.md import run as workflow
@@ -115,13 +116,13 @@ def test_averages_are_those_of_the_frames(finished: tuple[Config, MDResult]) -> 
         mean = {name: average.value for name, average in point.averages.items() if average.measured}
         volumes = [atoms.get_volume() for atoms in frames]
         pressures = [
-            -np.trace(a.info["MACE_stress"]) / 3 / GPA + 16 * KB * 600 / GPA / v
+            -np.trace(a.info["REF_stress"]) / 3 / GPA + 16 * KB * 600 / GPA / v
             for a, v in zip(frames, volumes, strict=True)
         ]
         pv = point.pressure_GPa * GPA * np.mean(volumes)
         expected = {
-            "energy": np.mean([a.info["MACE_energy"] for a in frames]) / 16,
-            "enthalpy": (np.mean([a.info["MACE_energy"] for a in frames]) + pv) / 16,
+            "energy": np.mean([a.info["REF_energy"] for a in frames]) / 16,
+            "enthalpy": (np.mean([a.info["REF_energy"] for a in frames]) + pv) / 16,
             "volume": np.mean(volumes) / 16,
             "density": np.mean([16 * 47.867 / 0.602214076 / v for v in volumes]),
             "pressure": np.mean(pressures),
@@ -159,7 +160,7 @@ def test_trajectories_are_the_frames_that_count(finished: tuple[Config, MDResult
         assert np.mean(energies) / 16 == pytest.approx(point.averages["energy"].value, abs=1e-9)
         for atoms, other in zip(frames, exported, strict=True):
             assert atoms.positions == pytest.approx(other.positions, abs=1e-7)
-            assert atoms.get_stress(voigt=False) == pytest.approx(other.info["MACE_stress"], abs=1e-8)
+            assert atoms.get_stress(voigt=False) == pytest.approx(other.info["REF_stress"], abs=1e-8)
             assert {key: other.info[key] for key in atoms.info} == pytest.approx(atoms.info)
         assert trajectory.load().positions.shape[:2] == (1, 8)
 
@@ -178,8 +179,14 @@ def test_trajectories_are_held_where_frames_are_not_kept(tmp_path: Path) -> None
 def test_exports_are_read_as_labelled_frames(finished: tuple[Config, MDResult]) -> None:
     _, result = finished
     path = result.folder / "extxyz" / "bcc-600K-5GPa.extxyz"
-    frames = read_frames([path], "MACE_energy", None, "MACE_stress", elements={22})
+    frames = read_frames([path], elements={22})
     assert len(frames) == 6
+    # Of the potential itself, within the single precision of MD and the eight digits of positions in a file.
+    potential = load_potential(finished[0])
+    errors = held_out_errors(potential, [LabelledFrame.from_frame(potential, f) for f in frames])
+    assert errors.energy_mae_mev_per_atom < 0.1
+    assert errors.forces_mae_mev_per_A < 0.1
+    assert errors.stress_mae_gpa < 1e-3
     assert frames[0].info["time_ps"] == pytest.approx(0.018)
     assert not list(path.parent.glob(".*"))
 
@@ -300,9 +307,9 @@ def test_a_fixed_cell_is_exact_and_a_free_temperature_is_that_of_the_momenta(tmp
     assert np.ptp(energy + kinetic) < 0.02 * np.ptp(kinetic)
     frames = ase.io.read(result.folder / "extxyz" / f"{point.name}.extxyz", ":")
     for row, atoms, t in zip(rows[2:], frames, temperature[2:], strict=True):
-        pressure = -np.trace(atoms.info["MACE_stress"]) / 3 + 16 * KB * t / atoms.get_volume()
+        pressure = -np.trace(atoms.info["REF_stress"]) / 3 + 16 * KB * t / atoms.get_volume()
         assert float(row["pressure (GPa)"]) == pytest.approx(pressure / GPA, rel=1e-6)
-        enthalpy = (atoms.info["MACE_energy"] + pressure * atoms.get_volume()) / 16
+        enthalpy = (atoms.info["REF_energy"] + pressure * atoms.get_volume()) / 16
         assert float(row["enthalpy (eV/atom)"]) == pytest.approx(enthalpy, rel=1e-6)
     assert point.averages["temperature"].value == pytest.approx(temperature[2:].mean())
 
