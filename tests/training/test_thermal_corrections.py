@@ -35,7 +35,8 @@ def test_every_loss_goes_on_from_its_own_frames(wells):
         drawn[stage] = potential.draw(len(drawn), 20)
         return dict.fromkeys(sources, drawn[stage])
 
-    sampler = SimpleNamespace(points={HOT: SimpleNamespace(name="hot")}, draw=draw)
+    points = {HOT: SimpleNamespace(name="hot")}
+    sampler = SimpleNamespace(points=points, draw=draw, checksums=lambda *_: {})
     thermal = ThermalCorrections(sampler)
     for step in range(3):
         for loss in (Looking("often", 1), Looking("seldom", 2)):
