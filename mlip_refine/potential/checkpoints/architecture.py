@@ -249,7 +249,6 @@ def build_module(architecture: Architecture, dtype: torch.dtype, where: str = "t
         "MLP_irreps": Irreps(a.mlp_irreps),
         "gate": None if a.gate is None else _GATES[a.gate],
         "readout_cls": _READOUTS[a.readout],
-        "atomic_energies": np.zeros(a.energies_shape),
         "radial_MLP": a.radial_mlp,
     }
     for name in arguments.keys() - inspect.signature(modules.MACE).parameters.keys():
@@ -259,14 +258,15 @@ def build_module(architecture: Architecture, dtype: torch.dtype, where: str = "t
                 where=where,
                 fix="Install mace-torch 0.3.16 or later.",
             )
-    if a.model == "ScaleShiftMACE":
-        shift_shape = a.scale_shape if a.shift_shape is None else a.shift_shape
-        arguments["atomic_inter_scale"] = np.ones(a.scale_shape)
-        arguments["atomic_inter_shift"] = np.zeros(shift_shape)
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         try:
             torch.set_default_dtype(dtype)
+            if a.model == "ScaleShiftMACE":
+                shift_shape = a.scale_shape if a.shift_shape is None else a.shift_shape
+                arguments["atomic_inter_scale"] = np.ones(a.scale_shape)
+                arguments["atomic_inter_shift"] = np.zeros(shift_shape)
+            arguments["atomic_energies"] = np.zeros(a.energies_shape)
             module: torch.nn.Module = _CLASSES[a.model](**arguments)
         except _NOT_BUILT as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
