@@ -46,6 +46,11 @@ _NOT_BUILT = (
 """What MACE's constructor raises for an architecture that no model has."""
 
 
+def largest_l(irreps: object) -> int:
+    """Return the largest l of irreps, without counting through multiplicities as `Irreps.lmax` does."""
+    return max((irrep.l for _, irrep in Irreps(irreps)), default=0)
+
+
 class Architecture(BaseModel):
     """Everything that MACE's constructor needs except the numbers in its tensors.
 
@@ -89,7 +94,7 @@ class Architecture(BaseModel):
     @field_validator("hidden_irreps", "edge_irreps", "mlp_irreps")
     @classmethod
     def _irreps(cls, text: str | None) -> str | None:
-        if text is not None and (len(text) > 200 or Irreps(text).lmax > 11 or not Irreps(text).count("0e")):
+        if text is not None and (len(text) > 200 or largest_l(text) > 11 or not Irreps(text).count("0e")):
             raise ValueError("no irreps of a MACE: they hold scalars, and l up to 11")
         return text
 
@@ -186,11 +191,11 @@ def _fields(node: Node) -> dict[str, object]:
         "heads": heads,
         "pair_repulsion": "pair_repulsion_fn" in node.children,
         "use_agnostic_product": _flag(products[0], "use_agnostic_product", default=False),
-        "keep_last_layer_irreps": len(products) > 1 and last == hidden and Irreps(hidden).lmax > 0,
+        "keep_last_layer_irreps": len(products) > 1 and last == hidden and largest_l(hidden) > 0,
         "energies_shape": list(node.children["atomic_energies_fn"].buffers["atomic_energies"].shape),
         "scale_shape": scale,
         "shift_shape": None if shift == scale else shift,
-        "max_ell": Irreps(node.children["spherical_harmonics"].attributes["irreps_out"]).lmax,
+        "max_ell": largest_l(node.children["spherical_harmonics"].attributes["irreps_out"]),
         "r_max": float(node.buffers["r_max"]),
         "num_bessel": radial.attributes["out_dim"],
         "num_polynomial_cutoff": int(radial.children["cutoff_fn"].buffers["p"]),
