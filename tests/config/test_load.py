@@ -106,7 +106,7 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
             "run.yaml:7: phases.a.supercell cannot be used; found [1, 2]",
         ),
         ("phases:\n  a:\n    file: x\n    n_atoms: 3\n", "run.yaml:7: phases.a.n_atoms"),
-        ("replay:\n  train: x\n", "run.yaml:4: missing key 'valid' in section 'replay'"),
+        ("replay:\n  train: x\n", "run.yaml:4: replay.valid cannot be used; expected a file or several"),
         (
             "losses:\n- tpye: x\n",
             "run.yaml:5: missing key 'type' in section 'losses[0]'. Is 'tpye' meant to be it?",

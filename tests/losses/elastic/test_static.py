@@ -106,9 +106,9 @@ def test_stress_counts_by_what_symmetry_leaves_of_it():
 
 def test_a_stress_is_weighed_once(stressed):
     """Two constants and two components of the stress: the loss is the mean of four squares."""
-    found = _loss(targets=[{**TARGET, "uncertainty": 1e6}], pressure=4.0, pressure_uncertainty=0.5)
+    found = _loss(targets=[{**TARGET, "uncertainty": 1e4}], pressure=4.0, pressure_uncertainty=0.5)
     result = found.evaluate(dict.fromkeys(found.sources, stressed(STRESS.expand(8, 6))))
-    assert float(result.value) == pytest.approx((5 / 0.5) ** 2 / 4, rel=1e-6)
+    assert float(result.value) == pytest.approx((5 / 0.5) ** 2 / 4, rel=1e-5)
 
 
 def test_the_deviation_has_the_error_of_what_is_measured(stressed):
@@ -214,7 +214,7 @@ def test_what_is_not_known_to_its_uncertainty_is_not_met_and_said_once(stressed)
 
 def test_the_pressure_has_the_error_of_its_own_series(stressed):
     """Components that cancel in every frame leave it far better known than each of them."""
-    found = _loss(targets=[{**TARGET, "uncertainty": 1e6}], pressure_uncertainty=1e6)
+    found = _loss(targets=[{**TARGET, "uncertainty": 1e4}], pressure_uncertainty=1e4)
     frames = stressed(_noisy(40, 1.0) * torch.tensor([1.0, 1, 0, 0, 0, 0]).double() + STRESS)
     pressure = found.evaluate(dict.fromkeys(found.sources, frames)).diagnostics["P 300 K"]
     (wanted,) = measure(Pressure(), frames, lambda _: 1.0)
