@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from mlip_refine.quantities import Measured
 from mlip_refine.report.crystals import lattice_in_words, other_phase
-from mlip_refine.report.tables import number
+from mlip_refine.report.tables import number, plain_table
 from mlip_refine.workflows.elastic.records import ElasticResult, ThermalElasticPoint
 
 AXES = ("xx", "yy", "zz", "yz", "xz", "xy")
@@ -39,7 +37,7 @@ def print_elastic(console: Console, result: ElasticResult) -> None:
         if point.lattice is not None:
             heading += f"{lattice_in_words(point.lattice)}\n"
         heading += f"{constants} GPa"
-        table = _plain_table()
+        table = plain_table()
         for title in ("C, GPa", *AXES):
             table.add_column(title, justify="right")
         for title, row in zip(AXES, point.constants_GPa, strict=True):
@@ -48,7 +46,7 @@ def print_elastic(console: Console, result: ElasticResult) -> None:
         console.print(heading, markup=False, soft_wrap=True)
         console.print(table)
     console.print()
-    table = _plain_table()
+    table = plain_table()
     for title in ("moduli", "average"):
         table.add_column(title, overflow="fold")
     for title in ("K\nGPa", "G\nGPa", "E\nGPa", "ν"):
@@ -83,7 +81,7 @@ def print_thermal_elastic(console: Console, points: Sequence[ThermalElasticPoint
     for phase, kind, method in dict.fromkeys((p.phase, p.kind, p.method) for p in points):
         mine = [p for p in points if (p.phase, p.kind, p.method) == (phase, kind, method)]
         columns = list(dict.fromkeys(c for p in mine for c in (*p.constants, *p.moduli)))
-        table = _plain_table(f"{phase}: {kind} constants, GPa, by {method}")
+        table = plain_table(f"{phase}: {kind} constants, GPa, by {method}")
         for heading in ("T, K", "", *columns, "P"):
             table.add_column(heading, justify="right", overflow="fold")
         for p in mine:
@@ -105,7 +103,3 @@ def print_thermal_elastic(console: Console, points: Sequence[ThermalElasticPoint
 
 def _cells(values: Mapping[str, Measured], columns: Sequence[str]) -> list[str]:
     return [number(values[name]) if name in values else "" for name in columns]
-
-
-def _plain_table(title: str | None = None) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")

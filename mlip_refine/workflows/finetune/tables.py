@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from mlip_refine.quantities import Measured
-from mlip_refine.report.tables import number
+from mlip_refine.report.tables import number, plain_table
 from mlip_refine.workflows.finetune.records import Course, Deviation, Summary, read_summary
 
 MOST_ROWS = 6
@@ -44,7 +42,7 @@ def print_result(console: Console, result: "FinetuneResult") -> None:
 
 
 def _print(console: Console, summary: Summary, folder: Path) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column(summary.name, overflow="fold")
     for title in ("before", "after", "change"):
         table.add_column(title, justify="right", overflow="fold")

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mlip_refine.quantities import Measured
-from mlip_refine.report.tables import number
+from mlip_refine.report.tables import number, plain_table
 from mlip_refine.workflows.md.records import DynamicsPoint, MDPoint, MDResult
 
 TABLES = {
@@ -54,7 +53,7 @@ def print_md(console: Console, result: MDResult) -> None:
 
 def print_dynamics(console: Console, points: Sequence[DynamicsPoint]) -> None:
     """Print diffusion and viscosity of every point, and why others were refused."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column("dynamics", overflow="fold")
     for heading in ("blocks", "quantity", "value", "unit"):
         table.add_column(heading, justify="left" if heading == "quantity" else "right", overflow="fold")
@@ -80,7 +79,7 @@ def print_dynamics(console: Console, points: Sequence[DynamicsPoint]) -> None:
 
 
 def _table(title: str, names: Sequence[str], points: Sequence[MDPoint]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table = plain_table()
     table.add_column(title, overflow="fold")
     with_state = title == "state point"
     for name in ("ensemble", "frames") * with_state:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mlip_refine.report.crystals import lattice_in_words, other_phase
+from mlip_refine.report.tables import plain_table
 from mlip_refine.workflows.phonons.records import (
     QUANTITIES,
     PhononPoint,
@@ -25,7 +25,7 @@ def print_phonons(console: Console, result: PhononResult) -> None:
         result: Result of the run.
     """
     console.print()
-    table = _table()
+    table = plain_table()
     table.add_column("crystal", overflow="fold")
     table.add_column("cell")
     table.add_column("atoms", justify="right")
@@ -63,13 +63,9 @@ def print_phonons(console: Console, result: PhononResult) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-
-
 def _errors_table(result: PhononResult, cell: str) -> Table:
     points = result.compared(cell)
-    table = _table()
+    table = plain_table()
 
     def counted(n: int) -> str:
         return "1 material" if n == 1 else f"{n} materials"
