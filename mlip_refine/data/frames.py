@@ -1,36 +1,25 @@
 """Labelled frames from files, checked frame by frame.
 
-To read another format, write a function that yields the frames of a file as `ase.Atoms`, labels in `info`,
-`arrays` or a calculator, and put it into `FORMATS`.
-
 A misspelt key must stop a run: silently absent forces or stresses are the most frequent way to train on
 nothing. A frame that has only some of the labels counts for what it has, and that is said in a line.
 """
 
-import gzip
-import os
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import h5py
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from ase.io.extxyz import XYZError, read_xyz
-from ase.io.trajectory import TrajectoryReader
 from ase.stress import voigt_6_to_full_3x3_stress
 from scipy.spatial import cKDTree
 
-from mlip_refine.data.bounded import BoundedLines
-from mlip_refine.data.hdf5 import refuse_outside_data
+from mlip_refine.data.frame_formats import read_atoms
 from mlip_refine.errors import InputError, nearest
-from mlip_refine.files import most_unpacked, unpack, user_path
 from mlip_refine.progress import console
 
 _MIN_VOLUME = 1e-3
@@ -117,7 +106,7 @@ def read_frames(
     out. A frame that lacks a label counts for those that it has. Both are said in a line for each file.
 
     Args:
-        path: One file or several; the suffix tells the format, by the table `FORMATS`.
+        path: One file or several; the suffix tells the format, by the table `FORMATS` of `frame_formats`.
         energy_key: Name of the energy in the comment line, eV; None reads no energies.
         forces_key: Name of the forces' column, eV/Å; None reads no forces.
         stress_key: Name of the stress in the comment line, eV/Å³, tensile positive: nine numbers or six in
@@ -154,7 +143,7 @@ def _frames_of_file(
     frames, left_out, names = list[Frame](), Counter[str](), set[str]()
     bad: list[tuple[int, InputError]] = []
     total = 0
-    for i, atoms in enumerate(_read_atoms(path)):
+    for i, atoms in enumerate(read_atoms(path)):
         total += 1
         reason = _reason_to_leave_out(atoms, head)
         if reason is not None:
@@ -227,112 +216,6 @@ def _refusal(bad: Sequence[tuple[int, InputError]], total: int, path: Path) -> I
     if others:
         lines.append(f"\n  and, for other reasons, {frames(others)}")
     return InputError(f"{len(bad)} of {total} frames cannot be used:{''.join(lines)}", where=path.name)
-
-
-def _extended_xyz(path: Path) -> Iterator[Atoms]:
-    packed = path.suffix == ".gz"
-    opened: Callable[..., Any] = gzip.open if packed else open
-    if packed:
-        with opened(path, "rb") as content, Path(os.devnull).open("wb") as nowhere:
-            unpack(content, nowhere, path, most_unpacked(path))
-    with opened(path, "rb") as content, BoundedLines(content, encoding="utf-8") as stream:
-        yield from read_xyz(stream, index=slice(None))
-
-
-def _ase_trajectory(path: Path) -> Iterator[Atoms]:
-    with TrajectoryReader(path) as frames:
-        yield from frames
-
-
-def _mace_hdf5(path: Path) -> Iterator[Atoms]:
-    """Frames as MACE's `preprocess_data` writes them, with labels under the names that are its defaults."""
-    refuse_outside_data(path)
-    with h5py.File(path, "r") as file:
-        for batch in sorted(file, key=_number_at_the_end):
-            for name in sorted(file[batch], key=_number_at_the_end):
-                group = file[batch][name]
-
-                def value(key: str, group: h5py.Group = group) -> object:
-                    found = group[key][()] if key in group else None
-                    found = found.decode() if isinstance(found, bytes) else found
-                    # MACE writes what is missing as this word.
-                    return None if isinstance(found, str) and found == "None" else found
-
-                atoms = Atoms(
-                    numbers=value("atomic_numbers"),
-                    positions=value("positions"),
-                    cell=value("cell"),
-                    pbc=value("pbc"),
-                )
-                labels = {key: value(f"properties/{key}") for key in group["properties"]}
-                if (forces := labels.pop("forces", None)) is not None:
-                    atoms.arrays["REF_forces"] = np.asarray(forces)
-                for key in ("energy", "stress", "virials"):
-                    if (found := labels.pop(key, None)) is not None:
-                        atoms.info[f"REF_{key}"] = found
-                atoms.info |= {key: found for key, found in labels.items() if found is not None}
-                for key, name_in_xyz in {"weight": "config_weight", "config_type": "config_type"}.items():
-                    if (found := value(key)) is not None:
-                        atoms.info[name_in_xyz] = found
-                for key in group["property_weights"]:
-                    atoms.info[f"config_{key}_weight"] = value(f"property_weights/{key}")
-                yield atoms
-
-
-def _number_at_the_end(name: str) -> int:
-    return int(name.rpartition("_")[2])
-
-
-FORMATS: dict[str, tuple[str, Callable[[Path], Iterator[Atoms]]]] = {
-    ".xyz": ("extended XYZ", _extended_xyz),
-    ".extxyz": ("extended XYZ", _extended_xyz),
-    ".traj": ("an ASE trajectory", _ase_trajectory),
-    ".h5": ("HDF5 of MACE", _mace_hdf5),
-    ".hdf5": ("HDF5 of MACE", _mace_hdf5),
-}
-"""Name and reader of a format by the suffix of its files, in lower case and without `.gz`.
-
-Files with another suffix are read as extended XYZ.
-"""
-
-
-def _read_atoms(path: Path) -> Iterator[Atoms]:
-    """Yield the frames of a file, in the format that its suffix names."""
-    suffixes, path = f"{', '.join(FORMATS)}; extended XYZ also with .gz", user_path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else None
-        raise InputError(
-            "no such file", where=str(path), found=found, expected=f"a file of frames ({suffixes})"
-        )
-    suffix = (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
-    name, read = FORMATS.get(suffix, FORMATS[".xyz"])
-    complete = f"a complete frame of {name}"
-    if read is _extended_xyz:
-        complete = "a complete frame: number of atoms, comment line, one line for every atom"
-    fix = None
-    if suffix not in FORMATS:
-        unknown = f"The suffix {suffix} is not known" if suffix else "The name has no suffix"
-        fix = f"{unknown}, so that {name} was tried; known are {suffixes}."
-    count = 0
-    try:
-        for atoms in read(path):
-            yield atoms
-            count += 1
-    except Exception as error:  # parsers of ASE raise whatever a strange file makes them
-        if isinstance(error, OSError | EOFError | zlib.error) and not isinstance(error, XYZError):
-            raise InputError(f"the file is damaged ({_one_line(error)})", where=str(path), fix=fix) from error
-        raise InputError(
-            f"cannot be read as {name} ({_one_line(error)})",
-            where=f"{path.name}, frame {count}",
-            expected=complete,
-            fix=fix,
-        ) from error
-    if count == 0:
-        raise InputError("no frames", where=str(path), expected=f"at least one, as {name}", fix=fix)
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _frame(atoms: Atoms, keys: _Keys, where: str, elements: AbstractSet[int] | None) -> Frame:

@@ -17,7 +17,8 @@ from mace.modules.utils import compute_forces_virials
 from mace.tools import AtomicNumberTable
 
 from mlip_refine.data import read_frames
-from mlip_refine.data.frames import FORMATS, atoms_on_one_place
+from mlip_refine.data.frame_formats import FORMATS
+from mlip_refine.data.frames import atoms_on_one_place
 from mlip_refine.errors import InputError
 
 STRESS = np.array([[0.01, 0.002, 0.003], [0.002, -0.02, 0.004], [0.003, 0.004, 0.03]])

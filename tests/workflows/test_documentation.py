@@ -16,7 +16,7 @@ import yaml
 import mlip_refine
 from mlip_refine import cli
 from mlip_refine.config import load_config
-from mlip_refine.data.frames import FORMATS
+from mlip_refine.data.frame_formats import FORMATS
 from mlip_refine.data.phonons.formats import READERS
 from mlip_refine.losses import ObservableLoss, Setting, loss_specs
 from mlip_refine.observables import average, sample_of
