@@ -20,21 +20,21 @@ _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 def mutate_text(text: str, random: np.random.Generator) -> tuple[str, str]:
     """Return a text with one to three faults, and their names."""
-    names = []
-    for _ in range(int(random.integers(1, 4))):
-        name = str(random.choice(list(_TEXT)))
-        text = _TEXT[name](text, random)
-        names.append(name)
-    return text, " + ".join(names)
+    return _mutated(text, _TEXT, random)
 
 
 def mutate_bytes(content: bytes, random: np.random.Generator) -> tuple[bytes, str]:
     """Return bytes with one to three faults, and their names."""
+    return _mutated(content, _BYTES, random)
+
+
+def _mutated[T: (str, bytes)](
+    content: T, faults: dict[str, Callable[[T, np.random.Generator], T]], random: np.random.Generator
+) -> tuple[T, str]:
     names = []
     for _ in range(int(random.integers(1, 4))):
-        name = str(random.choice(list(_BYTES)))
-        content = _BYTES[name](content, random)
-        names.append(name)
+        names.append(str(random.choice(list(faults))))
+        content = faults[names[-1]](content, random)
     return content, " + ".join(names)
 
 

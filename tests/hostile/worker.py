@@ -21,18 +21,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from audit import Watch
 from mutations import mutate_bytes, mutate_text
 
 from mlip_refine.errors import MlipRefineError
 
 ROOT = Path(__file__).parents[2]
 PHONONS = ROOT / "tests" / "data" / "phonons"
-CANARY = "canary_in_a_file"
 GREEK = ("alpha", "beta", "gamma")
 SLOWEST = 60.0
 """Seconds that a reader may take."""
@@ -42,36 +41,6 @@ MEMORY = 8 << 30
 
 type Files = dict[str, bytes]
 type Read = Callable[[Path], object]
-
-
-class Watch:
-    """Notes what a reader of a stranger's file must never do."""
-
-    def __init__(self) -> None:
-        self.folder: str | None = None
-        self.seen: list[str] = []
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None:
-            return
-        if event in {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen"}:
-            self.seen.append(f"{event} {arguments}"[:200])
-        elif event == "open" and isinstance(arguments[2], int):
-            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            if writes and not self._allowed(arguments[0]):
-                self.seen.append(f"open {arguments}"[:200])
-        elif event in {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}:
-            descriptor = any(isinstance(a, int) and a >= 0 for a in arguments[1:3])
-            if not descriptor and not self._allowed(arguments[0]):
-                self.seen.append(f"{event} {arguments}"[:200])
-        elif event in {"import", "compile"} and CANARY in repr(arguments[0]):
-            self.seen.append(f"{event} {arguments}"[:200])
-
-    def _allowed(self, path: Any) -> bool:
-        text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
-        inside = text.startswith(str(self.folder)) or not text.startswith("/")
-        return not text or inside or "__pycache__" in text or text == os.devnull
-
 
 watch = Watch()
 
@@ -333,7 +302,7 @@ def faulty(files: Files, random: np.random.Generator) -> tuple[Files, str]:
 def outcome(read: Read, folder: Path) -> str:
     """Read, and say `accepted`, `refused`, or what went wrong."""
     watch.seen.clear()
-    watch.folder = str(folder.parent)
+    watch.folder = folder.parent
     try:
         with limited(SLOWEST), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             read(folder)
