@@ -29,7 +29,7 @@ class Replay(BatchLoss):
     squares = True
 
     def __init__(self, name: str, weight: float, options: ReplayOptions) -> None:
-        """Keep the weights; those that are not given are MACE's, as long as no errors are known.
+        """Create the loss; weights that the options lack are `MACE_WEIGHTS` until `scaled_to` sets them.
 
         Raises:
             InputError: If all weights are zero: the replay would be silently off.

@@ -115,7 +115,7 @@ class Trainer:
         updates_within_tolerance: Updates of experiments in a row that met all targets.
         converged: Whether the run has met its targets.
         batches: Labelled frames of the newest update that had any.
-        resumed: Whether it goes on from a checkpoint.
+        resumed: Whether the run goes on from a checkpoint.
         earlier: Wall time of the sessions before a resume, s.
         started: Reading of the clock when this process began, s.
     """

@@ -149,7 +149,7 @@ def describe_key(
         key: Name of the key.
         schema: Its JSON schema.
         definitions: Schemas that it refers to, by name.
-        required: Whether it must be given.
+        required: Whether a config must give the key.
     """
     unit = _unit(schema)
     parts = [type_in_words(schema, definitions, quantity=unit is not None)]

@@ -134,7 +134,13 @@ class PhaseDifference(EnsembleLoss):
     free_cell: ClassVar[bool] = False
 
     def __init__(self, name: str, weight: float, options: TwoPhaseOptions) -> None:
-        """Keep the options."""
+        """Create the loss.
+
+        Args:
+            name: Name in results.
+            weight: Factor in the total.
+            options: Options of the config: phases, state, target and uncertainty.
+        """
         super().__init__(name, weight)
         state = (options.temperature, options.pressure)
         self.phase_from = EnsembleSource(options.from_, *state)

@@ -200,9 +200,9 @@ def differences(file: Node, live: Node, prefix: str = "") -> Iterator[str]:
 
 
 def _replaced(file: Node, live: Node) -> bool:
-    """Tell a gate of e3nn from MACE's own, which took its place with the same numbers in MACE 0.3.16.
+    """Return whether one node is the gate of e3nn and the other MACE's own, which replaced it in MACE 0.3.16.
 
-    A file of a newer MACE is rebuilt with the gate of the one that is installed.
+    Both have the same numbers. A file of a newer MACE is rebuilt with the gate of the one that is installed.
     """
     return {file.kind, live.kind} == {"Gate", "GatedEquivariantBlock"}
 
