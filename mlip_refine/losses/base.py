@@ -219,6 +219,11 @@ class Loss:
         return ()
 
     @property
+    def crystals_at_rest(self) -> tuple[Atoms, ...]:
+        """Crystals that the loss trains on beside those of its sources; none by default."""
+        return ()
+
+    @property
     def targets(self) -> Mapping[str, Target]:
         """What its diagnostics should be, by their names, for records; none by default."""
         return {}

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor
 
 from mlip_refine.crystals.phonons.hessian import require_hessian
@@ -165,6 +166,11 @@ class PhononLoss(PotentialLoss):
             InputError: With what it lacks.
         """
         reference.columns(0, 0)
+
+    @property
+    def crystals_at_rest(self) -> tuple[Atoms, ...]:
+        """Supercells of the materials."""
+        return tuple(reference.supercell for reference in self.references)
 
     def at(self, step: int) -> None:
         """Set the number of the update, which selects the batch."""

@@ -1,6 +1,6 @@
 """What training one head of a model did to its other heads, which share most of its weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ _DISPLACEMENT = 0.05
 """Standard deviation of the displacements, Å, of crystals, on whose sites there may be no forces at all."""
 
 
-def displaced_crystals(potential: Potential, crystals: Iterable[Atoms]) -> list[Structure]:
-    """Return crystals with atoms off their sites, always the same."""
+def displaced_crystals(potential: Potential, crystals: Sequence[Atoms]) -> list[Structure]:
+    """Return crystals with atoms off their sites, always the same; no more than `MOST_STRUCTURES`."""
     found = []
-    for atoms in crystals:
+    for atoms in _thinned(crystals):
         moved = atoms.copy()
         shifts = np.random.default_rng(0).normal(scale=_DISPLACEMENT, size=moved.positions.shape)
         moved.positions += shifts
@@ -39,12 +39,11 @@ def head_drifts(
         structures: What they are compared on; beyond `MOST_STRUCTURES` they are thinned out.
 
     Returns:
-        The changes by head; nothing for a model with one head, or without structures, as in a run on phonons
-        alone.
+        The changes by head; nothing for a model with one head, or without structures.
     """
     if not structures:
         return {}
-    chosen = list(structures)[:: -(-len(structures) // MOST_STRUCTURES)]
+    chosen = _thinned(structures)
     sizes = torch.tensor([len(s.species) for s in chosen], dtype=torch.float64)
 
     def values(potential: Potential, head: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,3 +72,8 @@ def head_drifts(
             n_structures=len(chosen),
         )
     return drifts
+
+
+def _thinned[T](items: Sequence[T]) -> list[T]:
+    """Return every n-th item, so that they are `MOST_STRUCTURES` at most."""
+    return list(items[:: max(1, -(-len(items) // MOST_STRUCTURES))])

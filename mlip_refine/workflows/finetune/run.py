@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ase import Atoms
+
 from mlip_refine.config import Config, Training
 from mlip_refine.data import ReplayBuffer
 from mlip_refine.errors import InputError
@@ -113,6 +115,12 @@ class Prepared:
     def matched(self) -> list[FreeEnergyDifference]:
         """The losses that have an initial free-energy difference."""
         return [loss for loss in self.losses if isinstance(loss, FreeEnergyDifference)]
+
+    @property
+    def crystals(self) -> list[Atoms]:
+        """Crystals that losses are about: those of the state points, and those that losses bring along."""
+        at_points = [point.atoms for point in self.points.values()]
+        return [*at_points, *(atoms for loss in self.losses for atoms in loss.crystals_at_rest)]
 
 
 @dataclass(frozen=True)
@@ -274,14 +282,15 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     delivered = {loss.name: x.measure(potential) for loss in prepared.losses if (x := loss.validation)}
     updates = read_log(run.folder)
     measured = courses(updates, prepared.losses, delivered, afresh)
-    compared = [frame.structure for frame in held_out or (replay.buffer.frames if replay else ())]
-    compared = compared or displaced_crystals(potential, [point.atoms for point in prepared.points.values()])
+    replayed = [frame.structure for frame in held_out or (replay.buffer.frames if replay else ())]
     summary = Summary(
         name=prepared.name,
         model_hash=potential.hash,
         initial_model_hash=initial.hash,
         head=potential.head,
-        other_heads=head_drifts(initial, potential, compared),
+        other_heads=head_drifts(
+            initial, potential, replayed or displaced_crystals(potential, prepared.crystals)
+        ),
         seed=run.seed,
         device=str(potential.device),
         steps=trainer.step,

@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
+from phonopy import Phonopy
+from phonopy.structure.atoms import PhonopyAtoms
 from rich.console import Console
 
+from mlip_refine.config import config_from_dict
 from mlip_refine.errors import InputError
 from mlip_refine.potential import Potential
 from mlip_refine.potential.checkpoints.architecture import build_module, read_architecture
@@ -82,12 +86,55 @@ def test_the_drift_of_other_heads_is_that_of_their_forces(two_heads):
     one = Potential.load("titanium-compact")
     assert head_drifts(one, one, displaced_crystals(one, [bulk("Ti", "bcc", a=3.26)])) == {}
     assert head_drifts(one, one, []) == {}
+    assert len(displaced_crystals(one, [bulk("Ti", "bcc", a=3.26)] * 100)) <= MOST_STRUCTURES
 
 
 def test_a_head_must_be_named(two_heads, tiny):
     with pytest.raises(InputError, match=r"several heads.*one of pbe, scan") as caught:
         prepare(tiny(potential={"model": str(two_heads)}))
     assert "config.yaml" in str(caught.value) or "potential.head" in str(caught.value)
+
+
+def test_a_run_on_phonons_alone_measures_the_drift_of_heads_on_its_supercells(
+    two_heads, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    unit = bulk("Ti", "hcp", a=2.93, c=4.65)
+    cell = PhonopyAtoms(numbers=unit.numbers, cell=unit.cell.array, positions=unit.positions)
+    phonon = Phonopy(cell, np.diag([2, 2, 2]), primitive_matrix=np.eye(3), log_level=0)
+    phonon.generate_displacements(distance=0.01)
+    model = Potential.load("titanium-compact")
+    at_rest, *moved = (
+        Atoms(c.symbols, c.positions, cell=c.cell, pbc=True)
+        for c in (phonon.supercell, *phonon.supercells_with_displacements)
+    )
+    phonon.forces = [1.2 * forces for forces in model.evaluate_atoms(moved).forces]
+    phonon.save(tmp_path / "phonopy_params.yaml")
+
+    loss = {"type": "phonon_hvp", "data": "phonopy_params.yaml", "split": None, "batch_size": 1}
+    result = finetune(
+        config_from_dict(
+            {
+                "name": "phonons-alone",
+                "device": "cpu",
+                "potential": {"model": str(two_heads), "head": "scan"},
+                "losses": [loss],
+                "training": {"steps": 2, "learning_rate": 1e-3},
+                "output": {"folder": str(tmp_path / "runs"), "figures": False},
+            },
+            base=tmp_path,
+        )
+    )
+    drift = result.summary.other_heads["pbe"]
+    initial, refined = (Potential.load(str(p), head="pbe") for p in (two_heads, result.model))
+    crystal = displaced_crystals(initial, [at_rest])
+    forces = [
+        p.evaluate(p.graphs.collate(crystal), ("forces",))["forces"].detach() for p in (initial, refined)
+    ]
+    change = 1e3 * float((forces[1] - forces[0]).square().mean().sqrt())
+    assert drift.n_structures == 1
+    assert drift.forces_meV_per_A == pytest.approx(change, rel=1e-6)
+    assert change > 0
 
 
 @pytest.mark.slow
