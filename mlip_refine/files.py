@@ -189,14 +189,14 @@ def room_named(folder: Path) -> Iterator[None]:
         raise StorageError(str(path), os.strerror(error.errno), free=free) from error
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write bytes atomically.
+def write_bytes(path: Path, *content: bytes | memoryview) -> None:
+    """Write bytes, one part after the other, atomically.
 
     Raises:
         StorageError: If there is no room for them.
     """
-    with written(path, needed=len(content)) as partial:
-        partial.write_bytes(content)
+    with written(path, needed=sum(map(len, content))) as partial, partial.open("wb") as stream:
+        stream.writelines(content)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,18 +7,19 @@ To read another one, write a function that yields the frames of a file as `ase.A
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import XYZError, read_xyz
 from ase.io.trajectory import TrajectoryReader
+from numpy.typing import NDArray
 
 from mlip_refine.data.bounded import BoundedLines
-from mlip_refine.data.hdf5 import refuse_outside_data
+from mlip_refine.data.hdf5 import foreign_hdf5
 from mlip_refine.errors import InputError
 from mlip_refine.files import most_unpacked, unpack, user_path
 
@@ -40,37 +41,47 @@ def _ase_trajectory(path: Path) -> Iterator[Atoms]:
 
 def _mace_hdf5(path: Path) -> Iterator[Atoms]:
     """Frames as MACE's `preprocess_data` writes them, with labels under the names that are its defaults."""
-    refuse_outside_data(path)
-    with h5py.File(path, "r") as file:
-        for batch in sorted(file, key=_number_at_the_end):
-            for name in sorted(file[batch], key=_number_at_the_end):
-                group = file[batch][name]
+    for place, items in groupby(foreign_hdf5(path), lambda item: item.name.split("/")[:2]):
+        if len(place) == 1:
+            # The file, and batches: what is numbered otherwise is no file of MACE.
+            _number_at_the_end(place[0] or "0")
+            continue
+        _number_at_the_end(place[1])
+        prefix = f"{'/'.join(place)}/"
+        found = {item.name.removeprefix(prefix): item.value for item in items}
+        labels = {key: _mace_value(found, f"properties/{key}") for key in _inside(found, "properties")}
+        atoms = Atoms(
+            numbers=_mace_value(found, "atomic_numbers"),
+            positions=_mace_value(found, "positions"),
+            cell=_mace_value(found, "cell"),
+            pbc=_mace_value(found, "pbc"),
+        )
+        if (forces := labels.pop("forces", None)) is not None:
+            atoms.arrays["REF_forces"] = np.asarray(forces)
+        for key in ("energy", "stress", "virials"):
+            if (label := labels.pop(key, None)) is not None:
+                atoms.info[f"REF_{key}"] = label
+        atoms.info |= {key: label for key, label in labels.items() if label is not None}
+        for key, name_in_xyz in {"weight": "config_weight", "config_type": "config_type"}.items():
+            if (value := _mace_value(found, key)) is not None:
+                atoms.info[name_in_xyz] = value
+        for key in _inside(found, "property_weights"):
+            atoms.info[f"config_{key}_weight"] = _mace_value(found, f"property_weights/{key}")
+        yield atoms
 
-                def value(key: str, group: h5py.Group = group) -> object:
-                    found = group[key][()] if key in group else None
-                    found = found.decode() if isinstance(found, bytes) else found
-                    # MACE writes what is missing as this word.
-                    return None if isinstance(found, str) and found == "None" else found
 
-                atoms = Atoms(
-                    numbers=value("atomic_numbers"),
-                    positions=value("positions"),
-                    cell=value("cell"),
-                    pbc=value("pbc"),
-                )
-                labels = {key: value(f"properties/{key}") for key in group["properties"]}
-                if (forces := labels.pop("forces", None)) is not None:
-                    atoms.arrays["REF_forces"] = np.asarray(forces)
-                for key in ("energy", "stress", "virials"):
-                    if (found := labels.pop(key, None)) is not None:
-                        atoms.info[f"REF_{key}"] = found
-                atoms.info |= {key: found for key, found in labels.items() if found is not None}
-                for key, name_in_xyz in {"weight": "config_weight", "config_type": "config_type"}.items():
-                    if (found := value(key)) is not None:
-                        atoms.info[name_in_xyz] = found
-                for key in group["property_weights"]:
-                    atoms.info[f"config_{key}_weight"] = value(f"property_weights/{key}")
-                yield atoms
+def _inside(found: Mapping[str, object], group: str) -> list[str]:
+    if group not in found:
+        raise KeyError(f"no group {group!r}")
+    return [name.removeprefix(f"{group}/") for name in found if name.startswith(f"{group}/")]
+
+
+def _mace_value(found: Mapping[str, NDArray[Any] | None], key: str) -> Any:
+    value = found.get(key)
+    plain = None if value is None else value[()]
+    plain = plain.decode() if isinstance(plain, bytes) else plain
+    # MACE writes what is missing as this word.
+    return None if isinstance(plain, str) and plain == "None" else plain
 
 
 def _number_at_the_end(name: str) -> int:

@@ -91,9 +91,12 @@ def tables() -> tuple[list[Files], Read]:
 
 
 def frames() -> tuple[list[Files], Read]:
-    """Labelled frames in extended XYZ."""
+    """Labelled frames in extended XYZ, and in HDF5 as MACE writes it."""
     import ase.io
+    import h5py
     from ase.build import bulk
+    from mace.data import config_from_atoms
+    from mace.data.utils import KeySpecification, save_configurations_as_HDF5
 
     from mlip_refine.data.frames import read_frames
 
@@ -107,7 +110,13 @@ def frames() -> tuple[list[Files], Read]:
         written.append(atoms)
     stream = StringIO()
     ase.io.write(stream, written, format="extxyz")
-    return [{"train.extxyz": stream.getvalue().encode()}], lambda folder: read_frames(folder / "train.extxyz")
+    keys = KeySpecification({"energy": "REF_energy", "stress": "REF_stress"}, {"forces": "REF_forces"})
+    with h5py.File("train.h5", "w", driver="core", backing_store=False) as file:
+        save_configurations_as_HDF5([config_from_atoms(atoms, keys) for atoms in written], 0, file)
+        file.flush()
+        binary = {"train.h5": file.id.get_file_image()}
+    files = [{"train.extxyz": stream.getvalue().encode()}, binary]
+    return files, lambda folder: read_frames(next(folder.iterdir()))
 
 
 def structures() -> tuple[list[Files], Read]:
@@ -154,6 +163,8 @@ def structures() -> tuple[list[Files], Read]:
 
 def phonons() -> tuple[list[Files], Read]:
     """Phonon calculations as phonopy and phono3py write them."""
+    import h5py
+
     from mlip_refine.data.phonons.collections import read_phonon_set
     from mlip_refine.data.phonons.reader import read_phonons
 
@@ -169,6 +180,14 @@ def phonons() -> tuple[list[Files], Read]:
     tags = b"CELL_FILENAME = mine\nATOM_NAME = Sn O\nMASS = 120 120 4*16\nMAGMOM = 1 -1 4*0\nMP = 8 8 8\n"
     conf = tin["phonopy.conf"] + tags.replace(b"4*16", b"16 16 16 16")
     files.append({"mine": cell, "FORCE_SETS": tin["FORCE_SETS"], "phonopy.conf": conf})
+    with h5py.File("force_constants.hdf5", "w", driver="core", backing_store=False) as file:
+        file.create_dataset("force_constants", data=np.zeros((72, 72, 3, 3)), compression="gzip")
+        file["p2s_map"] = np.arange(72)
+        file["physical_unit"] = np.array([b"eV/angstrom^2"])
+        file.flush()
+        constants = file.id.get_file_image()
+    files.append({"force_constants.hdf5": constants, "phonopy.conf": tin["phonopy.conf"]})
+    files[-1]["POSCAR-unitcell"] = tin["POSCAR-unitcell"]
     polar = files[0]["phonopy_params_TiPN3.yaml"]
     files.append({"index.csv": b"file,name,split\npolar.yaml,TiPN3,train\n", "polar.yaml": polar})
 

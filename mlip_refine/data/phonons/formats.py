@@ -15,14 +15,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from phonopy.cui.load_helper import read_force_constants_from_hdf5
-from phonopy.file_IO import parse_FORCE_CONSTANTS, parse_FORCE_SETS_from_strings
+from phonopy.file_IO import (
+    check_force_constants_indices,
+    parse_FORCE_CONSTANTS,
+    parse_FORCE_SETS_from_strings,
+)
 from phonopy.harmonic.displacement import DisplacementDataset
+from phonopy.interface.calculator import get_force_constant_conversion_factor
 from phonopy.interface.phonopy_yaml import PhonopyYamlData, load_phonopy_yaml
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.dataset import forces_in_dataset, get_displacements_and_forces
 
-from mlip_refine.data.hdf5 import refuse_outside_data
+from mlip_refine.data.hdf5 import foreign_hdf5
 from mlip_refine.data.phonons import files as layout
 from mlip_refine.errors import InputError
 
@@ -251,8 +255,17 @@ def with_forces(calculation: Calculation, forces: NDArray[np.float64]) -> Calcul
 
 
 def _with_hdf5(calculation: Calculation, path: Path) -> Calculation:
-    refuse_outside_data(path)
-    constants = read_force_constants_from_hdf5(path, calculator=calculation.calculator)
+    """Add force constants as phonopy and phono3py write them, in the unit of the calculator."""
+    names = ("fc2", "force_constants", "p2s_map", "physical_unit")
+    found = {item.name: item.value for item in foreign_hdf5(path, names) if item.value is not None}
+    constants = found.get("fc2", found.get("force_constants"))
+    if constants is None:
+        raise ValueError("neither fc2 nor force_constants is in the file")
+    if "p2s_map" in found:
+        check_force_constants_indices(constants.shape[:2], found["p2s_map"], None, path)
+    if "physical_unit" in found:
+        unit = bytes(found["physical_unit"].item()).decode()
+        constants = constants * get_force_constant_conversion_factor(unit, calculation.calculator)
     return replace(calculation, force_constants=constants)
 
 
