@@ -15,6 +15,7 @@ from ase.build import bulk
 from ase.io import read
 
 from mlip_refine import testing
+from mlip_refine.data.hdf5 import SEAL_BYTES, is_sealed
 from mlip_refine.errors import InputError, MlipRefineError, SamplingError
 from mlip_refine.interruption import Interrupted, ended_by_signals
 from mlip_refine.potential import Potential
@@ -29,6 +30,7 @@ from mlip_refine.sampling import (
     last_frames,
     sample,
 )
+from mlip_refine.sampling import store as store_module
 
 SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress", "kinetic_energy")
 LENGTH = Length(40.0, 6, 2)
@@ -367,23 +369,76 @@ def test_damaged_segments_are_sampled_anew(potential: Any, tmp_path: Path, alway
         assert store.path("s", 1).read_bytes() == content
 
 
-def test_changed_bits_of_frames_are_noticed(written: Any) -> None:
-    """A single bit: what is read is what was written, or it is refused."""
+def test_changed_bits_of_frames_are_noticed(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single bit: what is read is what was written; HDF5 does not even see what is not."""
     store, points = written
-    whole, _ = store.read("s", 1, points, None)
     path = store.path("s", 1)
-    content, random, refused = path.read_bytes(), np.random.default_rng(0), 0
-    for position in random.integers(len(content), size=40):
+    content, random, seen = path.read_bytes(), np.random.default_rng(0), []
+    monkeypatch.setattr(store_module, "sealed_hdf5", seen.append)
+    for position in random.integers(SEAL_BYTES, len(content), size=40):
         changed = bytearray(content)
         changed[position] ^= 1 << int(random.integers(8))
         path.write_bytes(bytes(changed))
-        try:
-            found = store.read("s", 1, points, None)
-        except InputError:
-            refused += 1
-        else:
-            _require_equal(whole, found[0])
-    assert refused > 0
+        with pytest.raises(InputError, match="damaged"):
+            store.read("s", 1, points, None)
+    assert seen == []
+
+
+def test_segments_without_their_seal_are_refused(written: Any) -> None:
+    """A changed seal makes a file look like one of others; its format says that it must have one."""
+    store, points = written
+    path = store.path("s", 1)
+    path.write_bytes(b"M" + path.read_bytes()[1:])
+    with pytest.raises(InputError, match="its checksum is missing"):
+        store.read("s", 1, points, None)
+
+
+def _as_before(path: Path, version: int) -> None:
+    """Rewrite a segment as an earlier version wrote it: without a seal, the fourth without checksums."""
+    with h5py.File(path) as new, h5py.File(path.with_suffix(".old"), "w") as old:
+        old.attrs.update(dict(new.attrs) | {"format": f"mlip_refine frames {version}"})
+        for name in new:
+            new.copy(name, old)
+        for group in (old["snapshot"], *old["points"].values()) if version < 5 else ():
+            del group.attrs["checksum"]
+    path.with_suffix(".old").replace(path)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_segments_of_earlier_versions_are_read(written: Any, version: int) -> None:
+    """To the same bits, with the checksums that they have, and for a run that goes on."""
+    store, points = written
+    whole, snapshot = store.read("s", 1, points, None)
+    checksum = store.checksum("s", 1, "a")
+    assert checksum is not None
+    path = store.path("s", 1)
+    _as_before(path, version)
+    found, again = store.read("s", 1, points, None)
+    _require_equal(whole, found)
+    assert all(torch.equal(value, again[name]) for name, value in snapshot.items())
+    assert store.checksum("s", 1, "a") == (checksum if version > 4 else None)
+    assert store.read("s", 1, points, "another key") is None
+    with h5py.File(path, "a") as file:
+        file["points/a/positions"][0, 0, 0, 0] += 1e-9
+    if version > 4:
+        with pytest.raises(InputError, match="the checksum of points/a is another one"):
+            store.read("s", 1, points, None)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="file of frames is damaged"):
+        store.read("s", 1, points, None)
+
+
+def test_a_seal_is_compared_once_for_the_same_file(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, points = written
+    compared: list[Path] = []
+    monkeypatch.setattr(store_module, "is_sealed", lambda path: compared.append(path) or is_sealed(path))
+    for _ in range(3):
+        store.read("s", 0, points, None)
+        store.checksum("s", 0, "a")
+    assert compared == [store.path("s", 0)]
+    store.path("s", 1).replace(store.path("s", 0))
+    store.read("s", 0, points, None)
+    assert len(compared) == 2
 
 
 def test_failures_are_dumped_beside_the_frames(potential: Any, tmp_path: Path) -> None:
@@ -472,9 +527,10 @@ def test_a_file_without_the_wanted_point_is_refused(written: Any) -> None:
 
 def test_a_file_without_its_key_is_refused(written: Any) -> None:
     store, points = written
+    _as_before(store.path("s", 0), 5)
     with h5py.File(store.path("s", 0), "a") as file:
         del file.attrs["key"]
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"is damaged.*key"):
         store.read("s", 0, points, "key")
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,25 @@ def test_force_constants_in_files_are_those_that_were_written(tmp_path, form):
     found = read_phonons(folder)
     assert _agree(found, reference)
     assert not found.displacements
+
+
+def test_force_constants_in_hdf5_have_a_unit_and_atoms(tmp_path):
+    """In units of other calculators they are converted; for other atoms than they say, they are refused."""
+    folder = _copy(tmp_path, "FORCE_SETS")
+    reference = _tin_oxide()
+    values, atoms = reference.force_constants.numpy(), np.array(reference.primitive_atoms)
+    path = folder / "force_constants.hdf5"
+    in_rydberg = values / (Rydberg / Bohr**2)
+    write_force_constants_to_hdf5(in_rydberg, path, p2s_map=atoms, physical_unit="Ry/au^2")
+    found = read_phonons(folder).force_constants
+    assert torch.allclose(found, reference.force_constants, rtol=1e-6, atol=1e-9)
+    write_force_constants_to_hdf5(values, path, p2s_map=atoms[1:])
+    with pytest.raises(InputError, match=r"cannot be read as a phonon calculation(.|\n)*hdf5"):
+        read_phonons(folder)
+    with h5py.File(path, "w") as file:
+        file["fc3"] = values
+    with pytest.raises(InputError, match="neither fc2 nor force_constants"):
+        read_phonons(folder)
 
 
 def test_force_constants_and_forces_of_one_calculation_go_together_and_the_former_count(tmp_path):
