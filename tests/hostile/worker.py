@@ -95,8 +95,6 @@ def frames() -> tuple[list[Files], Read]:
     import ase.io
     import h5py
     from ase.build import bulk
-    from mace.data import config_from_atoms
-    from mace.data.utils import KeySpecification, save_configurations_as_HDF5
 
     from mlip_refine.data.frames import read_frames
 
@@ -110,9 +108,16 @@ def frames() -> tuple[list[Files], Read]:
         written.append(atoms)
     stream = StringIO()
     ase.io.write(stream, written, format="extxyz")
-    keys = KeySpecification({"energy": "REF_energy", "stress": "REF_stress"}, {"forces": "REF_forces"})
     with h5py.File("train.h5", "w", driver="core", backing_store=False) as file:
-        save_configurations_as_HDF5([config_from_atoms(atoms, keys) for atoms in written], 0, file)
+        for k, atoms in enumerate(written):
+            group = file.create_group(f"config_batch_0/config_{k}")
+            values = {"atomic_numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array}
+            values |= {"pbc": atoms.pbc, "weight": 1.0, "config_type": "Default"}
+            values |= {f"property_weights/{name}": 1.0 for name in ("energy", "forces", "stress", "dipole")}
+            values |= {"properties/energy": atoms.info["REF_energy"], "properties/dipole": "None"}
+            values |= {"properties/forces": atoms.arrays["REF_forces"]}
+            for name, value in (values | {"properties/stress": atoms.info["REF_stress"]}).items():
+                group[name] = value
         file.flush()
         binary = {"train.h5": file.id.get_file_image()}
     files = [{"train.extxyz": stream.getvalue().encode()}, binary]

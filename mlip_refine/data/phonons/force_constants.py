@@ -207,7 +207,7 @@ def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: Fit) -> T
         InputError: Force constants have the wrong shape, or the forces do not determine any.
     """
     if calculation.force_constants is not None:
-        return torch.from_numpy(_compact(phonon, calculation.force_constants, calculation.where))
+        return torch.from_numpy(_compact(phonon, calculation.force_constants, calculation))
     if not fit or calculation.forces is None or not len(calculation.forces):
         return None
     try:
@@ -224,9 +224,18 @@ def force_constants(phonon: Phonopy, calculation: Calculation, *, fit: Fit) -> T
     return torch.from_numpy(np.array(phonon.force_constants))
 
 
-def _compact(phonon: Phonopy, given: NDArray[np.float64], where: str) -> NDArray[np.float64]:
-    n_atoms, n_prim = len(phonon.supercell), len(phonon.primitive)
+def _compact(phonon: Phonopy, given: NDArray[np.float64], calculation: Calculation) -> NDArray[np.float64]:
+    n_atoms, n_prim, where = len(phonon.supercell), len(phonon.primitive), calculation.where
     if given.shape == (n_prim, n_atoms, 3, 3) and n_prim != n_atoms:
+        rows_of, wanted = calculation.primitive_atoms, phonon.primitive.p2s_map
+        if rows_of is not None and not np.array_equal(rows_of, wanted):
+            raise InputError(
+                "compact force constants are those of other atoms",
+                where=where,
+                found=f"p2s_map {rows_of.tolist()}",
+                expected=f"{wanted.tolist()}",
+                fix="Check DIM, and give the PRIMITIVE_AXES that they were written with.",
+            )
         return given
     if given.shape != (n_atoms, n_atoms, 3, 3):
         raise InputError(

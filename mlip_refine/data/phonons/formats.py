@@ -16,7 +16,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from phonopy.file_IO import (
-    check_force_constants_indices,
     parse_FORCE_CONSTANTS,
     parse_FORCE_SETS_from_strings,
 )
@@ -55,6 +54,8 @@ class Calculation:
         left_out: Sets that were never to be calculated `[n_sets]`, whose forces files have as 0; None for
             none.
         force_constants: Force constants `[n_prim or N, N, 3, 3]`, or None.
+        primitive_atoms: Atoms of the supercell `[n_prim]` that the rows of compact force constants belong to;
+            None where the file does not say.
         calculator: Code that calculated, in phonopy's words; None is VASP's units.
         nac: Whether Born charges come with it.
         functional: Exchange-correlation functional.
@@ -75,6 +76,7 @@ class Calculation:
     n_fitted: int | None = None
     left_out: NDArray[np.bool_] | None = None
     force_constants: NDArray[np.float64] | None = None
+    primitive_atoms: NDArray[np.int64] | None = None
     calculator: str | None = None
     nac: bool = False
     functional: str | None = None
@@ -261,12 +263,10 @@ def _with_hdf5(calculation: Calculation, path: Path) -> Calculation:
     constants = found.get("fc2", found.get("force_constants"))
     if constants is None:
         raise ValueError("neither fc2 nor force_constants is in the file")
-    if "p2s_map" in found:
-        check_force_constants_indices(constants.shape[:2], found["p2s_map"], None, path)
     if "physical_unit" in found:
         unit = bytes(found["physical_unit"].item()).decode()
         constants = constants * get_force_constant_conversion_factor(unit, calculation.calculator)
-    return replace(calculation, force_constants=constants)
+    return replace(calculation, force_constants=constants, primitive_atoms=found.get("p2s_map"))
 
 
 def _with_force_constants(calculation: Calculation, path: Path) -> Calculation:

@@ -110,8 +110,8 @@ def test_force_constants_in_hdf5_have_a_unit_and_atoms(tmp_path):
     write_force_constants_to_hdf5(in_rydberg, path, p2s_map=atoms, physical_unit="Ry/au^2")
     found = read_phonons(folder).force_constants
     assert torch.allclose(found, reference.force_constants, rtol=1e-6, atol=1e-9)
-    write_force_constants_to_hdf5(values, path, p2s_map=atoms[1:])
-    with pytest.raises(InputError, match=r"cannot be read as a phonon calculation(.|\n)*hdf5"):
+    write_force_constants_to_hdf5(values, path, p2s_map=atoms + 1)
+    with pytest.raises(InputError, match="compact force constants are those of other atoms"):
         read_phonons(folder)
     with h5py.File(path, "w") as file:
         file["fc3"] = values
