@@ -185,8 +185,9 @@ def phonons() -> tuple[list[Files], Read]:
     tags = b"CELL_FILENAME = mine\nATOM_NAME = Sn O\nMASS = 120 120 4*16\nMAGMOM = 1 -1 4*0\nMP = 8 8 8\n"
     conf = tin["phonopy.conf"] + tags.replace(b"4*16", b"16 16 16 16")
     files.append({"mine": cell, "FORCE_SETS": tin["FORCE_SETS"], "phonopy.conf": conf})
+    springs = np.kron(np.eye(72) - 1 / 72, np.eye(3)).reshape(72, 3, 72, 3).swapaxes(1, 2)
     with h5py.File("force_constants.hdf5", "w", driver="core", backing_store=False) as file:
-        file.create_dataset("force_constants", data=np.zeros((72, 72, 3, 3)), compression="gzip")
+        file.create_dataset("force_constants", data=springs, compression="gzip")
         file["p2s_map"] = np.arange(72)
         file["physical_unit"] = np.array([b"eV/angstrom^2"])
         file.flush()
