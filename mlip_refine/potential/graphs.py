@@ -80,6 +80,22 @@ class Graphs:
             vectors=self.vectors[edges],
         )
 
+    def select(self, chosen: Tensor) -> "Graphs":
+        """Return the graphs that a mask `[n_graphs]` chooses, in their order, as a batch of their own."""
+        atoms = chosen.index_select(0, self.batch)
+        edges = atoms.index_select(0, self.edge_index[0]).nonzero().squeeze(1)
+        numbers, graphs = atoms.cumsum(0) - 1, chosen.cumsum(0) - 1
+        sizes = self.ptr.diff()[chosen]
+        return Graphs(
+            positions=self.positions[atoms],
+            cell=self.cell[chosen],
+            node_attrs=self.node_attrs[atoms],
+            batch=graphs.index_select(0, self.batch[atoms]),
+            ptr=torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]),
+            edge_index=numbers[self.edge_index.index_select(1, edges)],
+            vectors=self.vectors.index_select(0, edges),
+        )
+
     def displaced(self, displacements: Tensor) -> "Graphs":
         """Return the same graphs with atoms displaced by `[n_atoms, 3]`, Å; no edge comes or goes."""
         starts, ends = (displacements.index_select(0, atoms) for atoms in self.edge_index)

@@ -7,7 +7,7 @@ the displacements, symmetrised over the space group, and makes the path to it mu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mlip_refine.errors import SamplingError
 from mlip_refine.quantities import HBAR, KB
+from mlip_refine.sampling.biases import BatchBias, BiasValues
 
 # 1 amu Å²/fs² in eV
 AMU_A2_FS2 = _amu * 1e10 / _e
@@ -30,9 +31,32 @@ SYMMETRY_TOLERANCE = 1e-3
 ZERO_MODE = 1e-10
 
 
+class _HarmonicBatch(BatchBias):
+    """A harmonic crystal on the device of a batch.
+
+    Attributes:
+        reference: The crystal, its sites on the device.
+        force_constants: Its projected force constants there.
+    """
+
+    def __init__(self, reference: "HarmonicReference", device: torch.device, dtype: torch.dtype) -> None:
+        # Sites that lie elsewhere would be copied to the device at every step.
+        self.reference = replace(reference, sites=reference.sites.to(device, dtype))
+        self.force_constants = reference.projected.to(device, dtype)
+
+    def energy_forces(
+        self,
+        positions: Tensor,
+        cells: Tensor,  # noqa: ARG002 - the sites are fixed
+        *,
+        virial: bool = False,  # noqa: ARG002 - there is none
+    ) -> BiasValues:
+        return BiasValues(*self.reference.energy_forces(positions, self.force_constants))
+
+
 @dataclass(frozen=True)
 class HarmonicReference:
-    """A harmonic crystal about fixed sites.
+    """A harmonic crystal about fixed sites: a bias of fixed cells, without a virial.
 
     Attributes:
         sites: Lattice sites `[n_atoms, 3]`, Å, float64.
@@ -44,6 +68,19 @@ class HarmonicReference:
     sites: Tensor
     force_constants: Tensor
     masses: Tensor
+
+    @property
+    def moves_with_cell(self) -> bool:
+        """Never: the sites are fixed."""
+        return False
+
+    def key(self) -> bytes:
+        """Return the bytes of the force constants; a state point has its sites and masses."""
+        return bytes(self.force_constants.numpy().tobytes())
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> BatchBias:
+        """Return what evaluates the crystal in a batch."""
+        return _HarmonicBatch(self, device, dtype)
 
     @cached_property
     def projected(self) -> Tensor:

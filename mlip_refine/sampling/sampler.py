@@ -183,7 +183,7 @@ def _keys(
         for array in (atoms.positions, atoms.cell.array, atoms.numbers, atoms.get_masses()):
             arrays.update(array.tobytes())
         if point.hamiltonian.bias is not None:
-            arrays.update(point.hamiltonian.bias.force_constants.numpy().tobytes())
+            arrays.update(point.hamiltonian.bias.key())
         if start and point.name in start:
             arrays.update(b"".join(t.contiguous().numpy().tobytes() for t in start[point.name]))
     described = [

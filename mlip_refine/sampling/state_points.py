@@ -9,7 +9,7 @@ from ase import Atoms
 from torch import Tensor
 
 from mlip_refine.quantities import GPA, KB
-from mlip_refine.sampling.references import HarmonicReference
+from mlip_refine.sampling.biases import Bias
 from mlip_refine.statistics import statistical_inefficiency
 
 Ensemble = Literal["nvt", "npt", "nve", "nph"]
@@ -26,11 +26,13 @@ class Hamiltonian:
     """U = scale · U_model + bias_scale · U_bias.
 
     The model alone is (1, 0); the windows of a Frenkel-Ladd path are (1 - λ, λ) with a harmonic reference.
+    With a scale of 0 the model has no part in the dynamics: it is evaluated for stored frames only, and not
+    even there with `NoPotential`.
     """
 
     scale: float = 1.0
     bias_scale: float = 0.0
-    bias: HarmonicReference | None = None
+    bias: Bias | None = None
 
 
 @dataclass(frozen=True)

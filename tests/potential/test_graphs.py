@@ -1,5 +1,7 @@
 """Structures and batches: neighbours, refusals, joining and splitting."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,15 @@ def test_collate_and_part_are_inverse(builder: GraphBuilder) -> None:
             assert part.ptr[0] == 0
             assert part.ptr[-1] == len(part.positions)
             assert part.edge_index.max() < len(part.positions)
+
+
+def test_chosen_graphs_are_a_batch_of_their_own(builder: GraphBuilder) -> None:
+    structures = [builder.from_atoms(_crystal(i, s)) for i, s in enumerate(["cubic", "small", "triclinic"])]
+    chosen = builder.collate(structures).select(torch.tensor([True, False, True]))
+    alone = builder.collate(structures[::2])
+    for field in fields(Graphs):
+        found, exact = getattr(chosen, field.name), getattr(alone, field.name)
+        assert torch.equal(found, exact), field.name
 
 
 def test_one_hot_follows_the_models_order(builder: GraphBuilder) -> None:

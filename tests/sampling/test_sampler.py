@@ -27,6 +27,7 @@ from mlip_refine.sampling import (
     MolecularDynamics,
     StatePoint,
     Trajectory,
+    UhlenbeckFord,
     last_frames,
     sample,
 )
@@ -559,11 +560,13 @@ def test_total_stress_of_a_gas_is_minus_its_pressure() -> None:
 
 def test_bias_and_scale_belong_to_the_key(potential: Any, tmp_path: Path) -> None:
     atoms = _points()[0].atoms
+    n = len(atoms)
     soft, stiff = (testing.harmonic_reference(atoms, {3.0: k}) for k in (1.0, 1.1))
     for hamiltonian in (
         Hamiltonian(0.5, 0.5, soft),
         Hamiltonian(0.5, 0.5, stiff),
         Hamiltonian(0.4, 0.6, stiff),
+        *(Hamiltonian(0.4, 0.6, UhlenbeckFord.of_one_length(n, sigma, 0.05)) for sigma in (1.0, 1.01)),
     ):
         calls = potential.calls
         _sample(potential, FrameStore(tmp_path, {}), points=[replace(_points()[0], hamiltonian=hamiltonian)])

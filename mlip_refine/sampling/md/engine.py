@@ -121,7 +121,7 @@ class MolecularDynamics:
         alone, sizes = [p for p, _ in systems], [len(a) for a in atoms]
         rigid = all(p.freedom == "fixed" for p in points)
         forcefield = ForceField(potential, [p.hamiltonian for p in alone], sizes, rigid=rigid)
-        forcefield.compute_stress = not rigid
+        forcefield.compute_stress, forcefield.evaluates_all = not rigid, False
         real: dict[str, Any] = {"device": potential.device, "dtype": potential.dtype}
         keys = [stream_key(seed, p.name, r) for p, r in systems]
         integrator = Integrator(
@@ -166,6 +166,7 @@ class MolecularDynamics:
         while self.step < recording.first + n_frames * interval:
             ends_interval = (self.step + 1 - recording.first) % interval == 0
             self.forcefield.compute_stress = self._always_stress or ends_interval
+            self.forcefield.evaluates_all = ends_interval
             self._step()
             if ends_interval:
                 present = {
@@ -181,6 +182,7 @@ class MolecularDynamics:
                 recording.add(self.step, present, kept)
             if tick:
                 tick(self.step)
+        self.forcefield.evaluates_all = False
         self.monitor.finish_segment(self.step)
         kept, taken = torch.stack(recording.kept), tensor(recording.steps)
         for system, since, until in self.monitor.discarded:

@@ -120,7 +120,8 @@ def with_time_scales(
     for point in points:
         if point.thermostat == "nose_hoover" and point.ensemble != "nvt":
             raise SamplingError(f"{point.name}: a Nosé-Hoover chain goes with nvt, not with {point.ensemble}")
-        if point.hamiltonian.bias is not None and point.freedom != "fixed":
+        bias = point.hamiltonian.bias
+        if bias is not None and not bias.moves_with_cell and point.freedom != "fixed":
             raise SamplingError(
                 f"{point.name}: a harmonic bias belongs to a fixed cell, not to {point.ensemble}"
             )

@@ -175,8 +175,8 @@ def test_a_bias_lies_where_the_batch_is(titanium: Potential) -> None:
     frozen, atoms = titanium.frozen_copy("float32"), _systems()[1]
     reference = testing.harmonic_reference(atoms, {3.3: 2.0})
     forcefield = ForceField(frozen, [Hamiltonian(0.5, 0.5, reference)] * 2, [len(atoms)] * 2)
-    (bias,) = forcefield.biases
-    for tensor in (bias.reference.sites, bias.force_constants, bias.scale):
+    (biased,) = forcefield.biases
+    for tensor in (biased.bias.reference.sites, biased.bias.force_constants, biased.scale):
         assert (tensor.dtype, tensor.device) == (frozen.dtype, frozen.device)
     assert reference.sites.dtype == torch.float64
 
