@@ -34,6 +34,7 @@ from mlip_refine.crystals.tensors import to_voigt
 from mlip_refine.errors import InputError
 from mlip_refine.losses import EnsembleSource, Loss, Setting, loss_specs
 from mlip_refine.potential import GraphBuilder, Graphs, Potential, Structure
+from mlip_refine.quantities import KB
 from mlip_refine.sampling import HarmonicReference
 
 FALSE_ALARM = 5e-6
@@ -218,6 +219,39 @@ class LennardJones(AnalyticPotential):
         virial = 0.5 * tension[:, :, None] * vectors[:, None, :]
         stress = torch.zeros_like(graphs.cell).index_add(0, system, virial) / graphs.volume[:, None, None]
         return energy, forces, stress
+
+
+class LennardJonesTS(LennardJones):
+    """Pairs with the Lennard-Jones energy, truncated at 2.5 σ and shifted to zero there.
+
+    The model of most published liquids, crystals and melting points (LJTS): at T* = 0.8 its fcc crystal and
+    its liquid coexist at P* = 2.185 (Pedersen, J. Chem. Phys. 139, 104102 (2013)), and Thol et al., Int. J.
+    Thermophys. 36, 25 (2015), give the equation of state of its fluid. Forces jump by 0.039 ε/σ at the
+    cutoff; energies do not, so dynamics conserves them. It is not the model of torch-sim or of LAMMPS without
+    a shift, whose energies jump, nor `LennardJones`, whose forces are shifted too: those coexist elsewhere.
+    """
+
+    REACH = 2.5
+    """Cutoff, in σ."""
+
+    def __init__(
+        self, numbers: Iterable[int] = (18,), epsilon: float = 119.8 * KB, sigma: float = 3.405
+    ) -> None:
+        """Set depth, eV, and diameter, Å; by default those of argon (ε/k = 119.8 K).
+
+        Args:
+            numbers: Atomic numbers that may occur.
+            epsilon: Depth of the pair energy before it is shifted, eV.
+            sigma: Distance at which it vanishes, Å.
+        """
+        super().__init__(numbers, epsilon, sigma, self.REACH * sigma)
+
+    def pair(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the energy, eV, and its derivative, eV/Å, at distances in Å, both of the shape of `r`."""
+        u, du = self._bare(r)
+        edge, _ = self._bare(torch.tensor(self.graphs.cutoff, dtype=r.dtype))
+        inside = r < self.graphs.cutoff
+        return inside * (u - edge), inside * du
 
 
 class HarmonicCrystals(AnalyticPotential):
