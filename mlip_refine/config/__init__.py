@@ -9,6 +9,7 @@ from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FreeEnergy, Guards, Sampling
 from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
+from mlip_refine.config.sections.transition import Anchor, Transition
 from mlip_refine.config.units import (
     Dimension,
     EnergyPerAtom,
@@ -27,6 +28,7 @@ from mlip_refine.config.yaml.source_map import LocatedNode
 
 __all__ = [
     "MD",
+    "Anchor",
     "Config",
     "Count",
     "Dimension",
@@ -53,6 +55,7 @@ __all__ = [
     "Time",
     "TimeOrZero",
     "Training",
+    "Transition",
     "Words",
     "config_from_dict",
     "config_schema",

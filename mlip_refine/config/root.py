@@ -13,6 +13,7 @@ from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FreeEnergy, Sampling
 from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
+from mlip_refine.config.sections.transition import Transition
 from mlip_refine.config.units import problem
 from mlip_refine.config.yaml.source_map import LocatedNode, Places, loss_head_schema
 from mlip_refine.files import user_path
@@ -102,6 +103,7 @@ class Config(Section):
     md: MD | None = Field(None, description="What `mlip-refine md` runs.")
     elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` computes.")
     phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` computes.")
+    transition: Transition | None = Field(None, description="What `mlip-refine transition` computes.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
     replay: ReplaySection | None = Field(
         None, description="Labelled frames that keep the model close to what it was trained on."

@@ -26,6 +26,19 @@ KEEP_EVERY = 300.0
 Start = Mapping[str, tuple[Tensor, Tensor]]
 
 
+class PhaseLostError(SamplingError):
+    """Every replica of a point was stopped.
+
+    Attributes:
+        trajectories: Trajectories of all points by name, as far as their frames count.
+    """
+
+    def __init__(self, message: str, trajectories: dict[str, Trajectory]) -> None:
+        """Set the message and what was sampled."""
+        super().__init__(message)
+        self.trajectories = trajectories
+
+
 @dataclass(frozen=True)
 class Length:
     """Length of a sampling.
@@ -81,7 +94,7 @@ def sample(
         A trajectory per point, all replicas; `Trajectory.kept` marks the frames that count.
 
     Raises:
-        SamplingError: If every replica of a point was stopped.
+        PhaseLostError: If every replica of a point was stopped; it has the trajectories of the others.
         MlipRefineError: If two points have the same name.
     """
     if len({p.name for p in points}) < len(points):
@@ -131,7 +144,8 @@ def sample(
     result = {name: reduce(Trajectory.extend, [part[name] for part in parts]) for name in named}
     for name, trajectory in result.items():
         if not bool(trajectory.kept.any()):
-            raise SamplingError(f"no replica of {name} survived: " + "; ".join(trajectory.verdicts))
+            reasons = "; ".join(trajectory.verdicts)
+            raise PhaseLostError(f"no replica of {name} survived: {reasons}", result)
     return result
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from scipy.optimize import brentq
 from torch import Tensor
@@ -34,8 +35,11 @@ class PhaseState:
     n_eff: float
 
 
-PhaseSurface = Callable[[float], PhaseState]
-"""State of a phase over temperature, K, at one pressure."""
+class PhaseSurface(Protocol):
+    """State of a phase over temperature at one pressure."""
+
+    def __call__(self, temperature: float, *, errors: bool = True) -> PhaseState:
+        """Return the state at a temperature, K; without `errors` its rows may be the estimates alone."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def boundary_point(
     """
 
     def delta_g(temperature: float) -> float:
-        return float(two(temperature).gibbs[0] - one(temperature).gibbs[0])
+        first, second = (surface(temperature, errors=False) for surface in (one, two))
+        return float(second.gibbs[0] - first.gibbs[0])
 
     ends = delta_g(low), delta_g(high)
     if ends[0] * ends[1] > 0:
@@ -142,7 +147,9 @@ def boundary_point(
     return point, ""
 
 
-def _joint(quantity: Callable[[PhaseState, PhaseState], Tensor], one: PhaseState, two: PhaseState) -> Measured:
+def _joint(
+    quantity: Callable[[PhaseState, PhaseState], Tensor], one: PhaseState, two: PhaseState
+) -> Measured:
     """Return a quantity of both phases with the error of their ladders, each sampled by itself."""
     first, second = _alone(one), _alone(two)
     rows = quantity(one, second), quantity(first, two)
@@ -151,8 +158,8 @@ def _joint(quantity: Callable[[PhaseState, PhaseState], Tensor], one: PhaseState
 
 def _alone(state: PhaseState) -> PhaseState:
     """Return the state with its estimate in place of every row."""
-    rows = (x[0].expand_as(x) for x in (state.gibbs, state.enthalpy, state.volume))
-    return PhaseState(*rows, anchor_se=0.0, n_eff=state.n_eff)
+    gibbs, enthalpy, volume = (x[0].expand_as(x) for x in (state.gibbs, state.enthalpy, state.volume))
+    return PhaseState(gibbs, enthalpy, volume, anchor_se=0.0, n_eff=state.n_eff)
 
 
 def _gibbs(one: PhaseState, two: PhaseState) -> Tensor:

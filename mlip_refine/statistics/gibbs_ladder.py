@@ -1,8 +1,8 @@
 """G, H and V of one phase over temperature and pressure, from a ladder of NPT ensembles joined by MBAR.
 
 A rung k samples exp(-u_k) with u_k = β_k (U + P_k V), in the measure dV d(shape of the cell). MBAR over all
-rungs gives f = -ln ∫ exp(-β(U + P V)) at any (T, P) that they cover. What a cell at its equilibrium volume and
-shape has, in place of one that fluctuates, is
+rungs gives f = -ln ∫ exp(-β(U + P V)) at any (T, P) that they cover. What a cell at its equilibrium volume
+and shape has, in place of one that fluctuates, is
 
     βG = f + ½ ln det cov + ln⟨V⟩ - (3/2) N ln T + constant,
 

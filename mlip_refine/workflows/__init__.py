@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 WORKFLOWS = (
     "mlip_refine.workflows.finetune:finetune",
     "mlip_refine.workflows.free_energy:free_energy",
+    "mlip_refine.workflows.transition:transition",
     "mlip_refine.workflows.md:md",
     "mlip_refine.workflows.elastic:elastic",
     "mlip_refine.workflows.phonons:phonons",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ class GrueneisenCrystal:
         return Rung(t, p, torch.from_numpy(energy), volume, volume.log()[:, None], blocks_of(n))
 
     def reduced_gibbs(self, t: float, p: float) -> float:
-        """βG of the cell at its most probable volume per atom, as `LadderState` has it, but for a constant."""
+        """βG of the cell at its mean volume per atom, as `LadderState` has it, but for a constant."""
         v = np.linspace(0.85 * self.volume, 1.15 * self.volume, 200001)
         log_p = self.log_density(v, t, p)
         weights = np.exp(log_p - log_p.max())
@@ -80,9 +81,7 @@ class GrueneisenCrystal:
         return static + 1.5 * N_ATOMS * KB * t, N_ATOMS * integral(lambda v: v) / norm
 
     def ladder(self, n: int, rng: np.random.Generator) -> GibbsLadder:
-        return GibbsLadder(
-            [self.draw(t, p * GPA, n, rng) for t in TEMPERATURES for p in PRESSURES], N_ATOMS
-        )
+        return GibbsLadder([self.draw(t, p * GPA, n, rng) for t in TEMPERATURES for p in PRESSURES], N_ATOMS)
 
 
 LOW = GrueneisenCrystal(energy=0.0, volume=17.2, bulk=0.70, spring=1.0, gamma=1.2)
@@ -111,7 +110,7 @@ def anchored(ladder: GibbsLadder, crystal: GrueneisenCrystal, t0: float, p0: flo
     """Return the ladder with its constant from the exact value at one state."""
     offset = crystal.reduced_gibbs(t0, p0) - ladder.at(t0, p0).reduced_gibbs
 
-    def at(t: float, p: float) -> PhaseState:
+    def at(t: float, p: float, *, errors: bool = True) -> PhaseState:
         state = state_of(ladder, t, p)
         return PhaseState(
             state.gibbs + offset * KB * t / (N_ATOMS * MEV),
@@ -164,9 +163,7 @@ def test_boundary_of_two_crystals():
     bound = sigma_bound(4, BLOCKS - 1)
     for p in (1.0, 4.0):
         exact = brentq(lambda t, p=p: exact_difference(t, p * GPA), 800.0, 1400.0)
-        point, note = boundary_point(
-            lambda t, p=p: low(t, p * GPA), lambda t, p=p: high(t, p * GPA), 800.0, 1400.0
-        )
+        point, note = boundary_point(partial(low, p=p * GPA), partial(high, p=p * GPA), 800.0, 1400.0)
         assert point is not None, note
         assert abs(point.temperature.value - exact) < bound * point.temperature.se
         assert point.temperature.se < 10.0
@@ -181,10 +178,13 @@ def test_boundary_of_two_crystals():
 
 def test_exact_surfaces_give_exact_boundaries():
     def surface(crystal: GrueneisenCrystal, p: float):
-        def at(t: float) -> PhaseState:
+        def at(t: float, *, errors: bool = True) -> PhaseState:
             h, v = crystal.mean(t, p)
             gibbs = crystal.reduced_gibbs(t, p) * KB * t / N_ATOMS / MEV
-            rows = (torch.full((1 + BLOCKS,), x, dtype=torch.float64) for x in (gibbs, h / N_ATOMS / MEV, v / N_ATOMS))
+            rows = (
+                torch.full((1 + BLOCKS,), x, dtype=torch.float64)
+                for x in (gibbs, h / N_ATOMS / MEV, v / N_ATOMS)
+            )
             return PhaseState(*rows, anchor_se=0.1, n_eff=100.0)
 
         return at
@@ -205,14 +205,14 @@ def test_no_boundary_is_refused():
     rows = torch.zeros(1 + BLOCKS, dtype=torch.float64)
     one = PhaseState(rows, rows, rows, 0.0, 100.0)
     two = PhaseState(rows + 3.0, rows + 5.0, rows, 0.0, 100.0)
-    point, note = boundary_point(lambda _: one, lambda _: two, 300.0, 600.0)
+    point, note = boundary_point(lambda _, **__: one, lambda _, **__: two, 300.0, 600.0)
     assert point is None
     assert "300 K (+3.00 meV/atom) to 600 K" in note
     noisy = torch.linspace(-20, 20, 1 + BLOCKS, dtype=torch.float64)
     noisy[0] = 0.0
     point, note = boundary_point(
-        lambda t: PhaseState(rows + t, rows + 1.0, rows, 0.0, 9.0),
-        lambda _: PhaseState(rows + 450.0, rows + noisy, rows, 0.0, 9.0),
+        lambda t, **_: PhaseState(rows + t, rows + 1.0, rows, 0.0, 9.0),
+        lambda _, **__: PhaseState(rows + 450.0, rows + noisy, rows, 0.0, 9.0),
         300.0,
         600.0,
     )

@@ -17,7 +17,7 @@ from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Graphs, Potential, Work
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.md.settings import with_time_scales
-from mlip_refine.sampling.sampler import bytes_of_memory, memory_of_frames
+from mlip_refine.sampling.sampler import PhaseLostError, bytes_of_memory, memory_of_frames
 from mlip_refine.sampling.state_points import SERIES, Ensemble
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import (
@@ -33,7 +33,7 @@ from mlip_refine.workflows.md import chosen_states, required_section
 from mlip_refine.workflows.md.averages import averages, write_series
 from mlip_refine.workflows.md.dynamics import write_dynamics
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
-from mlip_refine.workflows.md.trajectories import STAGE, MDTrajectory, stored_trajectories
+from mlip_refine.workflows.md.trajectories import STAGE, MDTrajectory
 
 FORCES_AT_A_TIME = 64
 """Frames of an export whose forces are computed together."""
@@ -254,12 +254,9 @@ def _timed(prepared: Prepared, store: FrameStore) -> tuple[dict[str, Trajectory]
             store=store,
             taken=steps.append,
         )
-    except SamplingError:
-        # Raised at the end, when a point lost all its replicas: the others are in the store.
-        stored = stored_trajectories(store, len(prepared.length.segments()), prepared.points)
-        if stored is None:
-            raise
-        trajectories = stored
+    except PhaseLostError as error:
+        # A point that lost all its replicas does not take the others along.
+        trajectories = error.trajectories
     if not steps:
         return trajectories, None
     seconds = time.monotonic() - started
