@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlip_refine.workflows.from_config import load_potential as load_potential
     from mlip_refine.workflows.md import md as md
     from mlip_refine.workflows.phonons import phonons as phonons
+    from mlip_refine.workflows.transition import transition as transition
 
     __version__: str
 

@@ -26,6 +26,7 @@ sys.stderr.write("\\n" + json.dumps({"code": code, "modules": modules}))
 CONFIG = {"name": "x", "potential": {"model": "titanium-compact"}}
 PHASES = {"hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 16, "a": 2.93, "c": 4.65}}
 BCC = {"bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16}}
+TRANSITION = {"from": "hcp", "to": "hcp2", "temperature": [300, 400]}
 MELT = {"melt": PHASES["hcp"] | {"identity": "liquid"}}
 
 
@@ -67,6 +68,8 @@ def test_what_computes_nothing_imports_nothing_heavy(arguments: tuple[str, ...])
         ("finetune", {"losses": [{"type": "replay", "forces_wait": 1.0}]}, "unknown key 'forces_wait'"),
         ("free-energy", {"losses": [{"type": "replay", "weight": -1.0}]}, "weight"),
         ("md", {}, "no section md"),
+        ("transition", {}, "no section transition"),
+        ("transition", {"transition": TRANSITION | {"to": "bbc"}}, "names the phase 'bbc'"),
         ("md", {"md": {"temperature": 300, "phases": ["hpc"]}}, "names the phase 'hpc'"),
         ("elastic", {"elastic": {"presure": 1}}, "unknown key 'presure'"),
         ("elastic", {"elastic": {"phases": "hpc"}}, "Did you mean 'hcp'"),

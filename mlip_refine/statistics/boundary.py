@@ -129,7 +129,7 @@ def boundary_point(
     if ends[0] * ends[1] > 0:
         return None, (
             f"ΔG keeps its sign from {low:g} K ({ends[0]:+.2f} meV/atom) to {high:g} K ({ends[1]:+.2f} "
-            "meV/atom): no boundary among the sampled temperatures"
+            "meV/atom): sample other temperatures"
         )
     temperature = float(brentq(delta_g, low, high, xtol=TOLERANCE))
     at_one, at_two = one(temperature), two(temperature)

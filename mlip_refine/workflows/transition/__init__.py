@@ -56,6 +56,6 @@ transition: "Workflow[Prepared, TransitionResult]" = Workflow(
     show="mlip_refine.workflows.transition.tables:print_transition",
     figures="mlip_refine.workflows.transition.figures:write_figures",
     section="transition",
-    resumable=("transition.report_at", "transition.max_error"),
+    resumable=("transition.report_at", "transition.max_error", "transition.extensions"),
     growing=("transition.duration",),
 )

@@ -27,7 +27,7 @@ from mlip_refine.workflows.from_config import (
     state_points,
     with_timestep,
 )
-from mlip_refine.workflows.records import Estimate
+from mlip_refine.workflows.records import Estimate, write_record
 from mlip_refine.workflows.transition import required_section
 from mlip_refine.workflows.transition.ladder import (
     LadderSettings,
@@ -131,8 +131,8 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
 
     Raises:
         SamplingError: If a phase does not survive at its anchors, or nowhere.
-        StatisticsError: If rungs or windows do not overlap, the boundary lies outside the ladder after all
-            extensions, or its error is too large.
+        StatisticsError: If rungs or windows do not overlap, or if within the ladder and its extensions there is
+            no boundary at any pressure that is known well enough.
     """
     section, settings = prepared.section, prepared.free_energy
     frozen = prepared.potential.frozen_copy(settings.dtype, settings.accelerate)
@@ -150,7 +150,9 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
         temperatures = sorted([*temperatures, wanted])
     result = TransitionResult(run.folder, _file(prepared, surfaces, points, anchors))
     write_boundary(run.folder / "boundary.csv", result.file.boundary)
-    _require_boundary(result.file, section)
+    # Without a boundary the rest is worth keeping too.
+    write_record(run.folder / "transition.json", result.file)
+    _require_boundary(result.file)
     return result
 
 
@@ -236,14 +238,27 @@ def _boundary(prepared: Prepared, surfaces: _Surfaces) -> list[tuple[float, Boun
         found, note = boundary_point(
             partial(one.at, pressure=pressure * GPA), partial(two.at, pressure=pressure * GPA), low, high
         )
-        if found is not None and found.difference.n_eff < prepared.min_effective:
-            note = (
-                f"{found.difference.n_eff:.1f} independent frames at {found.temperature.value:.0f} K are "
-                f"fewer than {prepared.min_effective:g} (sampling.min_effective_frames): sample longer"
-            )
-            found = None
+        if found is not None and (refusal := _refusal(prepared, found)):
+            found, note = None, refusal
         points.append((pressure, found, note))
     return points
+
+
+def _refusal(prepared: Prepared, found: BoundaryPoint) -> str:
+    """Return why a point of the boundary is refused, with what would do; empty if it is not."""
+    t, least, most = found.temperature, prepared.min_effective, prepared.section.max_error
+    if found.difference.n_eff < least:
+        return (
+            f"{found.difference.n_eff:.1f} independent frames at {t.value:.0f} K are fewer than {least:g} "
+            "(sampling.min_effective_frames): sample longer, or at temperatures and pressures nearer to it"
+        )
+    if most is not None and t.se > most:
+        return (
+            f"{t} has a larger error than transition.max_error = {most:g} K, {found.common:.2g} K of it from "
+            f"the anchors: sample about {(t.se / most) ** 2:.2g} times as long (transition.duration, and "
+            "free_energy.production for the anchors)"
+        )
+    return ""
 
 
 def _common_range(surfaces: _Surfaces) -> tuple[float, float]:
@@ -408,26 +423,14 @@ def _convention(prepared: Prepared) -> str:
     return f"cells of {len(prepared.phases[0].atoms)} atoms"
 
 
-def _require_boundary(file: TransitionFile, section: Transition) -> None:
-    """Refuse a result without a boundary, or with one that is noisier than `transition.max_error`.
+def _require_boundary(file: TransitionFile) -> None:
+    """Refuse a result without a boundary.
 
     Raises:
         StatisticsError: With what would do.
     """
     if all(point.temperature.refused for point in file.boundary):
-        raise StatisticsError(
-            f"there is no boundary: {file.boundary[0].temperature.refused}",
-            needed="other temperatures (transition.temperature), or more transition.extensions",
-        )
-    limit = section.max_error
-    errors = [point.temperature.se or 0.0 for point in file.boundary if point.temperature.measured]
-    if limit is not None and max(errors) > limit:
-        raise StatisticsError(
-            f"the transition temperature has a standard error of {max(errors):.2g} K, more than "
-            f"transition.max_error = {limit:g} K",
-            needed=f"about {(max(errors) / limit) ** 2:.2g} times as long a duration (transition.duration, "
-            "free_energy.production), or a larger max_error",
-        )
+        raise StatisticsError(f"there is no boundary: {file.boundary[0].temperature.refused}")
 
 
 def _require_same_composition(one: StatePoint, two: StatePoint, where: str | None) -> None:
