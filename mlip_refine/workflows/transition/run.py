@@ -131,8 +131,8 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
 
     Raises:
         SamplingError: If a phase does not survive at its anchors, or nowhere.
-        StatisticsError: If rungs or windows do not overlap, or if within the ladder and its extensions there is
-            no boundary at any pressure that is known well enough.
+        StatisticsError: If rungs or windows do not overlap, or there is no boundary within the ladder and its
+            extensions that is known well enough, at any pressure.
     """
     section, settings = prepared.section, prepared.free_energy
     frozen = prepared.potential.frozen_copy(settings.dtype, settings.accelerate)
