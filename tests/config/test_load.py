@@ -54,7 +54,7 @@ def test_a_key_of_another_section_is_sent_home(tmp_path):
         tmp_path, HEAD + "training:\n  batch_size: 3\n"
     )
     message = refusal(tmp_path, HEAD + "training:\n  replicas: 3\n")
-    assert "belongs to section 'sampling' and section 'md' and section 'free_energy'" in message
+    assert "belongs to section 'sampling' and section 'md' and section 'transition'" in message
     assert "'device' belongs to the top level." in refusal(tmp_path, HEAD + "training:\n  device: cpu\n")
 
 

@@ -158,5 +158,5 @@ def test_the_run_folder_starts_from_the_current_folder(tmp_path, monkeypatch):
 def test_every_key_knows_its_sections():
     index = keys_by_section(Config)
     assert index["batch_size"] == ["replay"]
-    assert index["replicas"] == ["sampling", "md", "free_energy", "evaluation"]
+    assert index["replicas"] == ["sampling", "md", "transition", "free_energy", "evaluation"]
     assert index["restarts"] == ["sampling.guards"]
