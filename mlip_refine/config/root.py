@@ -16,6 +16,7 @@ from mlip_refine.config.sections.training import Evaluation, ReplaySection, Trai
 from mlip_refine.config.sections.transition import Transition
 from mlip_refine.config.units import problem
 from mlip_refine.config.yaml.source_map import LocatedNode, Places, loss_head_schema
+from mlip_refine.errors import nearest
 from mlip_refine.files import user_path
 
 
@@ -94,7 +95,7 @@ class Config(Section):
     )
     potential: PotentialSection = Field(description="The pretrained model.")
     phases: Annotated[dict[SafeName, Phase], BeforeValidator(_phases)] = Field(
-        default_factory=dict, description="The crystals, by name."
+        default_factory=dict, description="The crystals and liquids, by name."
     )
     losses: Annotated[tuple[LocatedNode, ...], BeforeValidator(_losses)] = Field(
         (), description="What the run minimises; `mlip-refine losses` lists the types and their options."
@@ -143,6 +144,19 @@ class Config(Section):
                     key="losses",
                 )
             names[loss.name] = index
+        return self
+
+    @model_validator(mode="after")
+    def _molten_crystals(self) -> Self:
+        crystals = [name for name, phase in self.phases.items() if phase.melt is None]
+        for name, phase in self.phases.items():
+            if phase.melt is not None and phase.melt.from_ not in crystals:
+                word = nearest(phase.melt.from_, crystals)
+                raise problem(
+                    f"a phase that is not molten itself: {', '.join(crystals) or '(there is none)'}",
+                    f"Did you mean {word!r}?" if word else "",
+                    key=("phases", name, "melt", "from"),
+                )
         return self
 
     def _placed(self, places: Places) -> Self:

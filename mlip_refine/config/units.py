@@ -22,13 +22,14 @@ _KJ_PER_MOL = 10.364269574711573
 _BOHR = 0.5291772105638411
 
 
-def problem(expected: str, fix: str = "", key: str | None = None) -> PydanticCustomError:
+def problem(expected: str, fix: str = "", key: str | tuple[str, ...] | None = None) -> PydanticCustomError:
     """Return an error that the config's printer understands.
 
     Args:
         expected: What is allowed.
         fix: What to do, a sentence of its own.
-        key: The key inside the section that is at fault, where a check spans several.
+        key: The key inside the section that is at fault, where a check spans several; or the keys that
+            lead to it.
     """
     template = "expected {expected}. {fix}" if fix else "expected {expected}"
     return PydanticCustomError("mlip_refine", template, {"expected": expected, "fix": fix, "key": key})

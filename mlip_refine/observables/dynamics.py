@@ -80,6 +80,21 @@ def without_drift(positions: Tensor, masses: Tensor) -> Tensor:
     return positions - torch.einsum("...ax,a->...x", positions, weights)[..., None, :]
 
 
+def in_mean_cell(positions: Tensor, cells: Tensor) -> Tensor:
+    """Return positions of a moving cell carried affinely into its mean, for displacements.
+
+    Args:
+        positions: Unwrapped positions `[..., n, n_atoms, 3]`, Å.
+        cells: Cell vectors as rows `[..., n, 3, 3]`, Å.
+
+    Returns:
+        Unwrapped positions in the mean cell of each series `[..., n, n_atoms, 3]`, Å.
+    """
+    mean = cells.mean(-3, keepdim=True).expand_as(cells)
+    carried: Tensor = positions @ torch.linalg.solve(cells, mean)
+    return carried
+
+
 def velocities(positions: Tensor, interval: float) -> Tensor:
     """Return displacements over the interval between frames `[..., n - 1, n_atoms, 3]`, Å/fs."""
     return positions.diff(dim=-3) / interval

@@ -287,6 +287,56 @@ class StructureFactor(Observable):
         return torch.tensor([self.lengths[s] for s in symbols]).to(sample.cells)
 
 
+FIRST_PEAKS = (0.8, 1.25)
+"""Where simple crystals have their first Bragg peaks, in 2π (N/V)^⅓: bcc 1.12, fcc 1.09, hcp 1.03, sc 1.00,
+diamond 0.87."""
+
+
+def first_peak_vectors(cell: Tensor, n_atoms: int, bounds: tuple[float, float] = FIRST_PEAKS) -> Tensor:
+    """Return the wave vectors of a cell among which every crystal in it has Bragg peaks.
+
+    Args:
+        cell: Cell vectors as rows `[3, 3]`, Å.
+        n_atoms: Atoms in the cell.
+        bounds: Smallest and largest wave number, in 2π (N/V)^⅓.
+
+    Returns:
+        Whole numbers h `[m, 3]` of q = 2π h·(reciprocal vectors), one of each pair q and -q.
+    """
+    scale = (n_atoms / torch.linalg.det(cell).abs()) ** (1 / 3)
+    largest = (bounds[1] * scale * cell.norm(dim=-1)).tolist()
+    axes = [torch.arange(-int(n), int(n) + 1, dtype=cell.dtype, device=cell.device) for n in largest]
+    whole = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+    wave_numbers = (whole @ torch.linalg.inv(cell).mT).norm(dim=-1) / scale
+    # The first component that is not zero is positive in one of q and -q.
+    sign = (whole.sign() * whole.new_tensor([9.0, 3.0, 1.0])).sum(-1)
+    return whole[(wave_numbers >= bounds[0]) & (wave_numbers <= bounds[1]) & (sign > 0)]
+
+
+def bragg_amplitudes(positions: Tensor, cells: Tensor, vectors: Tensor) -> Tensor:
+    """Return |ρ_q|/√N with ρ_q = Σ_j exp(i q·r_j), the square root of the structure factor of a frame.
+
+    All atoms scatter alike. A Bragg peak of a crystal has √N exp(-W), with W of Debye and Waller. In a gas
+    the mean is √π/2, in a liquid √(π S(q)/4): 1.5 at the peak of S(q), which is below 2.9 in a fluid in
+    equilibrium (Hansen and Verlet 1969).
+
+    Args:
+        positions: Positions `[n, n_atoms, 3]`, Å, wrapped or not.
+        cells: Cell vectors as rows `[n, 3, 3]`, Å; wave vectors follow the cell of each frame.
+        vectors: Whole numbers of the wave vectors `[m, 3]` (see `first_peak_vectors`).
+
+    Returns:
+        Amplitudes `[n, m]`.
+    """
+    n, n_atoms = positions.shape[:2]
+    amplitudes = positions.new_empty(n, len(vectors))
+    for frames in portions(n, 4 * n_atoms * len(vectors)):
+        fractional = torch.linalg.solve(cells[frames], positions[frames], left=False)
+        phases = 2 * pi * (fractional @ vectors.to(fractional).mT)
+        amplitudes[frames] = torch.hypot(phases.cos().sum(1), phases.sin().sum(1)) / n_atoms**0.5
+    return amplitudes
+
+
 def _histogram(bins: Tensor, counted: Tensor, n_bins: int) -> Tensor:
     """Count the entries of every frame in every bin `[n, n_bins]`.
 

@@ -15,7 +15,7 @@ from mlip_refine.statistics import statistical_inefficiency
 Ensemble = Literal["nvt", "npt", "nve", "nph"]
 Thermostat = Literal["langevin", "nose_hoover"]
 CellFreedom = Literal["isotropic", "anisotropic", "hexagonal", "triclinic", "fixed"]
-Identity = Literal["structure", "sites", "liquid", "none"]
+Identity = Literal["structure", "sites", "liquid", "molten", "none"]
 
 # Series of a trajectory: one value per replica and frame.
 SERIES = ("positions", "cells", "model_energy", "bias_energy", "stress", "kinetic_energy")
@@ -54,7 +54,7 @@ class StatePoint:
         hamiltonian: Energy function that is simulated.
         identity: What makes a system the phase that it is: its `structure` (the sites where the structure is
             not recognised), the very `sites` of the ideal crystal, that it is `liquid` and no crystal, or
-            `none`: it is not judged.
+            `none`: it is not judged. `molten` is a liquid that is not judged while it runs.
         timestep: Time step, fs; that of the settings if `None`.
         friction: Friction of the thermostat, 1/ps; that of the settings if `None`.
         barostat_time: Period of volume oscillations, fs; that of the settings if `None`.
@@ -83,6 +83,11 @@ class StatePoint:
     def freedom(self) -> CellFreedom:
         """What the cell may do in this ensemble."""
         return self.cell_freedom if self.ensemble in ("npt", "nph") else "fixed"
+
+    @property
+    def is_liquid(self) -> bool:
+        """Whether the phase is a liquid: its atoms are a start, and no sites."""
+        return self.identity in ("liquid", "molten")
 
     @property
     def langevin(self) -> bool:

@@ -42,9 +42,9 @@ def require_solids(config: Config, names: Sequence[str], section: str, what: str
     """
     for number, name in enumerate(names):
         require_phase(config, name, section, config.where(section, "phases", number))
-        if config.phases[name].identity == "liquid":
+        if config.phases[name].identity == "liquid" or config.phases[name].melt is not None:
             raise InputError(
                 f"the phase {name!r} is a liquid: it has no {what}",
-                where=config.where("phases", name, "identity"),
+                where=config.where("phases", name, "identity") or config.where("phases", name),
                 fix=f"Name the crystals in {section}.phases.",
             )

@@ -27,7 +27,7 @@ from mlip_refine.sampling import (
     StatePoint,
     suitable_timestep,
 )
-from mlip_refine.sampling.monitoring.phase_identity import require_ovito
+from mlip_refine.sampling.monitoring.phase_identity import has_ovito, require_ovito
 from mlip_refine.sampling.state_points import Identity
 from mlip_refine.training.replay import LabelledFrame, labelled_by
 from mlip_refine.training.tracker import EnsembleSampler, Policy
@@ -36,6 +36,7 @@ from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
 from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings
+from mlip_refine.workflows.melt import LEAST_ATOMS, Melting, MeltSettings
 
 CLOSEST = 0.4
 """Atoms nearer than this, Å, are on one place; the bond of H₂ is 0.74 Å."""
@@ -94,6 +95,8 @@ def load_potential(
 def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms:
     """Return the ideal crystal of a phase, in its starting cell or with lattice constants (a,) or (a, c), Å.
 
+    Of a phase that is to be molten this is the crystal that melts.
+
     Raises:
         InputError: If lattice constants are given for a phase that is read from a file, or c for a cubic one;
             or if atoms are on one place, or too far apart for any crystal.
@@ -111,6 +114,14 @@ def crystal(config: Config, name: str, lattice: tuple[float, ...] = ()) -> Atoms
 def _built(config: Config, name: str, lattice: tuple[float, ...]) -> Atoms:
     """Build the crystal of a phase, or read it."""
     phase: Phase = config.phases[name]
+    if phase.melt is not None:
+        if lattice:
+            raise InputError(
+                f"the phase {name!r} is molten: it has no lattice constants to choose",
+                where=config.where("phases", name),
+                found=f"lattice {list(lattice)}",
+            )
+        return _built(config, phase.melt.from_, ())
     if phase.file is not None:
         if lattice:
             raise InputError(
@@ -163,13 +174,59 @@ def _no_crystal(atoms: Atoms, where: str | None, found: str) -> InputError:
 def identity(config: Config, name: str, given: Identity | None = None) -> Identity:
     """Return what makes a system a phase: what is given, or what the phase says.
 
+    A molten phase is judged by its Bragg peaks and its diffusion when it is made; it is not judged while it
+    runs where OVITO is missing and nobody asked for it, and where its identity is none.
+
     Raises:
         InputError: If it cannot be judged on this machine.
     """
-    found = given or config.phases[name].identity
+    phase = config.phases[name]
+    found = given or phase.identity
+    if phase.melt is not None:
+        asked = given is not None or "identity" in phase.model_fields_set
+        if found in ("structure", "sites"):
+            raise InputError(
+                f"the phase {name!r} is molten", found=f"identity {found}", expected="liquid or none"
+            )
+        if found == "none" or not (asked or has_ovito()):
+            return "molten"
     if found == "liquid":
         require_ovito()
     return found
+
+
+def melt_settings(config: Config, sources: Iterable[EnsembleSource]) -> dict[EnsembleSource, MeltSettings]:
+    """Return how the liquids among sources are made of crystals.
+
+    Raises:
+        InputError: For a crystal with too few atoms for its melt to be told from it.
+    """
+    found = {}
+    for source in sources:
+        melt = config.phases[source.phase].melt
+        if melt is None:
+            continue
+        n_atoms = len(crystal(config, source.phase))
+        if n_atoms < LEAST_ATOMS:
+            raise InputError(
+                f"the phase {source.phase!r} has too few atoms for a liquid",
+                where=config.where("phases", melt.from_),
+                found=f"{n_atoms} atoms of {melt.from_!r}",
+                expected=f"at least {LEAST_ATOMS}",
+            )
+        found[source] = MeltSettings(melt.from_, melt.temperature, melt.duration)
+    return found
+
+
+def melting(config: Config, sources: Iterable[EnsembleSource]) -> Melting:
+    """Return what is molten among sources, and how it is sampled meanwhile.
+
+    Raises:
+        InputError: For a crystal with too few atoms for its melt to be told from it.
+    """
+    section = config.sampling
+    melts = melt_settings(config, sources)
+    return Melting(melts, md_settings(config), config.seed, section.dtype, section.accelerate)
 
 
 def state_points(

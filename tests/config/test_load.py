@@ -106,6 +106,16 @@ def test_a_misspelt_key_of_another_section_is_found_there(tmp_path):
             "run.yaml:7: phases.a.supercell cannot be used; found [1, 2]",
         ),
         ("phases:\n  a:\n    file: x\n    n_atoms: 3\n", "run.yaml:7: phases.a.n_atoms"),
+        (
+            "phases:\n  bcc: {file: x}\n  melt:\n    melt: {temperature: 3000 K, from: bbc}\n",
+            "run.yaml:7: phases.melt.melt.from cannot be used; found 'bbc', expected a phase that is not "
+            "molten itself: bcc. Did you mean 'bcc'?",
+        ),
+        (
+            "phases:\n  melt:\n    melt: {temperature: 3000 K, from: melt}\n",
+            "run.yaml:6: phases.melt.melt.from cannot be used; found 'melt', expected a phase that is not "
+            "molten itself: (there is none)",
+        ),
         ("replay:\n  train: x\n", "run.yaml:4: replay.valid cannot be used; expected a file or several"),
         (
             "losses:\n- tpye: x\n",

@@ -115,14 +115,29 @@ def test_freedom_of_the_cell_follows_the_crystal(values, freedom):
         {"prototype": "bcc", "element": "Ti", "n_atoms": 54, "supercell": [2, 2, 2]},
         {"prototype": "bcc", "element": "H", "n_atoms": 54},
         {"file": "x", "n_atoms": 54},
+        {"file": "x", "melt": {"from": "bcc", "temperature": 3000}},
+        {"melt": {"from": "bcc"}},
+        {"melt": {"temperature": 3000}},
+        {"melt": {"from": "bcc", "temperature": 3000}, "element": "Ti"},
+        {"melt": {"from": "bcc", "temperature": 3000}, "identity": "structure"},
+        {"melt": {"from": "bcc", "temperature": 3000}, "cell_freedom": "anisotropic"},
         {"file": "x", "supercell": [2, 2]},
         {"file": "x", "supercell": [2, 2, 0]},
         {"file": "x", "supercell": [2, 2, 1.5]},
     ],
 )
-def test_a_phase_is_a_prototype_or_a_file(values):
+def test_a_phase_has_one_origin(values):
     with pytest.raises(ValidationError):
         Phase.model_validate(values)
+
+
+def test_a_molten_phase_is_liquid():
+    melt = {"from": "bcc", "temperature": "3000 K", "duration": "5 ps"}
+    assert Phase.model_validate({"melt": melt}).identity == "liquid"
+    assert Phase.model_validate({"melt": melt, "identity": "none"}).identity == "none"
+    found = Phase.model_validate({"melt": melt}).melt
+    assert (found.from_, found.temperature, found.duration) == ("bcc", 3000.0, 5000.0)
+    assert Phase.model_validate({"file": "x"}).identity == "structure"
 
 
 def test_open_lattice_constants_keep_the_volume_of_the_reference_state():

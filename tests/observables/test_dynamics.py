@@ -25,6 +25,14 @@ def test_correlations_are_those_of_plain_loops(gaussian) -> None:
         torch.testing.assert_close(vacf[:, lag], (products * weights).sum(-1).mean(1))
 
 
+def test_positions_in_the_mean_cell(gaussian) -> None:
+    """What moves with the cell stands still there, and the volume is the mean one."""
+    cells = 8 * torch.eye(3, dtype=torch.float64) + 0.3 * gaussian(2, 6, 3, 3)
+    fractional = 5 * gaussian(2, 1, 4, 3)
+    still = dynamics.in_mean_cell(fractional @ cells, cells)
+    torch.testing.assert_close(still, (fractional @ cells.mean(1, keepdim=True)).expand(2, 6, 4, 3))
+
+
 def test_portions_of_atoms_change_nothing(gaussian, monkeypatch: pytest.MonkeyPatch) -> None:
     positions = gaussian(3, 20, 4, 3)
     whole = dynamics.mean_square_displacement(positions, 9)

@@ -13,7 +13,13 @@ from ase.neighborlist import neighbor_list
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.observables import average, measure
 from mlip_refine.observables.base import portions
-from mlip_refine.observables.structure import AngularDistribution, RadialDistribution, StructureFactor
+from mlip_refine.observables.structure import (
+    AngularDistribution,
+    RadialDistribution,
+    StructureFactor,
+    bragg_amplitudes,
+    first_peak_vectors,
+)
 from mlip_refine.testing import sigma_bound
 
 A = 4.0
@@ -238,3 +244,49 @@ def test_what_cannot_be_answered_is_refused(of_atoms) -> None:
 def test_shells_that_are_none_are_refused(make) -> None:
     with pytest.raises(InputError):
         make()
+
+
+@pytest.mark.parametrize("kind", ["fcc", "bcc", "hcp", "sc", "diamond"])
+def test_every_simple_crystal_has_a_bragg_peak_in_any_box(of_atoms, kind: str) -> None:
+    """√N at a peak, of diamond √(N/2), whatever the origin; other wave vectors of the cell have nothing."""
+    atoms = bulk("Ti", kind, a=3.0, cubic=kind != "hcp") * (3, 2, 4)
+    skewed = atoms.copy()
+    cell = atoms.cell.array
+    skewed.set_cell(np.array([cell[0], cell[1] + cell[0], cell[2] - cell[1]]))
+    for box in (atoms, skewed):
+        box.positions += 0.7
+        sample = of_atoms(box)
+        vectors = first_peak_vectors(sample.cells[0], len(box))
+        amplitudes = bragg_amplitudes(sample.positions, sample.cells, vectors)[0]
+        exact = math.sqrt(len(box) / (2 if kind == "diamond" else 1))
+        assert float(amplitudes.max()) == pytest.approx(exact)
+        assert float(amplitudes.median()) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_one_of_every_pair_of_wave_vectors() -> None:
+    """Their number is that of whole vectors between two spheres, by half."""
+    cell = torch.from_numpy(SKEW)
+    found = {tuple(h) for h in first_peak_vectors(cell, 40, (0.5, 1.5)).long().tolist()}
+    reciprocal, scale = np.linalg.inv(SKEW).T, (40 / abs(np.linalg.det(SKEW))) ** (1 / 3)
+    expected = [
+        h
+        for h in itertools.product(range(-20, 21), repeat=3)
+        if 0.5 <= np.linalg.norm(h @ reciprocal) / scale <= 1.5
+    ]
+    assert 2 * len(found) == len(expected)
+    assert found | {(-i, -j, -k) for i, j, k in found} == set(expected)
+
+
+@pytest.mark.statistical
+def test_bragg_amplitudes_of_a_gas(gas, gaussian) -> None:
+    """√π/2 in the mean, and 1 the mean square, also where the cell of every frame is another."""
+    sample = gas(300, 40, SKEW)
+    stretch = 1 + 0.02 * gaussian(300, 1, 1)
+    vectors = first_peak_vectors(sample.cells[0], 40)
+    amplitudes = bragg_amplitudes(sample.positions * stretch, sample.cells * stretch, vectors).mean(1)
+    squares = bragg_amplitudes(sample.positions, sample.cells, vectors).square().mean(1)
+    for series, exact in ((amplitudes, math.sqrt(math.pi) / 2), (squares, 1.0)):
+        error = float(series.std()) / math.sqrt(len(series))
+        # The amplitude of a sum of N unit vectors is not quite Gaussian: -1/(8 N) of it.
+        bias = 1 / (8 * 40) if exact != 1.0 else 0.0
+        assert abs(float(series.mean()) - exact) < sigma_bound(2) * error + bias

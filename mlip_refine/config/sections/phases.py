@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from mlip_refine.config.section import Count, Section
-from mlip_refine.config.units import Length, problem
+from mlip_refine.config.units import Length, Temperature, Time, problem
 from mlip_refine.errors import nearest
 
 CellFreedom = Literal["isotropic", "hexagonal", "anisotropic", "triclinic", "fixed"]
@@ -19,8 +19,12 @@ ATOMS_PER_CELL: dict[str, int] = {"hcp": 2, "bcc": 2, "fcc": 4, "diamond": 8, "s
 IDEAL_C_OVER_A = (8 / 3) ** 0.5
 """c/a of hcp-packed spheres."""
 
-_FILE_KEYS = ("supercell", "format")
-_PROTOTYPE_KEYS = ("element", "a", "c", "n_atoms")
+_KEYS_OF = {
+    "prototype": ("element", "a", "c", "n_atoms"),
+    "file": ("supercell", "format"),
+    "melt": (),
+}
+"""What a phase may come from, and the keys that go with each."""
 
 
 def _known_element(value: object) -> object:
@@ -36,6 +40,10 @@ def _default_freedom(data: dict[str, Any]) -> CellFreedom:
     return "anisotropic" if data.get("prototype") == "hcp" else "isotropic"
 
 
+def _default_identity(data: dict[str, Any]) -> PhaseIdentity:
+    return "structure" if data.get("melt") is None else "liquid"
+
+
 def _reference_volume(reference: dict[str, Any]) -> float:
     """Volume per atom of ASE's reference state of an element, Å³."""
     symmetry, a = reference.get("symmetry"), reference.get("a")
@@ -46,11 +54,26 @@ def _reference_volume(reference: dict[str, Any]) -> float:
     return float(a**3 / ATOMS_PER_CELL[symmetry])
 
 
+class Melt(Section):
+    """A liquid that is made by melting a crystal of the same config."""
+
+    from_: str = Field(
+        alias="from", description="Phase whose crystal is melted: its atoms and starting cell."
+    )
+    temperature: Temperature = Field(
+        description="Temperature at which it melts, K: well above the melting point of the potential."
+    )
+    duration: Time = Field(
+        6000.0,
+        description="Time at that temperature, and again at that of the state, both at its pressure, fs.",
+    )
+
+
 class Phase(Section):
-    """A crystal, either a prototype with an element or a structure file; or a liquid from a file."""
+    """A crystal, a prototype with an element or a structure file; or a liquid, molten or from a file."""
 
     prototype: Prototype | None = Field(
-        None, description="Crystal to build; needs element and n_atoms. Otherwise give file."
+        None, description="Crystal to build; needs element and n_atoms. Otherwise give file or melt."
     )
     element: Annotated[str, BeforeValidator(_known_element)] | None = Field(
         None, description="Chemical symbol, for a prototype."
@@ -75,6 +98,7 @@ class Phase(Section):
     format: str | None = Field(
         None, description="ASE's name of the file's format; null: from the file's name."
     )
+    melt: Melt | None = Field(None, description="Crystal that is melted into this liquid, and how.")
     cell_freedom: CellFreedom = Field(
         default_factory=_default_freedom,
         description="How the cell follows the pressure: one scale (isotropic), x with y and z by itself "
@@ -82,9 +106,10 @@ class Phase(Section):
         "(fixed). Default: anisotropic for hcp, else isotropic.",
     )
     identity: PhaseIdentity = Field(
-        "structure",
+        default_factory=_default_identity,
         description="What makes a system this phase: its structure, the very sites of the ideal crystal, "
-        "that it is liquid (no crystal; needs ovito), or nothing (none: it is not judged).",
+        "that it is liquid (no crystal; needs ovito), or nothing (none: it is not judged). Default: liquid "
+        "for melt, else structure.",
     )
 
     @property
@@ -108,12 +133,20 @@ class Phase(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.prototype is None) == (self.file is None):
-            raise problem("either prototype (with element and n_atoms) or file")
-        origin, foreign = ("prototype", _FILE_KEYS) if self.prototype else ("file", _PROTOTYPE_KEYS)
-        for key in foreign:
+        origins = [name for name in _KEYS_OF if getattr(self, name) is not None]
+        if len(origins) != 1:
+            raise problem("one of prototype (with element and n_atoms), file and melt")
+        for key in (key for name in _KEYS_OF if name not in origins for key in _KEYS_OF[name]):
             if key in self.model_fields_set and getattr(self, key) not in (None, (1, 1, 1)):
-                raise problem(f"no key {key!r} in a phase that is given by its {origin}", key=key)
+                raise problem(f"no key {key!r} in a phase that is given by its {origins[0]}", key=key)
+        if self.melt is not None and self.identity in ("structure", "sites"):
+            raise problem(
+                "liquid or none for a phase that is molten", "Leave it out: it is liquid.", "identity"
+            )
+        if self.melt is not None and self.cell_freedom not in ("isotropic", "fixed"):
+            raise problem(
+                "isotropic or fixed: a liquid does not resist a change of shape", key="cell_freedom"
+            )
         if self.prototype is None:
             return self
         missing = [key for key in ("element", "n_atoms") if getattr(self, key) is None]

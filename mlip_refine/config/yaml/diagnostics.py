@@ -109,8 +109,8 @@ class _Printer:
             return self._unknown(address)
         if detail["type"] == "missing":
             return self._missing(address)
-        if context.get("key"):
-            address = (*address, context["key"])
+        if key := context.get("key"):
+            address = (*address, *((key,) if isinstance(key, str) else key))
         value, annotation, fix = self._value(address), self._model_type(address), context.get("fix")
         if not fix and isinstance(value, str) and typing.get_origin(annotation) is typing.Literal:
             word = nearest(value, [str(word) for word in typing.get_args(annotation)])

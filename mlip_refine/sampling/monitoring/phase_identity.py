@@ -89,7 +89,7 @@ class PhaseIdentity:
         self._labels: Labels = np.full(len(sites), _OTHER)
         if liquid:
             require_ovito()
-        if not liquid and _has_ovito():
+        if not liquid and has_ovito():
             self._labels = _labels(sites.positions, sites.cell.array, self._numbers)
         self._labelled = (self._labels != _OTHER) | liquid
         self._bond = 0.0 if self.method == "structure" else nearest_neighbour_distance(sites)
@@ -136,20 +136,31 @@ def require_ovito() -> None:
     Raises:
         InputError: If OVITO is missing.
     """
-    if not _has_ovito():
+    if not has_ovito():
         raise InputError(
             "a liquid cannot be told from a crystal without OVITO",
             fix="Install it: pip install 'mlip-refine[structure]'.",
         )
 
 
-def _has_ovito() -> bool:
+def has_ovito() -> bool:
     """Return whether OVITO can be imported; it is large, so it is imported only when it is needed."""
     try:
         import_module("ovito.modifiers")
     except ImportError:
         return False
     return True
+
+
+def crystalline_share(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> float:
+    """Return the share of atoms whose neighbourhood is that of a crystal; this needs OVITO.
+
+    Args:
+        positions: Positions averaged over thermal noise `[n_atoms, 3]`, Å, wrapped or not.
+        cell: Cell (rows) `[3, 3]`, Å.
+        numbers: Atomic numbers `[n_atoms]`.
+    """
+    return float(np.mean(_labels(positions, cell, numbers) != _OTHER))
 
 
 def _labels(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> Labels:

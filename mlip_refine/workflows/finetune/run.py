@@ -67,9 +67,11 @@ from mlip_refine.workflows.from_config import (
     free_energy_settings,
     load_potential,
     load_replay,
+    melting,
     timestep,
     with_timestep,
 )
+from mlip_refine.workflows.melt import Melting
 from mlip_refine.workflows.run_folder import packages
 
 HELD_OUT = 5
@@ -90,6 +92,7 @@ class Prepared:
         potential: The potential that is trained, in place.
         losses: All losses.
         points: State points of their sources, in starting cells.
+        melting: Which of them are to be molten, and how.
         replay: Labelled frames, if there are any.
         training: Settings of the training.
         sampling: How ensembles are drawn for the losses.
@@ -103,6 +106,7 @@ class Prepared:
     potential: Potential
     losses: list[Loss]
     points: dict[EnsembleSource, StatePoint]
+    melting: Melting
     replay: ReplayData | None
     training: Training
     sampling: partial[EnsembleSampler]
@@ -222,6 +226,7 @@ def prepare(config: Config) -> Prepared:
         potential=potential,
         losses=losses,
         points=points,
+        melting=melting(config, points),
         replay=replay,
         training=config.training,
         sampling=ensemble_sampling(config),
@@ -263,7 +268,7 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     started = time.monotonic()
     potential = prepared.potential
     initial = potential.frozen_copy()
-    prepared = with_own_frames(anchored(prepared, run), run)
+    prepared = with_own_frames(anchored(molten(prepared, run), run), run)
     replay = prepared.replay
     held_out = replay.valid if replay else None
     errors_before = held_out_errors(initial, held_out) if held_out else None
@@ -314,6 +319,17 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         wall_time_s=trainer.earlier + time.monotonic() - started,
     )
     return FinetuneResult(run.folder, model, safetensors, summary, potential)
+
+
+def molten(prepared: Prepared, run: Run) -> Prepared:
+    """Return the run with its liquids made, but for those that come with an initial ΔG.
+
+    Raises:
+        SamplingError: If a crystal does not melt, or its melt boils, freezes or does not flow.
+    """
+    known = {s for loss in prepared.matched if loss.name in prepared.given for s in loss.sources}
+    points = prepared.melting.molten(prepared.potential, prepared.points, run.store, known)
+    return replace(prepared, points=points)
 
 
 def anchored(prepared: Prepared, run: Run) -> Prepared:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -128,6 +128,7 @@ def compute_free_energies(
         from_, to = (
             PhaseFreeEnergy(
                 phase=name,
+                kind=_kind(end.point),
                 numbers=end.point.atoms.numbers.tolist(),
                 scaled_positions=np.round(end.point.atoms.get_scaled_positions(wrap=False), 12).tolist(),
                 cell=end.point.atoms.cell.array.tolist(),
@@ -182,13 +183,15 @@ def read_initial(
         ("convention", result.convention, CONVENTION),
     ]
     for phase, source in ((result.from_, loss.phase_from), (result.to, loss.phase_to)):
-        atoms = points[source].atoms
-        sites = np.round(atoms.get_scaled_positions(wrap=False), 6).tolist()
+        atoms, kind = points[source].atoms, _kind(points[source])
         checks.append((f"phase name of {phase.phase}", phase.phase, source.phase))
         checks.append((f"number of atoms of {phase.phase}", len(phase.numbers), len(atoms)))
         checks.append((f"elements of {phase.phase}", phase.numbers, atoms.numbers.tolist()))
-        found = np.round(np.array(phase.scaled_positions), 6).tolist()
-        checks.append((f"lattice sites of {phase.phase}", found == sites, True))
+        checks.append((f"kind of {phase.phase}", phase.kind, kind))
+        if kind == "crystal":
+            sites = np.round(atoms.get_scaled_positions(wrap=False), 6).tolist()
+            found = np.round(np.array(phase.scaled_positions), 6).tolist()
+            checks.append((f"lattice sites of {phase.phase}", found == sites, True))
     for what, found_value, wanted in checks:
         if found_value != wanted:
             raise InputError(
@@ -204,9 +207,21 @@ def read_initial(
 def in_result_cells(
     points: Mapping[EnsembleSource, StatePoint], loss: FreeEnergyDifference, result: FreeEnergyResult
 ) -> dict[EnsembleSource, StatePoint]:
-    """Return the points of a loss in the cells that its initial free energy was computed in."""
+    """Return the points of a loss in the cells that its initial free energy was computed in.
+
+    A liquid starts from the frame in the result.
+    """
     ends = {loss.phase_from: result.from_, loss.phase_to: result.to}
-    return {source: points[source].with_cell(np.array(phase.cell)) for source, phase in ends.items()}
+    moved = {source: points[source].with_cell(np.array(phase.cell)) for source, phase in ends.items()}
+    for source, phase in ends.items():
+        if phase.kind == "liquid":
+            moved[source].atoms.set_scaled_positions(np.array(phase.scaled_positions))
+    return moved
+
+
+def _kind(point: StatePoint) -> Literal["crystal", "liquid"]:
+    """Return what a free-energy file calls a phase."""
+    return "liquid" if point.is_liquid else "crystal"
 
 
 def require_equal_sizes(loss: FreeEnergyDifference, points: Mapping[EnsembleSource, StatePoint]) -> None:
@@ -240,7 +255,7 @@ def require_crystals(
         InputError: With the phase.
     """
     for source in loss.sources:
-        if points[source].identity in ("liquid", "none"):
+        if points[source].identity in ("liquid", "molten", "none"):
             raise InputError(
                 f"loss {loss.name!r} needs the free energy of {source.phase!r}, which is no crystal",
                 where=where("phases", source.phase, "identity"),

@@ -41,13 +41,15 @@ class PhaseFreeEnergy(Record):
     Attributes:
         phase: Name of the phase in the config.
         numbers: Atomic numbers `[n_atoms]`.
-        scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors.
+        kind: Whether it is a crystal or a liquid.
+        scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors; of a liquid, a frame.
         cell: Cell at the wanted pressure, rows in Å.
         gibbs: G = F + PV, meV/atom.
         overlap: Smallest overlap between neighbouring windows.
     """
 
     phase: str
+    kind: Literal["crystal", "liquid"] = "crystal"
     numbers: list[Annotated[int, Field(ge=1, le=118)]] = Field(min_length=1)
     scaled_positions: list[Vector]
     cell: Annotated[list[Vector], Field(min_length=3, max_length=3)]

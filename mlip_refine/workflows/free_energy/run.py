@@ -16,7 +16,14 @@ from mlip_refine.workflows.free_energy.differences import (
     require_equal_sizes,
 )
 from mlip_refine.workflows.free_energy.records import FreeEnergies
-from mlip_refine.workflows.from_config import bind_losses, free_energy_settings, load_potential, with_timestep
+from mlip_refine.workflows.from_config import (
+    bind_losses,
+    free_energy_settings,
+    load_potential,
+    melting,
+    with_timestep,
+)
+from mlip_refine.workflows.melt import Melting
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,14 @@ class Prepared:
         potential: The potential.
         losses: Losses whose initial difference is computed.
         points: State points of their sources, in starting cells.
+        melting: Which of them are to be molten, and how.
         settings: How the differences are computed.
     """
 
     potential: Potential
     losses: list[FreeEnergyDifference]
     points: dict[EnsembleSource, StatePoint]
+    melting: Melting
     settings: FreeEnergySettings
 
 
@@ -53,8 +62,9 @@ def prepare(config: Config) -> Prepared:
     for loss in computed:
         require_equal_sizes(loss, points)
         require_crystals(loss, points, config.where)
-    settings = free_energy_settings(with_timestep(config, potential, points.values()))
-    return Prepared(potential, computed, points, settings)
+    config = with_timestep(config, potential, points.values())
+    needed = {source for loss in computed for source in loss.sources}
+    return Prepared(potential, computed, points, melting(config, needed), free_energy_settings(config))
 
 
 def run(prepared: Prepared, run: Run) -> FreeEnergies:
@@ -68,7 +78,7 @@ def run(prepared: Prepared, run: Run) -> FreeEnergies:
     results = initial_free_energies(
         prepared.losses,
         {},
-        prepared.points,
+        prepared.melting.molten(prepared.potential, prepared.points, run.store),
         prepared.potential,
         prepared.settings,
         run.store,

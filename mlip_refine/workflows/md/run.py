@@ -25,6 +25,7 @@ from mlip_refine.workflows.from_config import (
     identity,
     load_potential,
     md_settings,
+    melt_settings,
     require_interacting,
     timestep,
     with_timestep,
@@ -34,6 +35,7 @@ from mlip_refine.workflows.md.averages import averages, write_series
 from mlip_refine.workflows.md.dynamics import write_dynamics
 from mlip_refine.workflows.md.records import MDPoint, MDResult, Speed
 from mlip_refine.workflows.md.trajectories import STAGE, MDTrajectory
+from mlip_refine.workflows.melt import MeltSettings, melted
 
 FORCES_AT_A_TIME = 64
 """Frames of an export whose forces are computed together."""
@@ -67,7 +69,9 @@ class Prepared:
         section: The section `md` of the config.
         min_effective: Least number of independent frames of an average.
         potential: The potential, frozen and as it samples.
-        points: State points by name, each with its time step, friction and barostat time.
+        points: State points by name, each with its time step, friction and barostat time; liquids that are
+            to be molten still as crystals.
+        melts: How those are made, by the same names.
         phases: Phase of every state point, by its name.
         settings: How the points are integrated.
         timestep: Time step, fs.
@@ -82,6 +86,7 @@ class Prepared:
     min_effective: float
     potential: Potential
     points: dict[str, StatePoint]
+    melts: dict[str, MeltSettings]
     phases: dict[str, str]
     settings: MDSettings
     timestep: float
@@ -137,6 +142,7 @@ def prepare(config: Config) -> Prepared:
         min_effective=config.sampling.min_effective_frames,
         potential=potential,
         points={point.name: point for point in with_time_scales(potential, points, settings)},
+        melts={source.name: melt for source, melt in melt_settings(config, sources).items()},
         phases={source.name: source.phase for source in sources},
         settings=settings,
         timestep=step,
@@ -147,16 +153,25 @@ def prepare(config: Config) -> Prepared:
 
 
 def run(prepared: Prepared, run: Run) -> MDResult:
-    """Sample every state point and average.
+    """Melt what is to be molten, sample every state point and average.
 
     A point that lost all its replicas has no averages and says why; it does not take the others along.
 
     Raises:
-        SamplingError: If no point has a frame that counts.
+        SamplingError: If a crystal does not melt, or no point has a frame that counts.
     """
+    points = melted(
+        prepared.potential,
+        prepared.points,
+        prepared.melts,
+        prepared.settings,
+        seed=prepared.seed,
+        store=run.store,
+    )
+    prepared = replace(prepared, points=points)
     section, skipped, interval = prepared.section, prepared.length.skipped, prepared.interval
     trajectories, speed = _timed(prepared, run.store)
-    points, frames = [], dict[str, MDTrajectory]()
+    records, frames = [], dict[str, MDTrajectory]()
     for name, trajectory in trajectories.items():
         point = trajectory.point
         cut = {field: getattr(trajectory, field)[:, skipped:] for field in (*SERIES, "kept")}
@@ -170,7 +185,7 @@ def run(prepared: Prepared, run: Run) -> MDResult:
             segments=len(prepared.length.segments()),
             held=None if prepared.keep_frames else trajectory,
         )
-        points.append(
+        records.append(
             MDPoint(
                 name=name,
                 phase=prepared.phases[name],
@@ -213,7 +228,7 @@ def run(prepared: Prepared, run: Run) -> MDResult:
         run.folder,
         prepared.name,
         potential.hash,
-        tuple(points),
+        tuple(records),
         speed,
         dynamics,
         trajectories=frames,

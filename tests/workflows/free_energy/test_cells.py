@@ -14,10 +14,16 @@ from ase.build import bulk
 from scipy.optimize import minimize
 
 from mlip_refine import testing
+from mlip_refine.errors import SamplingError
 from mlip_refine.quantities import GPA, KB
 from mlip_refine.sampling import FrameStore, Length, StatePoint, sample
 from mlip_refine.statistics import statistical_inefficiency
-from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells, varied_strains
+from mlip_refine.workflows.free_energy.cells import (
+    CellSettings,
+    equilibrate_cells,
+    liquid_cells,
+    varied_strains,
+)
 
 
 @pytest.fixture
@@ -171,3 +177,53 @@ def test_no_iterations_change_nothing(potential: Any, open_guards: Callable[...,
     )
     assert found["fcc"].ensemble == "nvt"
     np.testing.assert_array_equal(np.array(found["fcc"].atoms.cell), np.array(point.atoms.cell))
+
+
+def _gas(name: str, replicas: int = 32) -> StatePoint:
+    """Twenty atoms of an ideal gas in a cell that is too large: ⟨V⟩ = (N + 1) kT/P."""
+    atoms = Atoms("Al20", cell=[8.0] * 3, pbc=True)
+    atoms.set_scaled_positions(np.random.default_rng(1).random((20, 3)))
+    return StatePoint(name, atoms, 1000.0, 5.0, identity="molten", replicas=replicas)
+
+
+@pytest.mark.statistical
+def test_a_liquid_gets_its_mean_cell(open_guards: Callable[..., Any]) -> None:
+    """An ideal gas: ⟨V⟩ = (N + 1) kT/P, and S(0) = N var(V)/⟨V⟩² = N/(N + 1)."""
+    point, gas = _gas("gas"), testing.IdealGas([13], 0.1)
+    settings = open_guards(timestep=5.0, friction=10.0, interval=50.0, barostat_time=200.0)
+    found = liquid_cells(gas, [point], settings, Length(1500.0, 150), seed=1, stage="gas")["gas"]
+    volume = 21 * KB * 1000.0 / (5.0 * GPA)
+    assert found.volume.se < 0.02 * volume
+    assert abs(found.volume.value - volume) < testing.sigma_bound(2) * found.volume.se
+    assert found.s0.se < 0.1
+    assert abs(found.s0.value - 20 / 21) < testing.sigma_bound(2) * found.s0.se
+    settled = found.point
+    assert (settled.ensemble, settled.identity, settled.replicas) == ("nvt", "molten", 32)
+    np.testing.assert_allclose(settled.atoms.cell.array, np.eye(3) * found.volume.value ** (1 / 3), atol=1e-9)
+    inside = settled.atoms.get_scaled_positions(wrap=False)
+    assert ((inside >= 0) & (inside < 1)).all()
+
+
+def test_liquids_and_crystals_find_their_cells_together(
+    potential: Any, open_guards: Callable[..., Any]
+) -> None:
+    """Crystals by Newton's method as without the liquid, which has its own run; fixed cells stay."""
+    crystal = StatePoint("fcc", _fcc(), 0.1, 2.0)
+    kept = replace(_gas("kept", 1), cell_freedom="fixed")
+    settings = open_guards(timestep=4.0, friction=10.0, interval=8.0, barostat_time=100.0)
+    search = CellSettings(settings, Length(20.0, 5), 4)
+    alone = equilibrate_cells(potential, [crystal], search, seed=1, stage="a")
+    liquid = replace(crystal, name="liquid", temperature=300.0, identity="molten", replicas=4)
+    found = equilibrate_cells(potential, [liquid, kept, crystal], search, seed=1, stage="a")
+    assert list(found) == ["liquid", "kept", "fcc"]
+    np.testing.assert_array_equal(found["fcc"].atoms.cell.array, alone["fcc"].atoms.cell.array)
+    np.testing.assert_array_equal(found["kept"].atoms.cell.array, kept.atoms.cell.array)
+    assert found["liquid"].ensemble == "nvt"
+    assert found["liquid"].atoms.cell.volume > 1.005 * alone["fcc"].atoms.cell.volume
+
+
+def test_the_volume_of_a_liquid_has_to_be_known(open_guards: Callable[..., Any]) -> None:
+    settings = open_guards(timestep=5.0, friction=10.0, interval=20.0, barostat_time=200.0)
+    gas = testing.IdealGas([13], 0.1)
+    with pytest.raises(SamplingError, match=r"the volume of gas is not known well enough: .*raise cell_eq"):
+        liquid_cells(gas, [_gas("gas", 1)], settings, Length(20.0, 5), seed=1, stage="gas")

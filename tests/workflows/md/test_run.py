@@ -383,6 +383,26 @@ def test_an_ideal_gas_has_its_exact_volume(tmp_path: Path, monkeypatch: pytest.M
     assert abs(held.value - pressure) < bound * held.se
 
 
+def test_a_crystal_is_molten_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its point starts from the melt, at constant volume in the mean cell of the melt."""
+    ase.io.write(tmp_path / "fcc.extxyz", bulk("Ar", "fcc", a=4.1, cubic=True) * (2, 2, 2))
+    melt = {"from": "fcc", "temperature": 2500.0, "duration": "4.5 ps"}
+    md = {"temperature": 1300.0, "pressure": 5.0, "ensemble": "nvt", "replicas": 2, "phases": ["liquid"]}
+    md |= {"duration": "0.8 ps", "equilibration": "0.4 ps"}
+    monkeypatch.setattr(workflow, "load_potential", lambda _: testing.LennardJones([18], 0.1, 2.6, 5.2))
+    phases = {"fcc": {"file": "fcc.extxyz"}, "liquid": {"melt": melt}}
+    config = _gas_config(tmp_path, phases, md)
+    result = mlip_refine.md(config)
+    (point,), (frames,) = result.points, result.trajectories.values()
+    assert (point.phase, point.identity) == ("liquid", "molten")
+    atoms = list(frames)[-1]
+    assert 1.05 < atoms.cell.volume / (32 * 4.1**3 / 4) < 1.4
+    assert {path.name.split(".")[0] for path in (config.run_folder / "frames").glob("melt*")} == {
+        "melt-4500fs-hot",
+        "melt-4500fs-cool",
+    }
+
+
 def test_every_phase_has_its_own_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What md says counts for all; a liquid needs something that can judge it, before anything is written."""
     base = _config(tmp_path)
