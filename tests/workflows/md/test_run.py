@@ -384,11 +384,11 @@ def test_an_ideal_gas_has_its_exact_volume(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_crystal_is_molten_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its point starts from the melt, at constant volume in the mean cell of the melt."""
+    """Its point starts from the melt, whose frames are in the store."""
     ase.io.write(tmp_path / "fcc.extxyz", bulk("Ar", "fcc", a=4.1, cubic=True) * (2, 2, 2))
     melt = {"from": "fcc", "temperature": 2500.0, "duration": "4.5 ps"}
-    md = {"temperature": 1300.0, "pressure": 5.0, "ensemble": "nvt", "replicas": 2, "phases": ["liquid"]}
-    md |= {"duration": "0.8 ps", "equilibration": "0.4 ps"}
+    md = {"temperature": 1300.0, "pressure": 5.0, "ensemble": "npt", "replicas": 2, "phases": ["liquid"]}
+    md |= {"duration": "0.4 ps", "equilibration": "40 fs"}
     monkeypatch.setattr(workflow, "load_potential", lambda _: testing.LennardJones([18], 0.1, 2.6, 5.2))
     phases = {"fcc": {"file": "fcc.extxyz"}, "liquid": {"melt": melt}}
     config = _gas_config(tmp_path, phases, md)
