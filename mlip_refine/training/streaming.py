@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mlip_refine.data.kept_rows import evaluate_rows
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.losses import EnsembleLoss, EnsembleSource, Loss, LossResult, PotentialLoss
 from mlip_refine.observables.base import Probe, Probes, values_of
@@ -77,10 +78,10 @@ def further_probes(
     for probe, stride in wanted.items():
         work = Work.BORN if probe in SECOND_DERIVATIVES else Work.FORCES
 
-        def evaluate(_: slice, graphs: Graphs, probe: str = probe) -> Tensor:
-            return potential.evaluate(graphs, (probe,))[probe].detach().double().cpu()
+        def evaluate(_: slice, graphs: Graphs, probe: str = probe) -> list[Tensor]:
+            return list(potential.evaluate(graphs, (probe,))[probe].detach().double().cpu())
 
-        values = torch.cat(list(potential.in_chunks(work, structures[::stride], evaluate)))
+        values = torch.stack(evaluate_rows(potential, work, structures[::stride], evaluate, probe))
         found[probe] = with_gaps(values, len(structures), stride)
     return found
 

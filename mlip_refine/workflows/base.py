@@ -36,6 +36,9 @@ PROVENANCE_FORMAT = "mlip_refine provenance 1"
 FRAMES = "frames"
 """Folder of the sampled frames in a run folder, which `output.keep_frames: false` removes."""
 
+UNFINISHED = "unfinished"
+"""Folder of a long calculation that is under way, in a run folder; it is removed at the end."""
+
 
 class Prepared(Protocol):
     """Checked input of a workflow."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from mlip_refine.crystals.phonons import hessian
 from mlip_refine.crystals.relaxation import Rest, relax
 from mlip_refine.crystals.symmetry import PHONON_TOLERANCE
+from mlip_refine.data.kept_rows import evaluate_rows
 from mlip_refine.data.phonons.reader import phonon_crystal
 from mlip_refine.data.phonons.reference import PhononReference
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
@@ -185,11 +186,11 @@ def forces(potential: Potential, crystals: Sequence[Atoms]) -> NDArray[np.float6
     """
     structures = [potential.graphs.from_atoms(atoms) for atoms in crystals]
 
-    def found(_: slice, graphs: Graphs) -> Tensor:
-        return potential.evaluate(graphs, ("forces",))["forces"].detach().double().cpu()
+    def found(_: slice, graphs: Graphs) -> list[Tensor]:
+        forces = potential.evaluate(graphs, ("forces",))["forces"].detach().double().cpu()
+        return list(forces.unflatten(0, (graphs.n_graphs, -1)))
 
-    chunks = list(potential.in_chunks(Work.FORCES, structures, found))
-    return torch.cat(chunks).numpy().reshape(len(crystals), -1, 3)
+    return torch.stack(evaluate_rows(potential, Work.FORCES, structures, found, "forces")).numpy()
 
 
 def _phonopy(supercell: Atoms, primitive_matrix: NDArray[np.float64], symprec: float) -> Phonopy:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlip_refine.data.kept_rows import evaluate_rows
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.potential import Graphs, Potential, Structure, Work
@@ -61,7 +62,8 @@ def hessian_products(
         found = potential.hessian_product(graphs, torch.cat(list(directions[part]))).positions
         return list(found.detach().double().split([len(v) for v in directions[part]]))
 
-    return [v for chunk in potential.in_chunks(Work.HESSIAN, structures, products) for v in chunk]
+    rows = evaluate_rows(potential, Work.HESSIAN, structures, products, "hessian", directions)
+    return [row.to(potential.graphs.device) for row in rows]
 
 
 def hessian_gradients(

@@ -9,7 +9,7 @@ choose: it holds to rounding also in single precision, where differences of 1e-3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import batched, chain, groupby
+from itertools import batched, groupby
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal
 from mlip_refine.crystals.phonons.hessian import unit_displacements
+from mlip_refine.data.kept_rows import evaluate_rows
 from mlip_refine.data.phonons.spacegroups import CrystalSymmetry, Translations
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.potential import Graphs, Potential, Structure, Work
@@ -268,8 +269,17 @@ def third_derivatives(potential: Potential, structure: Structure, columns: Seque
         return list(contracted.unflatten(1, (len(own), n_atoms)).unbind(1))
 
     values = torch.zeros(len(columns), n_atoms, 3, dtype=torch.float64)
-    chunks = potential.in_chunks(Work.HESSIAN_GRADIENT, [structure] * len(groups), derivatives)
-    for shared, found in zip(groups, chain.from_iterable(chunks), strict=True):
+    asked = torch.tensor([columns[k] for shared in groups for k in shared])
+    sizes = torch.tensor([len(shared) for shared in groups])
+    rows = evaluate_rows(
+        potential,
+        Work.HESSIAN_GRADIENT,
+        [structure] * len(groups),
+        derivatives,
+        "third order",
+        (asked, sizes),
+    )
+    for shared, found in zip(groups, rows, strict=True):
         values[shared] = found[: len(shared)]
     return values
 

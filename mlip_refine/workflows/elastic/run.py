@@ -13,12 +13,13 @@ from mlip_refine.crystals.moduli import hill_average, reuss_average, voigt_avera
 from mlip_refine.crystals.relaxation import Rest
 from mlip_refine.crystals.symmetry import crystal_lattice
 from mlip_refine.crystals.tensors import rotate, stability
+from mlip_refine.data.kept_rows import rows_kept
 from mlip_refine.files import write_json
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore
-from mlip_refine.workflows.base import FRAMES, Run
+from mlip_refine.workflows.base import FRAMES, UNFINISHED, Run
 from mlip_refine.workflows.elastic import chosen_phases
 from mlip_refine.workflows.elastic.records import ElasticPoint, ElasticResult, PolycrystalModuli
 from mlip_refine.workflows.elastic.thermal import ThermalSettings, thermal_elasticity, thermal_settings
@@ -107,9 +108,10 @@ def run(prepared: Prepared, run: Run) -> ElasticResult:
     write_json(folder / "elastic.json", result.files()["elastic.json"])
     # Not `run.store`, whose frames belong to versions of packages: runs of earlier versions can be extended.
     store = FrameStore(folder / FRAMES, {"seed": run.seed})
-    for thermal_points in thermal_elasticity(potential, prepared.thermal, store):
-        result = replace(result, thermal=result.thermal + thermal_points)
-        write_json(folder / "thermal_elastic.json", result.files()["thermal_elastic.json"])
+    with rows_kept(folder / UNFINISHED):
+        for thermal_points in thermal_elasticity(potential, prepared.thermal, store):
+            result = replace(result, thermal=result.thermal + thermal_points)
+            write_json(folder / "thermal_elastic.json", result.files()["thermal_elastic.json"])
     return result
 
 

@@ -6,10 +6,11 @@ from ase.data import chemical_symbols
 
 from mlip_refine.config import Config, Phonons
 from mlip_refine.crystals.phonons.conductivity import require_phono3py
+from mlip_refine.data.kept_rows import rows_kept
 from mlip_refine.errors import InputError, MlipRefineError, StorageError
 from mlip_refine.potential import Potential
 from mlip_refine.progress import progress
-from mlip_refine.workflows.base import Run
+from mlip_refine.workflows.base import UNFINISHED, Run
 from mlip_refine.workflows.from_config import load_potential, require_interacting
 from mlip_refine.workflows.phonons.point import FAILURES, find_point, reason
 from mlip_refine.workflows.phonons.records import (
@@ -97,7 +98,8 @@ def run(prepared: Prepared, run: Run) -> PhononResult:
     with progress("phonons", len(prepared.tasks)) as tick:
         for done, task in enumerate(prepared.tasks, 1):
             try:
-                points.append(store.read(task) or find_point(potential, task, store))
+                with rows_kept(run.folder / UNFINISHED):
+                    points.append(store.read(task) or find_point(potential, task, store))
             except StorageError:
                 raise
             except FAILURES as error:
