@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from mlip_refine.config import config_from_dict
+from mlip_refine.data import kept_rows
 from mlip_refine.errors import InputError
 from mlip_refine.files import write_json
+from mlip_refine.potential import Potential, Work, batching
 from mlip_refine.testing import sigma_bound
 from mlip_refine.training.streaming import further_probes
 from mlip_refine.training.trainer import Trainer
@@ -187,6 +189,35 @@ def test_frames_are_removed_where_the_config_does_not_keep_them(tmp_path):
     found = elastic(config)
     assert read_thermal_elastic(found.folder) == found.thermal
     assert not (found.folder / "frames").exists()
+
+
+def test_born_terms_of_an_interrupted_run_are_not_computed_again(tmp_path, monkeypatch):
+    """Neither those of the temperature that was done, nor those of the one that was under way."""
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", 1)
+    monkeypatch.setattr(kept_rows, "_WORTH", 0.0)
+    in_chunks, done, stops = Potential.in_chunks, [], [6]
+
+    def counted(self, work, structures, evaluate):
+        for chunk in in_chunks(self, work, structures, evaluate):
+            if work is Work.BORN:
+                if len(done) in stops:
+                    stops.clear()
+                    raise KeyboardInterrupt
+                done.append(work)
+            yield chunk
+
+    monkeypatch.setattr(Potential, "in_chunks", counted)
+    settings = {"elastic": {"temperature": [300, 600], "born_every": 2}, "sampling": SHORT}
+    config = _config(tmp_path / "parts", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        elastic(config)
+    assert (config.run_folder / "unfinished").is_dir()
+    found = elastic(config, resume=True)
+    n = len(done)
+    assert not (config.run_folder / "unfinished").exists()
+    done.clear()
+    assert elastic(_config(tmp_path / "whole", **settings)).thermal == found.thermal
+    assert len(done) == n > 6
 
 
 def test_a_finished_run_goes_on_to_more_frames(tmp_path, monkeypatch):

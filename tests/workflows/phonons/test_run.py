@@ -24,8 +24,9 @@ from mlip_refine.config.sections.phonons import QuasiHarmonic
 from mlip_refine.crystals.phonons.conductivity import INTERACTION
 from mlip_refine.crystals.phonons.harmonic import HarmonicCrystal, forces
 from mlip_refine.crystals.relaxation import Rest
+from mlip_refine.data import kept_rows
 from mlip_refine.errors import InputError, MlipRefineError
-from mlip_refine.potential import Potential
+from mlip_refine.potential import Potential, Work, batching
 from mlip_refine.workflows.phonons import run as workflow
 from mlip_refine.workflows.phonons.point import expansion, find_point, gruneisen_parameters
 from mlip_refine.workflows.phonons.records import PhononPoint, PhononResult, read_phonons_json
@@ -268,6 +269,44 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, data: Path, monkeypatch:
     names = sorted(file.name for file in (result.folder / "crystals").iterdir())
     assert names == ["..%2Fsmall-reference.json", "mp-1%2FPBE-reference.json"]
     assert (result.folder / "mp-1%2FPBE-reference-bands.png").exists()
+
+
+def test_an_interrupted_crystal_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of second and third derivatives, also of other volumes, are computed once, to the same bits."""
+    pytest.importorskip("phono3py")
+    monkeypatch.setitem(batching.CHUNK_ATOMS, "cpu", 50)
+    monkeypatch.setattr(kept_rows, "_WORTH", 0.0)
+    in_chunks, done, stops = Potential.in_chunks, [], []
+
+    def counted(self: Potential, work: Work, structures: Any, evaluate: Any) -> Any:
+        for chunk in in_chunks(self, work, structures, evaluate):
+            # Relaxation of the primitive cell has second derivatives of its own.
+            if evaluate.__qualname__.startswith("evaluate_rows"):
+                if len(done) in stops:
+                    stops.clear()
+                    raise KeyboardInterrupt
+                done.append(work)
+            yield chunk
+
+    monkeypatch.setattr(Potential, "in_chunks", counted)
+    further = {"gruneisen": True, "conductivity": {"mesh": [2, 2, 2], "temperature": [300.0]}}
+    settings = {"phases": "hcp", "bands": False, **further}
+    whole = mlip_refine.phonons(_config(tmp_path / "whole", **settings))
+    n, second = len(done), done.index(Work.HESSIAN_GRADIENT)
+    assert not (whole.folder / "unfinished").exists()
+    done.clear()
+    config = _config(tmp_path / "parts", **settings)
+    # In the first Hessian, in that of another volume, and in the third derivatives.
+    for stop in (2, second - 1, n - 2):
+        stops.append(stop)
+        with pytest.raises(KeyboardInterrupt):
+            mlip_refine.phonons(config, resume=True)
+        assert len(done) == stop
+        assert (tmp_path / "parts" / "runs" / "tiny" / "unfinished").is_dir()
+    found = mlip_refine.phonons(config, resume=True)
+    assert len(done) == n
+    assert found.points == whole.points
+    assert not (found.folder / "unfinished").exists()
 
 
 def test_figures_are_left_out_where_the_config_wants_none(tmp_path: Path) -> None:
