@@ -156,9 +156,9 @@ def _read(folder: Path, name: str) -> list[Tensor]:
             whole, *parts = sealed_hdf5(path)
         except UNREADABLE_HDF5:
             break
-        found = {part.name: part.value for part in parts}
         if whole.attributes.get("name") != name:
             break
+        found = {part.name: part.value for part in parts if part.value is not None}
         values, shapes = torch.from_numpy(found["values"]), found["shapes"].tolist()
         sizes = [int(np.prod(shape)) for shape in shapes]
         rows += [row.reshape(shape) for row, shape in zip(values.split(sizes), shapes, strict=True)]

@@ -15,7 +15,20 @@ WORKER = Path(__file__).parent / "worker.py"
 DOORS = ("configs", "tables", "frames", "structures", "phonons", "initials", "models", "runs")
 SEED = int(os.environ.get("MLIP_REFINE_TEST_SEED", "0"))
 HANGS = 100.0
-"""Seconds after which a process that says nothing is stopped; a reader that Python can stop has 60."""
+"""Seconds of processor time after which a process that says nothing is stopped; a reader that Python can stop
+has 60."""
+
+WAITS = 1000.0
+"""Seconds after which it is stopped in any case; a reader that Python can stop has 600."""
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds that the processors have worked for a process, 0 when it is gone: a busy machine is no hang."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def read_faulty(door: str, first: int, last: int, folder: Path) -> Iterator[tuple[str, str]]:
@@ -26,18 +39,19 @@ def read_faulty(door: str, first: int, last: int, folder: Path) -> Iterator[tupl
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
-        heard = [time.monotonic()]
+        heard = [time.monotonic(), 0.0]
 
         def stop_a_hang(process: subprocess.Popen[str] = process, heard: list[float] = heard) -> None:
             while process.poll() is None:
-                if time.monotonic() - heard[0] > HANGS:
+                now = time.monotonic(), processor_seconds(process.pid)
+                if now[0] - heard[0] > WAITS or now[1] - heard[1] > HANGS:
                     process.kill()
                 time.sleep(0.5)
 
         threading.Thread(target=stop_a_hang, daemon=True).start()
         what = None
         for line in process.stdout:
-            heard[0] = time.monotonic()
+            heard[:] = time.monotonic(), processor_seconds(process.pid)
             said = json.loads(line)
             if "what" in said:
                 first, what = said["k"] + 1, f"{door} {said['k']}: {said['what']}"
