@@ -23,9 +23,9 @@ from mlip_refine.errors import SamplingError
 from mlip_refine.sampling.biases import BatchBias, BiasValues
 
 CUTOFF = 5.0
-"""Range of the pairs in σ: the energy there is 1.4e-11 p kT."""
+"""Range of the pairs in σ, unless another is given: the energy there is 1.4e-11 p kT."""
 
-SKIN = 1.0
+SKIN = 1.2
 """Width of the skin in σ: a wider one is searched less often, and has more pairs at every step."""
 
 ZETA = 1.3414872572509172
@@ -43,27 +43,30 @@ class UhlenbeckFord:
         sigma: Lengths σ of all pairs of species `[n_species, n_species]`, Å, float64, symmetric.
         kt: Thermal energy kT that sets the unit of energy, eV.
         strength: Strength p of the energy of this bias.
+        cutoff: Range in σ; energies are shifted to vanish there, which with the default changes nothing. A
+            shorter one is faster, and another fluid.
 
     Raises:
-        SamplingError: For lengths that are not above zero or not symmetric, an energy unit or a strength that
-            is not, or species without a length.
+        SamplingError: For lengths that are not above zero or not symmetric, an energy unit, a strength or a
+            range that is not, or species without a length.
     """
 
     species: Tensor
     sigma: Tensor
     kt: float
     strength: float = 1.0
+    cutoff: float = CUTOFF
 
     def __post_init__(self) -> None:
         """Refuse parameters that make no fluid."""
-        sigma, numbers = self.sigma, (self.kt, self.strength)
+        sigma, numbers = self.sigma, (self.kt, self.strength, self.cutoff)
         square = sigma.dim() == 2 and sigma.shape[0] == sigma.shape[1]
         if not (square and bool((sigma > 0).all()) and torch.equal(sigma, sigma.T)):
             raise SamplingError(
                 f"lengths of a Uhlenbeck-Ford fluid must be above 0 and symmetric, not {sigma.tolist()}"
             )
         if not all(math.isfinite(x) and x > 0 for x in (*numbers, float(sigma.sum()))):
-            raise SamplingError(f"kT and strength must be above 0 and finite, not {numbers}")
+            raise SamplingError(f"kT, strength and cutoff must be above 0 and finite, not {numbers}")
         if self.species.dim() != 1 or not bool(((self.species >= 0) & (self.species < len(sigma))).all()):
             raise SamplingError(f"every atom needs one of the {len(sigma)} species that have lengths")
 
@@ -93,7 +96,9 @@ class UhlenbeckFord:
         return float(0.5 * len(self.species) / volume * math.pi**1.5 * self.pair_lengths.pow(3).mean())
 
     def ideal_sum(self, volume: float) -> float:
-        """Return the mean of S in an ideal gas: the integral of every pair over the cell, divided by V.
+        """Return the mean of S in an ideal gas: the integral of every pair over space, divided by V.
+
+        That is of pairs without a cutoff.
 
         Args:
             volume: Volume of the cell, Å³.
@@ -102,7 +107,7 @@ class UhlenbeckFord:
 
     def key(self) -> bytes:
         """Return a hash of all parameters."""
-        state = hashlib.sha256(f"Uhlenbeck-Ford {CUTOFF} {self.kt!r} {self.strength!r}".encode())
+        state = hashlib.sha256(f"Uhlenbeck-Ford {self.cutoff!r} {self.kt!r} {self.strength!r}".encode())
         state.update(self.species.numpy().tobytes() + self.sigma.numpy().tobytes())
         return state.digest()
 
@@ -120,11 +125,14 @@ class UhlenbeckFord:
         return self.strength * self.kt * self.sums(positions, cells)
 
     def sums(self, positions: Tensor, cells: Tensor) -> Tensor:
-        """Return S of stored frames `[n]`, float64: βU of strength p is p S (see `energy`)."""
+        """Return S of stored frames `[n]`, float64: βU of strength p is p S (see `energy`).
+
+        The shapes are those of `energy`.
+        """
         return self._of_frames(positions, cells)[0]
 
     def closest(self, positions: Tensor, cells: Tensor) -> Tensor:
-        """Return the shortest distance between two atoms in stored frames `[n]`, Å; infinite beyond 5σ."""
+        """Return the shortest distance of two atoms in stored frames `[n]`, Å; infinite beyond the range."""
         return self._of_frames(positions, cells)[1]
 
     def _of_frames(self, positions: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +176,9 @@ class UhlenbeckFordBatch(BatchBias):
         """Set up without a list."""
         self._unit = fluid.strength * fluid.kt
         self._inverse_square = fluid.pair_lengths.pow(-2).to(device, dtype)
-        self._longest = float(fluid.sigma.max())
+        self._cutoff, self._longest = fluid.cutoff, float(fluid.sigma.max())
+        # ln(1 - exp(-r²/σ²)) at the cutoff
+        self._shift = math.log1p(-math.exp(-(fluid.cutoff**2)))
         self._uniform = bool((fluid.sigma == fluid.sigma[0, 0]).all())
         self._list: _Pairs | None = None
 
@@ -182,15 +192,15 @@ class UhlenbeckFordBatch(BatchBias):
         return {} if pairs is None else {"positions": pairs.positions, "cells": pairs.cells}
 
     def holds(self, positions: Tensor, cells: Tensor) -> bool:
-        """Return whether no pair can have come within 5σ since the list was made; false for NaN.
+        """Return whether no pair can have come within range since the list was made; false for NaN.
 
-        A pair at least R = 5σ + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of the
-        cell, d the largest displacement beside the affine one.
+        A pair at least R = range + skin apart is at least (1 - s)R - 2d apart now: s the largest strain of
+        the cell, d the largest displacement beside the affine one.
         """
         pairs = self._list
         if pairs is None:
             return False
-        reach, strain, origin = CUTOFF * self._longest, 0.0, pairs.positions
+        reach, strain, origin = self._cutoff * self._longest, 0.0, pairs.positions
         if not torch.equal(cells, pairs.cells):
             deformation = torch.linalg.solve(pairs.cells, cells)
             origin = pairs.positions @ deformation
@@ -200,7 +210,7 @@ class UhlenbeckFordBatch(BatchBias):
         return (1 - strain) * (reach + pairs.skin) - 2 * moved > reach
 
     def find(self, positions: Tensor, cells: Tensor, *, skin: float | None = None) -> None:
-        """Find all pairs within 5σ and a skin.
+        """Find all pairs within range and a skin.
 
         Args:
             positions: Finite positions `[n, n_atoms, 3]`, Å.
@@ -214,7 +224,7 @@ class UhlenbeckFordBatch(BatchBias):
         for start in range(0, n, size):
             chunk = slice(start, start + size)
             system, first, second, shifts = image_pairs(
-                positions[chunk], cells[chunk], CUTOFF * self._longest + skin
+                positions[chunk], cells[chunk], self._cutoff * self._longest + skin
             )
             parts.append((system + start, first + start * n_atoms, second + start * n_atoms, shifts))
         system, first, second = (torch.cat([part[k] for part in parts]) for k in range(3))
@@ -237,9 +247,9 @@ class UhlenbeckFordBatch(BatchBias):
         if self._list is None:
             self.find(positions, cells)
         pairs, vectors = self._vectors(positions, cells)
-        exponential = self._exponential(pairs, vectors)
+        exponential, terms = self._terms(pairs, vectors)
         n = len(positions)
-        energy = positions.new_zeros(n).index_add_(0, pairs.system, torch.log1p(-exponential))
+        energy = positions.new_zeros(n).index_add_(0, pairs.system, terms)
         # A pair pulls its first atom towards the second with du/dr / r times the vector between them, < 0.
         pull = exponential / (exponential - 1.0)
         pull *= 2.0 * self._unit * pairs.inverse_square
@@ -261,7 +271,7 @@ class UhlenbeckFordBatch(BatchBias):
     def sums_and_distances(self, positions: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Return S and the shortest distance of every system, both `[n]`; the list must hold."""
         pairs, vectors = self._vectors(positions, cells)
-        terms = torch.log1p(-self._exponential(pairs, vectors))
+        _, terms = self._terms(pairs, vectors)
         sums = positions.new_zeros(len(positions)).index_add_(0, pairs.system, terms)
         squares = positions.new_full((len(positions),), math.inf)
         squares.scatter_reduce_(0, pairs.system, _square(vectors), "amin")
@@ -284,11 +294,13 @@ class UhlenbeckFordBatch(BatchBias):
             vectors.append(vector)
         return pairs, vectors
 
-    def _exponential(self, pairs: _Pairs, vectors: list[Tensor]) -> Tensor:
-        """Return exp(-r²/σ²) of all pairs, zero beyond the cutoff."""
+    def _terms(self, pairs: _Pairs, vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return exp(-r²/σ²) and the shifted ln(1 - exp(-r²/σ²)) of all pairs, zero beyond the cutoff."""
         reduced = _square(vectors).mul_(pairs.inverse_square)
-        beyond = reduced > CUTOFF**2
-        return reduced.neg_().exp_().masked_fill_(beyond, 0.0)
+        beyond = reduced > self._cutoff**2
+        exponential = reduced.neg_().exp_().masked_fill_(beyond, 0.0)
+        terms = torch.log1p(-exponential).sub_(self._shift).masked_fill_(beyond, 0.0)
+        return exponential, terms
 
 
 def image_pairs(positions: Tensor, cells: Tensor, reach: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

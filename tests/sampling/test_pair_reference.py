@@ -47,25 +47,26 @@ def _gas(n: int, n_atoms: int, length: float, seed: int) -> tuple[Tensor, Tensor
 
 def _exact(fluid: UhlenbeckFord, positions: Tensor, cell: Tensor) -> tuple[float, np.ndarray, np.ndarray]:
     """Energy, forces and virial of one system from ASE's neighbours, every pair from both its ends."""
-    reach = CUTOFF * float(fluid.sigma.max())
+    reach = fluid.cutoff * float(fluid.sigma.max())
     atoms = Atoms(["H"] * len(positions), positions.numpy(), cell=cell.numpy(), pbc=True)
     i, j, d, vectors = neighbor_list("ijdD", atoms, reach)
     sigma = fluid.pair_lengths.numpy()[i, j]
-    inside = d < CUTOFF * sigma
+    inside = d < fluid.cutoff * sigma
     i, d, vectors, sigma = i[inside], d[inside], vectors[inside], sigma[inside]
     e = np.exp(-((d / sigma) ** 2))
     unit = fluid.strength * fluid.kt
-    energy = -0.5 * unit * np.log1p(-e).sum()
+    energy = -0.5 * unit * (np.log1p(-e) - np.log1p(-np.exp(-(fluid.cutoff**2)))).sum()
     push = (2 * unit * e / (1 - e) / sigma**2)[:, None] * vectors
     forces = np.zeros((len(positions), 3))
     np.add.at(forces, i, -push)
     return energy, forces, -0.5 * push.T @ vectors
 
 
+@pytest.mark.parametrize("cutoff", [CUTOFF, 2.5])
 @pytest.mark.parametrize("length", [3.1, 5.0, 9.0, 16.0])
-def test_energies_forces_and_virials_are_those_of_all_images(length: float) -> None:
+def test_energies_forces_and_virials_are_those_of_all_images(length: float, cutoff: float) -> None:
     """The range, 6.5 Å, is beyond twice the smallest cell, and far within half the largest."""
-    fluid = _two_species(12)
+    fluid = replace(_two_species(12), cutoff=cutoff)
     positions, cells = _gas(3, 12, length, seed=int(10 * length))
     found = fluid.on(CPU, torch.float64).energy_forces(positions, cells, virial=True)
     assert found.virial is not None
@@ -198,8 +199,9 @@ def test_energies_are_linear_in_the_strength_and_keys_tell_fluids_apart() -> Non
         UhlenbeckFord.of_one_length(12, 1.2, KT, 7.0).key(),
         UhlenbeckFord.of_one_length(12, 1.21, KT, 7.0).key(),
         UhlenbeckFord.of_one_length(12, 1.2, 1.1 * KT, 7.0).key(),
+        replace(_two_species(12), cutoff=4.0).key(),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert _two_species(12).key() == _two_species(12).key()
 
 
@@ -219,8 +221,8 @@ def test_the_shortest_distance_is_found_in_every_frame() -> None:
     [
         ({"sigma": torch.tensor([[1.0, 2.0], [1.5, 1.0]]).double()}, "above 0 and symmetric"),
         ({"sigma": torch.tensor([[0.0]]).double()}, "above 0 and symmetric"),
-        ({"strength": 0.0}, "kT and strength"),
-        ({"kt": math.nan}, "kT and strength"),
+        ({"strength": 0.0}, "kT, strength and cutoff"),
+        ({"kt": math.nan}, "kT, strength and cutoff"),
         ({"species": torch.tensor([0, 1])}, "1 species that have lengths"),
     ],
 )
