@@ -304,7 +304,7 @@ class UhlenbeckFordBatch(BatchBias):
 
 
 def image_pairs(positions: Tensor, cells: Tensor, reach: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find all pairs of atoms and images of atoms within reach, every pair once.
+    """Find all pairs of atoms and images of atoms within reach, every pair once, in canonical order.
 
     A pair whose fractional coordinates differ by f along an axis is no closer than |f| times the width of the
     cell across that axis. So each axis has few images, and most pairs have only the nearest one.
@@ -340,12 +340,27 @@ def image_pairs(positions: Tensor, cells: Tensor, reach: float) -> tuple[Tensor,
     if any(images):
         found.append(_other_images(differences, shifts, cells, (reach, widths, images), one == two))
     pair = torch.cat([group[0] for group in found])
+    translations = torch.stack([torch.cat([group[axis] for group in found]) for axis in (1, 2, 3)])
+    if any(images):
+        # Which image is the nearest changes with the positions; the order of sums must not.
+        order = torch.argsort(_code(pair, translations))
+        pair, translations = pair[order], translations[:, order]
     return (
         pair // len(one),
         first.view(-1).index_select(0, pair),
         second.view(-1).index_select(0, pair),
-        torch.stack([torch.cat([group[axis] for group in found]) for axis in (1, 2, 3)]),
+        translations,
     )
+
+
+def _code(pair: Tensor, translations: Tensor) -> Tensor:
+    """Return one number `[n]` for a pair and a translation: it sorts by the first, then by the second."""
+    if not len(pair):
+        return pair
+    for steps in translations.long():
+        lowest, highest = torch.stack([steps.min(), steps.max()]).tolist()
+        pair = pair * (highest - lowest + 1) + (steps - lowest)
+    return pair
 
 
 def _other_images(

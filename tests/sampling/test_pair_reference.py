@@ -21,7 +21,7 @@ from mlip_refine.sampling.md.state import BatchState
 from mlip_refine.sampling.no_potential import NoPotential
 from mlip_refine.sampling.pair_reference import CUTOFF, SKIN, ZETA, image_pairs
 from mlip_refine.sampling.state_points import Hamiltonian
-from mlip_refine.testing import LennardJones, sigma_bound
+from mlip_refine.testing import LennardJones, harmonic_reference, sigma_bound
 
 KT = 0.1
 CPU = torch.device("cpu")
@@ -334,3 +334,59 @@ def test_the_model_is_evaluated_for_frames_only_where_it_is_not_followed(open_gu
     structures = mixed.graphs.frames(frames.positions[0], frames.cells[0], atoms.numbers)
     torch.testing.assert_close(frames.model_energy[0], mixed.energies(structures), rtol=1e-10, atol=1e-10)
     assert float(frames.model_energy.abs().min()) > 0
+
+
+def test_a_run_that_was_interrupted_has_the_bits_of_one_that_was_not() -> None:
+    """Also in the middle of a segment, with lists that were found some steps before."""
+    atoms = bulk("Ar", "fcc", a=4.4, cubic=True) * 2
+    fluid, harmonic = UhlenbeckFord.of_one_length(32, 1.4, KT), harmonic_reference(atoms, {3.5: 1.0})
+    points = [
+        replace(_fluid_point("nvt", fluid, atoms), name=f"p{p}", hamiltonian=Hamiltonian(0.0, p, fluid))
+        for p in (1.0, 30.0)
+    ]
+    points.append(replace(points[0], name="crystal", hamiltonian=Hamiltonian(0.0, 1.0, harmonic)))
+    settings = MDSettings(timestep=8.0, friction=3.0, interval=80.0)
+
+    def dynamics() -> MolecularDynamics:
+        return MolecularDynamics.prepare(NoPotential([18]), points, settings, 4)
+
+    whole = dynamics()
+    whole.advance(30)
+    exact = whole.record(4)
+    first = dynamics()
+    first.advance(30)
+    saved: dict[str, Tensor] = {}
+
+    def stop(step: int) -> None:
+        if step == 30 + 23:
+            saved.update(first.snapshot(under_way=True))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.record(4, stop)
+    assert {"neighbours.0.positions", "neighbours.0.cells"} <= set(saved)
+    second = dynamics()
+    second.restore(saved)
+    found = second.record(4)
+    for name, run in exact.items():
+        for series in ("positions", "bias_energy", "kinetic_energy"):
+            assert torch.equal(getattr(found[name], series), getattr(run, series)), (name, series)
+
+
+def test_a_system_does_not_depend_on_the_others_of_its_batch() -> None:
+    """The list is made when an atom of any system has moved far: sums have one order all the same."""
+    atoms = bulk("Ar", "fcc", a=4.4, cubic=True) * 2
+    fluid = UhlenbeckFord.of_one_length(32, 1.4, KT)
+    assert atoms.cell.lengths().max() < 2 * CUTOFF * 1.4
+    points = [
+        replace(_fluid_point("nvt", fluid, atoms), name=f"p{p}", hamiltonian=Hamiltonian(0.0, p, fluid))
+        for p in (1.0, 10.0, 30.0)
+    ]
+    settings = MDSettings(timestep=8.0, friction=3.0, interval=80.0)
+    runs = []
+    for batch in (points, points[1:2]):
+        dynamics = MolecularDynamics.prepare(NoPotential([18]), batch, settings, 4)
+        dynamics.advance(30)
+        runs.append(dynamics.record(6)["p10.0"])
+    assert torch.equal(runs[0].positions, runs[1].positions)
+    assert torch.equal(runs[0].bias_energy, runs[1].bias_energy)
