@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlip_refine.workflows.free_energy import free_energy as free_energy
     from mlip_refine.workflows.from_config import load_potential as load_potential
     from mlip_refine.workflows.md import md as md
+    from mlip_refine.workflows.phase_diagram import phase_diagram as phase_diagram
     from mlip_refine.workflows.phonons import phonons as phonons
     from mlip_refine.workflows.transition import transition as transition
 

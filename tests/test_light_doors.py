@@ -69,6 +69,7 @@ def test_what_computes_nothing_imports_nothing_heavy(arguments: tuple[str, ...])
         ("free-energy", {"losses": [{"type": "replay", "weight": -1.0}]}, "weight"),
         ("md", {}, "no section md"),
         ("transition", {}, "no section transition"),
+        ("phase-diagram", {}, "no section phase_diagram"),
         ("transition", {"transition": TRANSITION | {"to": "bbc"}}, "names the phase 'bbc'"),
         ("md", {"md": {"temperature": 300, "phases": ["hpc"]}}, "names the phase 'hpc'"),
         ("elastic", {"elastic": {"presure": 1}}, "unknown key 'presure'"),

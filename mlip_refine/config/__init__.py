@@ -5,6 +5,7 @@ from mlip_refine.config.root import Config, Output, PotentialSection, config_sch
 from mlip_refine.config.section import Count, Paths, Section, Words
 from mlip_refine.config.sections.elastic import Elastic
 from mlip_refine.config.sections.md import MD
+from mlip_refine.config.sections.phase_diagram import Experiment, PhaseDiagram, PressureRange
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FreeEnergy, Guards, Sampling
@@ -35,6 +36,7 @@ __all__ = [
     "Elastic",
     "EnergyPerAtom",
     "Evaluation",
+    "Experiment",
     "FreeEnergy",
     "Guards",
     "Length",
@@ -42,11 +44,13 @@ __all__ = [
     "Output",
     "Paths",
     "Phase",
+    "PhaseDiagram",
     "Phonons",
     "PositiveEnergyPerAtom",
     "PositivePressure",
     "PotentialSection",
     "Pressure",
+    "PressureRange",
     "Rate",
     "ReplaySection",
     "Sampling",

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from mlip_refine.config.section import Section, Words, safe_word
 from mlip_refine.config.sections.elastic import Elastic
 from mlip_refine.config.sections.md import MD
+from mlip_refine.config.sections.phase_diagram import PhaseDiagram
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FreeEnergy, Sampling
@@ -105,6 +106,7 @@ class Config(Section):
     elastic: Elastic = Field(default_factory=Elastic, description="What `mlip-refine elastic` computes.")
     phonons: Phonons = Field(default_factory=Phonons, description="What `mlip-refine phonons` computes.")
     transition: Transition | None = Field(None, description="What `mlip-refine transition` computes.")
+    phase_diagram: PhaseDiagram | None = Field(None, description="What `mlip-refine phase-diagram` shows.")
     free_energy: FreeEnergy = Field(default_factory=FreeEnergy, description="Absolute free energies.")
     replay: ReplaySection | None = Field(
         None, description="Labelled frames that keep the model close to what it was trained on."

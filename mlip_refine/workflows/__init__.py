@@ -10,6 +10,7 @@ WORKFLOWS = (
     "mlip_refine.workflows.finetune:finetune",
     "mlip_refine.workflows.free_energy:free_energy",
     "mlip_refine.workflows.transition:transition",
+    "mlip_refine.workflows.phase_diagram:phase_diagram",
     "mlip_refine.workflows.md:md",
     "mlip_refine.workflows.elastic:elastic",
     "mlip_refine.workflows.phonons:phonons",

@@ -23,7 +23,6 @@ from mlip_refine.files import room_named, write_json
 from mlip_refine.workflows.run_folder import FILE_WIDTH, locked_run_folder, logged, packages
 
 if TYPE_CHECKING:
-    from mlip_refine.potential import Potential
     from mlip_refine.sampling import FrameStore
 
 TrustPickle = Annotated[
@@ -40,11 +39,27 @@ UNFINISHED = "unfinished"
 """Folder of a long calculation that is under way, in a run folder; it is removed at the end."""
 
 
+class Origin(Protocol):
+    """What the numbers of a run come from: a `Potential`, or what is known of one without loading it."""
+
+    @property
+    def hash(self) -> str:
+        """Hash of the model."""
+
+    @property
+    def head(self) -> str:
+        """Head of the model."""
+
+    @property
+    def device(self) -> object:
+        """Where was computed."""
+
+
 class Prepared(Protocol):
     """Checked input of a workflow."""
 
     @property
-    def potential(self) -> "Potential":
+    def potential(self) -> Origin:
         """The potential that the workflow starts from."""
 
 
@@ -239,7 +254,7 @@ def execute[P: Prepared, R: Result](
     return result
 
 
-def _provenance(workflow: Workflow[Any, Any], config: Config, potential: "Potential") -> dict[str, Any]:
+def _provenance(workflow: Workflow[Any, Any], config: Config, potential: Origin) -> dict[str, Any]:
     """Return where the numbers of a run come from; where it writes and reads does not count."""
     counted = config.model_copy(update={"output": type(config.output)(), "base": Path("/")})
     return {

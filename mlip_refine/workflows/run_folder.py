@@ -42,7 +42,7 @@ RESUMABLE = (
 )
 """Keys that may differ when any run is resumed: where it reads and writes, and when it stops."""
 
-ONE_VERB_SECTIONS = ("md", "elastic", "phonons")
+ONE_VERB_SECTIONS = ("md", "elastic", "phonons", "transition", "phase_diagram")
 """Sections that one verb alone reads: the runs of other verbs may be resumed with other values."""
 
 
