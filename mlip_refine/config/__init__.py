@@ -8,7 +8,7 @@ from mlip_refine.config.sections.md import MD
 from mlip_refine.config.sections.phase_diagram import Experiment, PhaseDiagram, PressureRange
 from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
-from mlip_refine.config.sections.sampling import FreeEnergy, Guards, Sampling
+from mlip_refine.config.sections.sampling import FiniteSize, FreeEnergy, Guards, Sampling
 from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
 from mlip_refine.config.sections.transition import Anchor, Transition
 from mlip_refine.config.units import (
@@ -37,6 +37,7 @@ __all__ = [
     "EnergyPerAtom",
     "Evaluation",
     "Experiment",
+    "FiniteSize",
     "FreeEnergy",
     "Guards",
     "Length",

@@ -351,6 +351,7 @@ def free_energy_settings(config: Config) -> FreeEnergySettings:
         dtype=sampling.dtype,
         accelerate=sampling.accelerate,
         max_error=section.max_error,
+        finite_size=section.finite_size,
         record=section.model_dump() | {"seed": config.seed, "dtype": sampling.dtype},
     )
 

@@ -80,7 +80,8 @@ class Phase(Section):
     )
     n_atoms: Count | None = Field(
         None,
-        description="Atoms in the cell, for a prototype; phases that are compared need equal numbers.",
+        description="Atoms in the cell, for a prototype; phases that are compared need equal numbers, unless "
+        "free_energy.finite_size is limit.",
     )
     a: Length | None = Field(
         None,

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from mlip_refine.config.section import Copies, Count, CountOrZero, Section
 from mlip_refine.config.units import PositiveEnergyPerAtom, Rate, Time, TimeOrZero, problem
 
+FiniteSize = Literal["limit", "cells"]
+
 
 class Guards(Section):
     """When a running system is set back to its last good state, reported, and in the end given up."""
@@ -128,6 +130,13 @@ class FreeEnergy(Section):
     fit: Time = Field(10000.0, description="Length of the run that the reference is fitted to, fs.")
     max_error: PositiveEnergyPerAtom | None = Field(
         0.3, description="Largest accepted standard error of a difference, meV/atom; null: any."
+    )
+
+    finite_size: FiniteSize | None = Field(
+        None,
+        description="What ΔG is of: large systems, the finite-size term of each cell taken out (limit), or "
+        "the cells themselves, which then need equal numbers of atoms (cells). null: limit if a phase is a "
+        "liquid, else cells.",
     )
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from mlip_refine.statistics import entropy_difference, exp_estimate
 
 
 class FreeEnergyDifference(EnsembleLoss):
-    """((ΔG_θ - target)/σ)² with ΔG_θ = ΔG_θ0 + ΔF^II - ΔF^I, all per atom.
+    """((ΔG_θ - target)/σ)² with ΔG_θ = ΔG_θ0 + ΔF^II - ΔF^I, all per atom of each phase's own cell.
 
     ΔF^α = F_θ - F_θ0 of phase α: the chain of references up to the one that drew the frames, then
     exponential reweighting to the current parameters (Zwanzig 1954). The gradient equals that of the dynamic
@@ -80,36 +80,31 @@ class FreeEnergyDifference(EnsembleLoss):
         return self._initial
 
     def evaluate(self, frames: Mapping[EnsembleSource, Frames]) -> LossResult:
-        """The loss, with ΔG and the effective sizes as diagnostics.
-
-        Raises:
-            InputError: If the two phases have different numbers of atoms.
-        """
+        """The loss, with ΔG and the effective sizes as diagnostics."""
         one, two = frames[self.phase_from], frames[self.phase_to]
-        if one.n_atoms != two.n_atoms:
-            raise InputError(
-                f"loss {self.name!r} compares phases of different size",
-                found=f"{one.n_atoms} and {two.n_atoms} atoms",
-                expected="equal numbers: the finite-size errors of ΔG cancel only then",
-            )
         change_one, change_two = (exp_estimate(f.work, f.inefficiency) for f in (one, two))
-        per_atom = 1.0 / (MEV * one.n_atoms)
-        # F_θ - F_θ0 of each cell, eV.
-        of_one, of_two = (e.value / f.beta + f.shift.value for e, f in ((change_one, one), (change_two, two)))
-        delta_g = self.initial.value + (of_two - of_one) * per_atom
+        # F_θ - F_θ0 of each cell per atom, meV. The cells may differ in size: a change of parameters changes
+        # their finite-size terms little, and the anchor is what compares them.
+        per_one, per_two = (1.0 / (MEV * f.n_atoms) for f in (one, two))
+        of_one = (change_one.value / one.beta + one.shift.value) * per_one
+        of_two = (change_two.value / two.beta + two.shift.value) * per_two
+        delta_g = self.initial.value + (of_two - of_one)
         residual = (delta_g - self.target.value) / self.target.uncertainty
         value = residual.square()
         errors = (
             self.initial.se,
-            *(s * per_atom for s in (one.shift.se, two.shift.se)),
-            *(e.se / f.beta * per_atom for e, f in ((change_one, one), (change_two, two))),
+            *(s * per for s, per in ((one.shift.se, per_one), (two.shift.se, per_two))),
+            change_one.se / one.beta * per_one,
+            change_two.se / two.beta * per_two,
         )
         se = float(torch.tensor(errors, dtype=torch.float64).norm())
         measured = Measured(float(delta_g.detach()), se, "meV/atom")
         temperature = self.options.temperature
         diagnostics = {"delta_g": measured, "temperature": Measured(temperature, 0.0, "K")}
         if one.mean_enthalpy is not None and two.mean_enthalpy is not None:
-            delta_h = (two.mean_enthalpy - one.mean_enthalpy).scaled(per_atom, "meV/atom")
+            of_cells = ((one.mean_enthalpy, per_one), (two.mean_enthalpy, per_two))
+            h_one, h_two = (enthalpy.scaled(per, "meV/atom") for enthalpy, per in of_cells)
+            delta_h = h_two - h_one
             diagnostics["delta_s"] = entropy_difference(temperature, measured, delta_h)
         deviation = Measured(measured.value - self.target.value, measured.se, measured.unit)
         components = {self.name: float(value.detach())}

@@ -6,7 +6,7 @@ the Jacobian N ln(V1/V0) in the work (targeted free-energy perturbation, Jarzyns
 of cells.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -170,20 +170,31 @@ def _energies(potential: Potential, run: Trajectory, cell: Tensor | None = None)
 
 
 def transition(
-    loss: FreeEnergyDifference, changes: Mapping[EnsembleSource, PhaseChange], n_atoms: int
+    loss: FreeEnergyDifference,
+    changes: Mapping[EnsembleSource, PhaseChange],
+    n_atoms: Sequence[int],
+    convention: str,
 ) -> Transition:
     """Return ΔG of a loss before and after, on its initial value as anchor.
 
     Args:
         loss: The loss.
         changes: G_θ - G_θ0 of its sources.
-        n_atoms: Atoms of the cell of each phase.
+        n_atoms: Atoms of the cells of both phases; changes per atom are those of large systems as far as the
+            finite-size terms stay what they are.
+        convention: What its initial value is of.
     """
     one, two = (changes[s] for s in loss.sources)
-    per_atom = 1 / (MEV * n_atoms)
-    after = loss.initial + (two.change - one.change).scaled(per_atom, "meV/atom")
-    h_before = (two.enthalpy_before - one.enthalpy_before).scaled(per_atom, "meV/atom")
-    h_after = (two.enthalpy_after - one.enthalpy_after).scaled(per_atom, "meV/atom")
+    n_one, n_two = n_atoms
+
+    def per_atom(of_one: Measured, of_two: Measured) -> Measured:
+        """Return the difference of two cells, eV, per atom."""
+        mine, other = (x.scaled(1 / (MEV * n), "meV/atom") for x, n in ((of_one, n_one), (of_two, n_two)))
+        return other - mine
+
+    after = loss.initial + per_atom(one.change, two.change)
+    h_before = per_atom(one.enthalpy_before, two.enthalpy_before)
+    h_after = per_atom(one.enthalpy_after, two.enthalpy_after)
     temperature = loss.options.temperature
     t_before, note_before = transition_temperature(
         temperature, loss.initial, entropy_difference(temperature, loss.initial, h_before)
@@ -196,7 +207,9 @@ def transition(
         name=loss.name,
         from_=loss.options.from_,
         to=loss.options.to,
-        n_atoms=n_atoms,
+        n_atoms=n_one,
+        n_atoms_to=n_two,
+        convention=convention,
         temperature_K=temperature,
         pressure_GPa=loss.options.pressure,
         target=Measured(loss.target.value, loss.target.uncertainty, loss.target.unit),

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured, error_of
+from mlip_refine.workflows.free_energy.records import CELLS, size_in_words
 from mlip_refine.workflows.records import MeasuredField, Record, read_text, validated
 
 FORMAT: Final = "mlip_refine summary 2"
@@ -55,7 +56,8 @@ class Transition(Record):
         name: Name of the loss.
         from_: Phase I.
         to: Phase II.
-        n_atoms: Atoms of the cell of each phase.
+        n_atoms: Atoms of the cell of phase I.
+        n_atoms_to: Atoms of the cell of phase II; `None` in files from a time when both had the same size.
         temperature_K: Temperature.
         pressure_GPa: Pressure.
         target: Wanted ΔG with its uncertainty, meV/atom.
@@ -67,12 +69,14 @@ class Transition(Record):
             not determine it: the notes say why.
         transition_after: The same of the refined potential.
         notes: Remarks on refused temperatures and stopped replicas.
+        convention: What ΔG is of: cells of N atoms, or the thermodynamic limit.
     """
 
     name: str
     from_: str = Field(alias="from")
     to: str
     n_atoms: int
+    n_atoms_to: int | None = None
     temperature_K: float  # noqa: N815 - the unit's own case
     pressure_GPa: float  # noqa: N815 - the unit's own case
     target: MeasuredField
@@ -83,6 +87,12 @@ class Transition(Record):
     transition_before: MeasuredField | None = Field(alias="transition_temperature_before")
     transition_after: MeasuredField | None = Field(alias="transition_temperature_after")
     notes: tuple[str, ...]
+    convention: str = CELLS
+
+    @property
+    def size(self) -> str:
+        """The cells in words (see `size_in_words`)."""
+        return size_in_words(self.convention, self.n_atoms, self.n_atoms_to or self.n_atoms)
 
     @property
     def met(self) -> bool | None:

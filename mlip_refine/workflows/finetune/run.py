@@ -56,8 +56,8 @@ from mlip_refine.workflows.free_energy.differences import (
     initial_free_energies,
     read_initial,
     require_crystals,
-    require_equal_sizes,
 )
+from mlip_refine.workflows.free_energy.finite_size import convention_of, require_comparable
 from mlip_refine.workflows.free_energy.records import FreeEnergyResult
 from mlip_refine.workflows.from_config import (
     ReplayData,
@@ -211,12 +211,13 @@ def prepare(config: Config) -> Prepared:
     given = {}
     for loss in losses:
         if isinstance(loss, FreeEnergyDifference):
-            require_equal_sizes(loss, points)
+            finite_size = config.free_energy.finite_size
+            require_comparable(loss, points, finite_size)
             if loss.options.initial == "compute":
                 require_crystals(loss, points, config.where)
             else:
                 path = config.resolve(loss.options.initial)
-                given[loss.name] = read_initial(path, loss, points, potential, timestep(config))
+                given[loss.name] = read_initial(path, loss, points, potential, timestep(config), finite_size)
     if replay is not None and config.replay is not None:
         losses = judged(replay, potential, losses, trusted=config.replay.trust_labels)
     elif own is None:
@@ -301,7 +302,12 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
         steps=trainer.step,
         converged=trainer.converged,
         transitions=tuple(
-            transition(loss, changes, len(prepared.points[loss.phase_from].atoms))
+            transition(
+                loss,
+                changes,
+                [len(prepared.points[source].atoms) for source in loss.sources],
+                convention_of(loss, prepared.points, prepared.free_energy.finite_size),
+            )
             for loss in prepared.matched
         ),
         phases=tuple(phase_record(source, change) for source, change in changes.items()),

@@ -53,7 +53,7 @@ def _print(console: Console, summary: Summary, folder: Path) -> None:
         target = f"  ΔG, meV/atom (target {t.target.value:g})"
         temperatures = (number(t.transition_before), number(t.transition_after))
         table.add_row(t.name, style="bold")
-        table.add_row(f"  {t.state}, N = {t.n_atoms}")
+        table.add_row(f"  {t.state}, {t.size}")
         table.add_row(target, number(t.before), number(t.after), number(change))
         table.add_row("  transition temperature, K", *temperatures)
     known = {t.name for t in summary.transitions}

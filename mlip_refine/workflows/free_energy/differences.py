@@ -7,14 +7,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mlip_refine.config import FiniteSize
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import MEV
 from mlip_refine.sampling import FrameStore, MDSettings, StatePoint
 from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
-from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings, absolute_free_energies
-from mlip_refine.workflows.free_energy.records import CONVENTION, FreeEnergyResult, PhaseFreeEnergy
+from mlip_refine.workflows.free_energy.finite_size import convention_of
+from mlip_refine.workflows.free_energy.frenkel_ladd import (
+    AbsoluteFreeEnergy,
+    LadderSettings,
+    absolute_free_energies,
+)
+from mlip_refine.workflows.free_energy.records import LIMIT, FreeEnergyResult, PhaseFreeEnergy
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class FreeEnergySettings:
         dtype: Precision of the dynamics.
         accelerate: How forces are computed (see `Potential.frozen_copy`).
         max_error: Largest accepted standard error of a difference, meV/atom; `None`: any.
+        finite_size: What differences are of (see `convention_of`).
         record: What a result file says of these settings.
     """
 
@@ -43,6 +50,7 @@ class FreeEnergySettings:
     dtype: str
     accelerate: Acceleration
     max_error: float | None
+    finite_size: FiniteSize | None
     record: Mapping[str, Any]
 
 
@@ -76,7 +84,9 @@ def initial_free_energies(
     for loss in losses:
         kept = folder / f"initial-{loss.name}.json"
         if loss.name not in given and kept.exists():
-            results[loss.name] = read_initial(kept, loss, points, potential, settings.timestep)
+            results[loss.name] = read_initial(
+                kept, loss, points, potential, settings.timestep, settings.finite_size
+            )
         elif loss.name not in given:
             missing.append(loss)
     if missing:
@@ -105,9 +115,11 @@ def compute_free_energies(
         store: Where frames are kept.
 
     Raises:
-        StatisticsError: If the windows do not overlap.
+        StatisticsError: If the windows do not overlap, or a finite-size term cannot be computed.
         SamplingError: If a phase does not stay what it is.
     """
+    conventions = {loss.name: convention_of(loss, points, settings.finite_size) for loss in losses}
+    limit = {s.name for loss in losses if conventions[loss.name] == LIMIT for s in loss.sources}
     sources = sorted({s for loss in losses for s in loss.sources})
     frozen = potential.frozen_copy(settings.dtype, settings.accelerate)
     cells = equilibrate_cells(
@@ -119,38 +131,54 @@ def compute_free_energies(
         store=store,
     )
     energies = absolute_free_energies(
-        frozen, list(cells.values()), settings.md, settings.ladder, seed=settings.seed, store=store
+        frozen,
+        list(cells.values()),
+        settings.md,
+        settings.ladder,
+        seed=settings.seed,
+        store=store,
+        limit=limit,
     )
     results = {}
     for loss in losses:
         one, two = (energies[s.name] for s in loss.sources)
-        n_atoms = len(one.point.atoms)
-        from_, to = (
-            PhaseFreeEnergy(
-                phase=name,
-                kind=_kind(end.point),
-                numbers=end.point.atoms.numbers.tolist(),
-                scaled_positions=np.round(end.point.atoms.get_scaled_positions(wrap=False), 12).tolist(),
-                cell=end.point.atoms.cell.array.tolist(),
-                gibbs=end.gibbs.scaled(1 / (MEV * n_atoms), "meV/atom"),
-                overlap=end.overlap,
-            )
-            for name, end in ((loss.options.from_, one), (loss.options.to, two))
-        )
-        difference = (two.gibbs - one.gibbs).scaled(1 / (MEV * n_atoms), "meV/atom")
+        convention = conventions[loss.name]
+        difference = two.per_atom(convention) - one.per_atom(convention)
         results[loss.name] = FreeEnergyResult(
             model_hash=potential.hash,
             head=potential.head,
             temperature_K=loss.options.temperature,
             pressure_GPa=loss.options.pressure,
-            n_atoms=n_atoms,
+            n_atoms=len(one.point.atoms),
             delta_g=difference,
-            from_=from_,
-            to=to,
+            from_=phase_free_energy(loss.options.from_, one, convention),
+            to=phase_free_energy(loss.options.to, two, convention),
             timestep_fs=settings.timestep,
             settings=dict(settings.record),
+            convention=convention,
         )
     return results
+
+
+def phase_free_energy(name: str, energy: AbsoluteFreeEnergy, convention: str) -> PhaseFreeEnergy:
+    """Return what a result file says of one phase.
+
+    Args:
+        name: Name of the phase in the config.
+        energy: Its absolute free energy.
+        convention: What G is of: `CELLS` or `LIMIT`.
+    """
+    atoms, term = energy.point.atoms, energy.size_term
+    return PhaseFreeEnergy(
+        phase=name,
+        kind=_kind(energy.point),
+        numbers=atoms.numbers.tolist(),
+        scaled_positions=np.round(atoms.get_scaled_positions(wrap=False), 12).tolist(),
+        cell=atoms.cell.array.tolist(),
+        gibbs=energy.per_atom(convention),
+        overlap=energy.overlap,
+        size_term_meV_per_atom=None if term is None else term / MEV / len(atoms),
+    )
 
 
 def read_initial(
@@ -159,6 +187,7 @@ def read_initial(
     points: Mapping[EnsembleSource, StatePoint],
     potential: Potential,
     timestep: float,
+    finite_size: FiniteSize | None = None,
 ) -> FreeEnergyResult:
     """Read ΔG of the initial model from a file that belongs to this model, state, time step and crystals.
 
@@ -168,6 +197,7 @@ def read_initial(
         points: State points of the sources of the loss.
         potential: The initial model.
         timestep: Time step of the run, fs.
+        finite_size: What the difference has to be of (see `convention_of`).
 
     Raises:
         InputError: With the first thing that does not match.
@@ -180,7 +210,7 @@ def read_initial(
         ("temperature (K)", result.temperature_K, options.temperature),
         ("pressure (GPa)", result.pressure_GPa, options.pressure),
         ("timestep (fs)", result.timestep_fs, timestep),
-        ("convention", result.convention, CONVENTION),
+        ("convention (free_energy.finite_size)", result.convention, convention_of(loss, points, finite_size)),
     ]
     for phase, source in ((result.from_, loss.phase_from), (result.to, loss.phase_to)):
         atoms, kind = points[source].atoms, _kind(points[source])
@@ -222,21 +252,6 @@ def in_result_cells(
 def _kind(point: StatePoint) -> Literal["crystal", "liquid"]:
     """Return what a free-energy file calls a phase."""
     return "liquid" if point.is_liquid else "crystal"
-
-
-def require_equal_sizes(loss: FreeEnergyDifference, points: Mapping[EnsembleSource, StatePoint]) -> None:
-    """Refuse phases of different size or composition.
-
-    Raises:
-        InputError: With both sizes.
-    """
-    one, two = (sorted(points[s].atoms.numbers.tolist()) for s in loss.sources)
-    if one != two:
-        raise InputError(
-            f"loss {loss.name!r} compares cells of different content",
-            found=f"{len(one)} atoms of {loss.options.from_!r}, {len(two)} of {loss.options.to!r}",
-            expected="equal numbers of the same atoms: finite-size errors of ΔG cancel only then",
-        )
 
 
 def require_crystals(

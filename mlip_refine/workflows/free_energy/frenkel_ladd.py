@@ -3,13 +3,15 @@
 All windows, phases and replicas are systems of one batch; MBAR over the ladder gives F and its error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from mlip_refine.crystals.phonons.size_limit import harmonic_size_term
+from mlip_refine.errors import MlipRefineError, SamplingError, StatisticsError
 from mlip_refine.potential import Potential
-from mlip_refine.quantities import KB, Measured
+from mlip_refine.quantities import KB, MEV, Measured
 from mlip_refine.sampling import (
     FrameStore,
     Hamiltonian,
@@ -24,6 +26,7 @@ from mlip_refine.sampling import (
     sample,
 )
 from mlip_refine.statistics import mbar, require_overlap
+from mlip_refine.workflows.free_energy.records import LIMIT
 
 FITS = {"einstein": fit_einstein, "harmonic": fit_harmonic}
 
@@ -55,6 +58,8 @@ class AbsoluteFreeEnergy:
         reference: Free energy of the harmonic reference, eV.
         overlap: Smallest overlap between neighbouring windows.
         inefficiency: Largest statistical inefficiency among the windows, in frames.
+        size_term: Finite-size term kT δ_N of the whole cell, eV: what is to be subtracted from `gibbs` for N
+            atoms of a large system; `None` where it was not asked for.
     """
 
     point: StatePoint
@@ -62,6 +67,16 @@ class AbsoluteFreeEnergy:
     reference: float
     overlap: float
     inefficiency: float
+    size_term: float | None = None
+
+    def per_atom(self, convention: str) -> Measured:
+        """Return G per atom, meV/atom, of the cell (`CELLS`) or of a large system (`LIMIT`)."""
+        n_atoms, gibbs = len(self.point.atoms), self.gibbs
+        if convention == LIMIT:
+            if self.size_term is None:
+                raise MlipRefineError(f"the finite-size term of {self.point.name} was not computed")
+            gibbs = Measured(gibbs.value - self.size_term, gibbs.se, gibbs.unit)
+        return gibbs.scaled(1 / (MEV * n_atoms), "meV/atom")
 
 
 def absolute_free_energies(
@@ -73,6 +88,7 @@ def absolute_free_energies(
     seed: int,
     stage: str = "free-energy",
     store: FrameStore | None = None,
+    limit: Collection[str] = (),
 ) -> dict[str, AbsoluteFreeEnergy]:
     """Compute absolute free energies of crystals in their given cells.
 
@@ -84,12 +100,14 @@ def absolute_free_energies(
         seed: Random seed of all sampling.
         stage: Name of the sampling in the store.
         store: Where frames are kept; an interrupted calculation continues from it.
+        limit: Names of the points whose finite-size term is computed, from the harmonic crystal that is
+            fitted to the sampled covariance.
 
     Returns:
         A free energy per point name.
 
     Raises:
-        StatisticsError: If neighbouring windows do not overlap.
+        StatisticsError: If neighbouring windows do not overlap, or the harmonic crystal has imaginary modes.
         SamplingError: If a phase does not stay what it is, or the reference cannot be fitted.
     """
     # The reference is bound to the very sites: it cannot describe a crystal that slipped to equivalent ones.
@@ -99,10 +117,15 @@ def absolute_free_energies(
     first = last_frames(fits)
     references: dict[str, HarmonicReference] = {}
     windows: dict[str, list[StatePoint]] = {}
+    size_terms: dict[str, float] = {}
     for p in points:
         fit = fits[p.name]
         reference = FITS[ladder.reference](fit.point.atoms, fit.positions[fit.kept], p.temperature)
         references[p.name] = reference
+        if p.name in limit:
+            # Springs to fixed sites have no phonons: the fit of force constants takes their place.
+            fitted = _fitted_phonons(fit) if ladder.reference == "einstein" else reference
+            size_terms[p.name] = _size_term(p, fitted)
         windows[p.name] = [
             replace(p, name=f"{p.name}~{i:02d}", hamiltonian=Hamiltonian(1 - x, x, reference))
             for i, x in enumerate(torch.linspace(0, 1, ladder.windows).tolist())
@@ -118,12 +141,37 @@ def absolute_free_energies(
         start={w.name: first[name] for name, of_point in windows.items() for w in of_point},
     )
     return {
-        p.name: _free_energy(p, references[p.name], [runs[w.name] for w in windows[p.name]]) for p in points
+        p.name: _free_energy(
+            p, references[p.name], [runs[w.name] for w in windows[p.name]], size_terms.get(p.name)
+        )
+        for p in points
     }
 
 
+def _fitted_phonons(fit: Trajectory) -> HarmonicReference:
+    """Return the harmonic crystal with the sampled covariance, for the finite-size term alone."""
+    atoms, positions = fit.point.atoms, fit.positions[fit.kept]
+    try:
+        return fit_harmonic(atoms, positions, fit.point.temperature)
+    except SamplingError as error:
+        raise SamplingError(
+            f"{len(positions)} frames do not determine the force constants of {fit.point.name}, which "
+            "free_energy.finite_size: limit needs: sample longer for the fit (free_energy.fit), or use "
+            "finite_size: cells"
+        ) from error
+
+
+def _size_term(point: StatePoint, crystal: HarmonicReference) -> float:
+    """Return the finite-size term kT δ_N of a point's whole cell, eV."""
+    try:
+        term = harmonic_size_term(point.atoms, crystal.force_constants, point.temperature)
+    except StatisticsError as error:
+        raise StatisticsError(f"{point.name}: {error.problem}", needed=error.needed) from error
+    return KB * point.temperature * term
+
+
 def _free_energy(
-    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory]
+    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory], size_term: float | None
 ) -> AbsoluteFreeEnergy:
     """Return G of a point by MBAR over its windows, from λ = 0 (the model) to 1 (the reference).
 
@@ -141,4 +189,4 @@ def _free_energy(
     to_model, se = result.difference(len(runs) - 1, 0)
     free = reference.free_energy(point.temperature, point.atoms.cell.volume)
     gibbs = Measured(free + kt * to_model + point.pv, kt * se, "eV")
-    return AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency))
+    return AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency), size_term)

@@ -14,7 +14,15 @@ from mlip_refine.workflows.records import MeasuredField, Record, validated, writ
 
 FORMAT: Final = "mlip_refine free energies 2"
 FORMAT_1 = "mlip_refine free energies 1"
-CONVENTION = "G = F + PV of the whole cell, centre of mass in V/N (Freitas, Asta and de Koning 2016)"
+CELLS: Final = "cells of N atoms"
+"""Convention of a difference of cells as they are: G = F + PV of N atoms in a periodic cell, whose centre of
+mass moves in V/N (Freitas, Asta and de Koning 2016)."""
+
+LIMIT: Final = "thermodynamic limit"
+"""Convention of a difference of large systems: the finite-size term of each cell is subtracted."""
+
+EARLIER_CELLS = "G = F + PV of the whole cell, centre of mass in V/N (Freitas, Asta and de Koning 2016)"
+"""What files said of `CELLS` before there was another convention."""
 
 
 def _energy(measured: Measured) -> Measured:
@@ -44,8 +52,11 @@ class PhaseFreeEnergy(Record):
         kind: Whether it is a crystal or a liquid.
         scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors; of a liquid, a frame.
         cell: Cell at the wanted pressure, rows in Å.
-        gibbs: G = F + PV, meV/atom.
+        gibbs: G = F + PV by the convention of the result, meV/atom.
         overlap: Smallest overlap between neighbouring windows.
+        size_term_meV_per_atom: Finite-size term kT δ_N/N of the cell, which `gibbs` does not contain in the
+            thermodynamic limit; `None` where it was not computed, in cells of N atoms. Its error is
+            systematic.
     """
 
     phase: str
@@ -55,6 +66,7 @@ class PhaseFreeEnergy(Record):
     cell: Annotated[list[Vector], Field(min_length=3, max_length=3)]
     gibbs: EnergyField
     overlap: Finite
+    size_term_meV_per_atom: Finite | None = None  # noqa: N815 - the unit's own case
 
     @model_validator(mode="after")
     def _a_site_for_every_atom(self) -> Self:
@@ -72,13 +84,13 @@ class FreeEnergyResult(Record):
         head: Head of the model.
         temperature_K: Temperature.
         pressure_GPa: Pressure.
-        n_atoms: Atoms per cell: finite-size errors cancel only between equal sizes.
+        n_atoms: Atoms of the cell of phase I.
         delta_g: The difference, meV/atom.
         from_: Phase I.
         to: Phase II.
         timestep_fs: Time step of the dynamics.
         settings: How it was computed.
-        convention: What G contains.
+        convention: What G is of: `CELLS` or `LIMIT`.
     """
 
     format: Literal["mlip_refine free energies 2"] = FORMAT
@@ -92,7 +104,12 @@ class FreeEnergyResult(Record):
     to: PhaseFreeEnergy
     timestep_fs: Annotated[Finite, Field(gt=0)]
     settings: dict[str, Any]
-    convention: str = CONVENTION
+    convention: str = CELLS
+
+    @property
+    def size(self) -> str:
+        """The cells in words (see `size_in_words`)."""
+        return size_in_words(self.convention, len(self.from_.numbers), len(self.to.numbers))
 
     def write(self, path: Path) -> None:
         """Write the result as JSON, atomically."""
@@ -100,7 +117,7 @@ class FreeEnergyResult(Record):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a result file, also of the first format.
+        """Read a result file, also of the first format, and of a time when there was one convention.
 
         Raises:
             InputError: If the file is missing or is not one.
@@ -121,7 +138,21 @@ class FreeEnergyResult(Record):
                 if isinstance(entry, dict) and all(key in entry for key in keys):
                     value, se = (entry.pop(key) for key in keys)
                     entry[name] = {"value": value, "se": se, "unit": "meV/atom"}
+        if data.get("convention") == EARLIER_CELLS:
+            data["convention"] = CELLS
         return validated(cls, data, str(path), "free-energy file")
+
+
+def size_in_words(convention: str, n_from: int, n_to: int) -> str:
+    """Return what a difference is of: `N = 54`, or `N → ∞ (from 54 and 128)`.
+
+    Args:
+        convention: Its convention, `CELLS` or `LIMIT`.
+        n_from: Atoms of the cell of phase I.
+        n_to: Atoms of the cell of phase II.
+    """
+    sizes = f"{n_from}" if n_from == n_to else f"{n_from} and {n_to}"
+    return f"N → ∞ (from {sizes})" if convention == LIMIT else f"N = {sizes}"
 
 
 @dataclass(frozen=True)

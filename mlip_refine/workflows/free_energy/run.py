@@ -13,8 +13,8 @@ from mlip_refine.workflows.free_energy.differences import (
     FreeEnergySettings,
     initial_free_energies,
     require_crystals,
-    require_equal_sizes,
 )
+from mlip_refine.workflows.free_energy.finite_size import require_comparable
 from mlip_refine.workflows.free_energy.records import FreeEnergies
 from mlip_refine.workflows.from_config import (
     bind_losses,
@@ -60,7 +60,7 @@ def prepare(config: Config) -> Prepared:
     losses, points = bind_losses(config, specs, potential, trained=False)
     computed = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
     for loss in computed:
-        require_equal_sizes(loss, points)
+        require_comparable(loss, points, config.free_energy.finite_size)
         require_crystals(loss, points, config.where)
     config = with_timestep(config, potential, points.values())
     needed = {source for loss in computed for source in loss.sources}
@@ -92,6 +92,6 @@ def show(console: Console, result: FreeEnergies) -> None:
     for name, found in result.results.items():
         console.print(
             f"{name}: G({found.to.phase}) - G({found.from_.phase}) = {found.delta_g} at "
-            f"{found.temperature_K:g} K, {found.pressure_GPa:g} GPa, N = {found.n_atoms}"
+            f"{found.temperature_K:g} K, {found.pressure_GPa:g} GPa, {found.size}"
         )
     console.print(f"written to {result.folder}")
