@@ -173,15 +173,42 @@ def fit_harmonic(atoms: Atoms, positions: Tensor, temperature: float) -> Harmoni
     Raises:
         SamplingError: If there are too few frames for a covariance of full rank.
     """
-    root = _masses(atoms).repeat_interleave(3).sqrt()
-    u = _displacements(atoms, positions).flatten(1)
-    covariance = symmetrise(u.T @ u / len(u), atoms) * root[:, None] * root
-    values, vectors = torch.linalg.eigh(covariance)
-    if values[3] <= 1e-8 * values[-1]:
+    found = harmonic_from_covariance(atoms, displacement_covariance(atoms, positions), temperature)
+    if found is None:
         raise SamplingError(
-            f"{len(u)} frames do not determine the covariance of {len(atoms)} atoms: "
+            f"{len(positions)} frames do not determine the covariance of {len(atoms)} atoms: "
             "sample longer for the fit (free_energy.fit) or use reference: einstein"
         )
+    return found
+
+
+def displacement_covariance(atoms: Atoms, positions: Tensor) -> Tensor:
+    """Return ⟨u uᵀ⟩ of displacements without their centre of mass `[3N, 3N]`, Å².
+
+    It is averaged over the space group.
+
+    Args:
+        atoms: The ideal crystal (sites and cell).
+        positions: Frames `[n, n_atoms, 3]`, Å, unwrapped.
+    """
+    u = _displacements(atoms, positions).flatten(1)
+    return symmetrise(u.T @ u / len(u), atoms)
+
+
+def harmonic_from_covariance(
+    atoms: Atoms, covariance: Tensor, temperature: float
+) -> HarmonicReference | None:
+    """Return the harmonic crystal of a covariance of displacements; `None` if that is not of full rank.
+
+    Args:
+        atoms: The ideal crystal (sites and cell).
+        covariance: Covariance `[3N, 3N]`, Å², of displacements without their centre of mass.
+        temperature: Temperature, K.
+    """
+    root = _masses(atoms).repeat_interleave(3).sqrt()
+    values, vectors = torch.linalg.eigh(covariance * root[:, None] * root)
+    if values[3] <= 1e-8 * values[-1]:
+        return None
     dynamical = (vectors[:, 3:] * (KB * temperature / values[3:])) @ vectors[:, 3:].T
     return HarmonicReference(_sites(atoms), dynamical * root[:, None] * root, _masses(atoms))
 
@@ -189,22 +216,29 @@ def fit_harmonic(atoms: Atoms, positions: Tensor, temperature: float) -> Harmoni
 def symmetrise(matrix: Tensor, atoms: Atoms) -> Tensor:
     """Return a `[3N, 3N]` matrix averaged over the space group operations of the crystal.
 
-    An operation has a Cartesian rotation, and takes site i to site permutation[i].
+    An operation has a Cartesian rotation, and takes site i to site permutation[i]. Every operation is a
+    lattice translation followed by the one that was chosen for its rotation, so that the mean over the group
+    is the mean over the translations, and then over one operation for every rotation.
     """
     n, cell, scaled = len(atoms), np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
     crystal: Any = (cell, scaled, atoms.numbers)
     data = spglib.get_symmetry(crystal, symprec=SYMMETRY_TOLERANCE)
     if data is None:
         return matrix
+    translations = [i for i, w in enumerate(data["rotations"]) if (w == np.eye(3)).all()]
+    one_each = np.unique(data["rotations"], axis=0, return_index=True)[1].tolist()
     blocks = matrix.view(n, 3, n, 3).permute(0, 2, 1, 3)
-    total = torch.zeros_like(blocks)
-    for w, t in zip(data["rotations"], data["translations"], strict=True):
-        delta = (scaled @ w.T + t)[:, None] - scaled
-        distances = np.linalg.norm((delta - np.round(delta)) @ cell, axis=-1)
-        permutation = torch.from_numpy(distances.argmin(1))
-        rotation = torch.from_numpy(cell.T @ w @ np.linalg.inv(cell.T))
-        total += rotation.T @ blocks[permutation][:, permutation] @ rotation
-    return (total / len(data["rotations"])).permute(0, 2, 1, 3).reshape(3 * n, 3 * n)
+    for operations in (translations, one_each):
+        total = torch.zeros_like(blocks)
+        for i in operations:
+            w, t = data["rotations"][i], data["translations"][i]
+            delta = (scaled @ w.T + t)[:, None] - scaled
+            distances = np.linalg.norm((delta - np.round(delta)) @ cell, axis=-1)
+            permutation = torch.from_numpy(distances.argmin(1))
+            rotation = torch.from_numpy(cell.T @ w @ np.linalg.inv(cell.T))
+            total += rotation.T @ blocks[permutation][:, permutation] @ rotation
+        blocks = total / len(operations)
+    return blocks.permute(0, 2, 1, 3).reshape(3 * n, 3 * n)
 
 
 def _displacements(atoms: Atoms, positions: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import spglib
 import torch
 from ase import Atoms
 from ase.build import bulk
@@ -136,6 +137,30 @@ def test_symmetrise_leaves_symmetric_force_constants_alone(kind: str) -> None:
     atoms, reference = testing.harmonic_crystal(kind)
     k = reference.force_constants
     torch.testing.assert_close(symmetrise(k, atoms), k, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["bcc", "hcp", "NaCl"])
+def test_symmetrise_is_the_mean_over_all_operations(kind: str) -> None:
+    """Also in a cell that has fewer rotations than the crystal, and with screws and glides."""
+    atoms = {
+        "bcc": lambda: bulk("Ti", "bcc", a=3.25, cubic=True) * (2, 2, 1),
+        "hcp": lambda: bulk("Ti", "hcp", a=2.93, c=4.65) * (2, 2, 1),
+        "NaCl": lambda: bulk("NaCl", "rocksalt", a=5.64, cubic=True),
+    }[kind]()
+    n, cell, scaled = len(atoms), atoms.cell.array, atoms.get_scaled_positions()
+    noise = np.random.default_rng(8).normal(size=(3 * n, 3 * n))
+    data = spglib.get_symmetry((cell, scaled, atoms.numbers), symprec=1e-3)
+    mean = np.zeros_like(noise)
+    for w, t in zip(data["rotations"], data["translations"], strict=True):
+        operation = np.zeros_like(noise)
+        for i, moved in enumerate(scaled @ w.T + t):
+            away = moved - scaled
+            (j,) = np.flatnonzero(np.abs(away - np.rint(away)).max(1) < 1e-6)
+            operation[3 * j : 3 * j + 3, 3 * i : 3 * i + 3] = cell.T @ w @ np.linalg.inv(cell.T)
+        mean += operation.T @ noise @ operation
+    found = symmetrise(torch.from_numpy(noise), atoms)
+    assert len(data["rotations"]) > len(np.unique(data["rotations"], axis=0)) > 4
+    np.testing.assert_allclose(found.numpy(), mean / len(data["rotations"]), rtol=0, atol=1e-12)
 
 
 def test_symmetrise_projects() -> None:

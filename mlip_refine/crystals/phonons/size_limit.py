@@ -32,9 +32,13 @@ from mlip_refine.crystals.phonons.dynamical_matrix import BlochSums, frequencies
 from mlip_refine.crystals.symmetry import TOLERANCE, primitive_cell
 from mlip_refine.data.phonons.spacegroups import Translations
 from mlip_refine.errors import InputError, StatisticsError
-from mlip_refine.quantities import HBAR, KB
+from mlip_refine.quantities import HBAR, KB, Measured
 from mlip_refine.sampling import HarmonicReference
-from mlip_refine.sampling.references import AMU_A2_FS2
+from mlip_refine.sampling.references import (
+    AMU_A2_FS2,
+    displacement_covariance,
+    harmonic_from_covariance,
+)
 
 DENSITY = 3.0
 """Points of the coarse mesh along a reciprocal vector, per edge of the supercell in primitive cells. With the
@@ -43,6 +47,9 @@ fine mesh that leaves errors of δ_N below 2e-4, and of 6e-4 where modes are sof
 SAME = 1e-3
 """Deviation from translational symmetry and from the sum rule, over the largest force constant, that is noise
 of single precision and not another crystal."""
+
+BLOCKS = 10
+"""Blocks of frames that the error of a sampled term is found from."""
 
 _TERMS = 4_000_000
 """Complex numbers of one batch of Bloch sums."""
@@ -191,3 +198,43 @@ def harmonic_size_term(crystal: Atoms, force_constants: Tensor, temperature: flo
     n_modes = 3 * len(crystal) / phonons.n_cells
     of_infinite = 0.5 * mean + n_modes * math.log(HBAR / kt / math.sqrt(AMU_A2_FS2))
     return of_cell - phonons.n_cells * of_infinite
+
+
+def sampled_size_term(crystal: Atoms, positions: Tensor, temperature: float) -> Measured:
+    """Return δ_N of a crystal from its displacements at temperature, in kT, by `harmonic_size_term`.
+
+    The force constants are those with the sampled covariance, kT K⁻¹ = ⟨u uᵀ⟩, averaged over the space group.
+    The logarithm of noisy ones is biased in proportion to the inverse of the number of frames. The jackknife
+    over blocks of frames takes that away, and gives the standard error (Efron and Stein, Ann. Stat. 9, 586,
+    1981). The error does not know that the crystal is not harmonic.
+
+    Args:
+        crystal: Ideal crystal of N atoms in its supercell.
+        positions: Frames `[n, N, 3]`, Å, unwrapped, in the order of time, run after run.
+        temperature: Temperature, K.
+
+    Raises:
+        SamplingError: If a vibration of the supercell is imaginary.
+        StatisticsError: If the frames do not determine the covariance, or a mode between the wave vectors of
+            the supercell is imaginary.
+    """
+    blocks = [block for block in positions.tensor_split(BLOCKS) if len(block)]
+    shares = torch.tensor([len(block) / len(positions) for block in blocks], dtype=torch.float64)
+    covariances = torch.stack([displacement_covariance(crystal, block) for block in blocks])
+    total = torch.einsum("b,bij->ij", shares, covariances)
+
+    def term(covariance: Tensor) -> float:
+        found = harmonic_from_covariance(crystal, covariance, temperature)
+        if found is None or len(blocks) < BLOCKS:
+            raise StatisticsError(
+                f"{len(positions)} frames do not determine the force constants of {len(crystal)} atoms",
+                needed="a longer free_energy.fit or production",
+            )
+        return harmonic_size_term(crystal, found.force_constants, temperature)
+
+    whole = term(total)
+    without = [
+        term((total - share * own) / (1 - share)) for share, own in zip(shares, covariances, strict=True)
+    ]
+    mean, n = float(np.mean(without)), len(without)
+    return Measured(n * whole - (n - 1) * mean, math.sqrt((n - 1) * float(np.var(without))), "")

@@ -177,7 +177,7 @@ def phase_free_energy(name: str, energy: AbsoluteFreeEnergy, convention: str) ->
         cell=atoms.cell.array.tolist(),
         gibbs=energy.per_atom(convention),
         overlap=energy.overlap,
-        size_term_meV_per_atom=None if term is None else term / MEV / len(atoms),
+        size_term=None if term is None else term.scaled(1 / (MEV * len(atoms)), "meV/atom"),
     )
 
 

@@ -29,7 +29,7 @@ def convention_of(
         finite_size: What the config says; `None`: `limit` where a phase is a liquid, else `cells`.
     """
     if finite_size is None:
-        liquid = any(points[source].identity == "liquid" for source in loss.sources)
+        liquid = any(points[source].is_liquid for source in loss.sources)
         finite_size = "limit" if liquid else "cells"
     return LIMIT if finite_size == "limit" else CELLS
 

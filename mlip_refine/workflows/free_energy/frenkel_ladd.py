@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mlip_refine.crystals.phonons.size_limit import harmonic_size_term
-from mlip_refine.errors import MlipRefineError, SamplingError, StatisticsError
+from mlip_refine.crystals.phonons.size_limit import sampled_size_term
+from mlip_refine.errors import MlipRefineError, StatisticsError
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import KB, MEV, Measured
 from mlip_refine.sampling import (
@@ -67,7 +67,7 @@ class AbsoluteFreeEnergy:
     reference: float
     overlap: float
     inefficiency: float
-    size_term: float | None = None
+    size_term: Measured | None = None
 
     def per_atom(self, convention: str) -> Measured:
         """Return G per atom, meV/atom, of the cell (`CELLS`) or of a large system (`LIMIT`)."""
@@ -75,7 +75,7 @@ class AbsoluteFreeEnergy:
         if convention == LIMIT:
             if self.size_term is None:
                 raise MlipRefineError(f"the finite-size term of {self.point.name} was not computed")
-            gibbs = Measured(gibbs.value - self.size_term, gibbs.se, gibbs.unit)
+            gibbs = gibbs - self.size_term
         return gibbs.scaled(1 / (MEV * n_atoms), "meV/atom")
 
 
@@ -100,14 +100,14 @@ def absolute_free_energies(
         seed: Random seed of all sampling.
         stage: Name of the sampling in the store.
         store: Where frames are kept; an interrupted calculation continues from it.
-        limit: Names of the points whose finite-size term is computed, from the harmonic crystal that is
-            fitted to the sampled covariance.
+        limit: Names of the points whose finite-size term is computed (`sampled_size_term`), from the frames
+            of the fit and of the window of the model alone, whatever the reference.
 
     Returns:
         A free energy per point name.
 
     Raises:
-        StatisticsError: If neighbouring windows do not overlap, or the harmonic crystal has imaginary modes.
+        StatisticsError: If neighbouring windows do not overlap, or the frames do not determine a size term.
         SamplingError: If a phase does not stay what it is, or the reference cannot be fitted.
     """
     # The reference is bound to the very sites: it cannot describe a crystal that slipped to equivalent ones.
@@ -117,15 +117,10 @@ def absolute_free_energies(
     first = last_frames(fits)
     references: dict[str, HarmonicReference] = {}
     windows: dict[str, list[StatePoint]] = {}
-    size_terms: dict[str, float] = {}
     for p in points:
         fit = fits[p.name]
         reference = FITS[ladder.reference](fit.point.atoms, fit.positions[fit.kept], p.temperature)
         references[p.name] = reference
-        if p.name in limit:
-            # Springs to fixed sites have no phonons: the fit of force constants takes their place.
-            fitted = _fitted_phonons(fit) if ladder.reference == "einstein" else reference
-            size_terms[p.name] = _size_term(p, fitted)
         windows[p.name] = [
             replace(p, name=f"{p.name}~{i:02d}", hamiltonian=Hamiltonian(1 - x, x, reference))
             for i, x in enumerate(torch.linspace(0, 1, ladder.windows).tolist())
@@ -140,38 +135,29 @@ def absolute_free_energies(
         store=store,
         start={w.name: first[name] for name, of_point in windows.items() for w in of_point},
     )
+    terms = {
+        p.name: _size_term(p, fits[p.name], runs[windows[p.name][0].name]) for p in points if p.name in limit
+    }
     return {
         p.name: _free_energy(
-            p, references[p.name], [runs[w.name] for w in windows[p.name]], size_terms.get(p.name)
+            p, references[p.name], [runs[w.name] for w in windows[p.name]], terms.get(p.name)
         )
         for p in points
     }
 
 
-def _fitted_phonons(fit: Trajectory) -> HarmonicReference:
-    """Return the harmonic crystal with the sampled covariance, for the finite-size term alone."""
-    atoms, positions = fit.point.atoms, fit.positions[fit.kept]
+def _size_term(point: StatePoint, fit: Trajectory, unmixed: Trajectory) -> Measured:
+    """Return the finite-size term kT δ_N of a point's whole cell, eV, from all frames of the model alone."""
+    positions = torch.cat([run.positions[run.kept] for run in (fit, unmixed)])
     try:
-        return fit_harmonic(atoms, positions, fit.point.temperature)
-    except SamplingError as error:
-        raise SamplingError(
-            f"{len(positions)} frames do not determine the force constants of {fit.point.name}, which "
-            "free_energy.finite_size: limit needs: sample longer for the fit (free_energy.fit), or use "
-            "finite_size: cells"
-        ) from error
-
-
-def _size_term(point: StatePoint, crystal: HarmonicReference) -> float:
-    """Return the finite-size term kT δ_N of a point's whole cell, eV."""
-    try:
-        term = harmonic_size_term(point.atoms, crystal.force_constants, point.temperature)
+        term = sampled_size_term(point.atoms, positions, point.temperature)
     except StatisticsError as error:
         raise StatisticsError(f"{point.name}: {error.problem}", needed=error.needed) from error
-    return KB * point.temperature * term
+    return term.scaled(KB * point.temperature, "eV")
 
 
 def _free_energy(
-    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory], size_term: float | None
+    point: StatePoint, reference: HarmonicReference, runs: Sequence[Trajectory], size_term: Measured | None
 ) -> AbsoluteFreeEnergy:
     """Return G of a point by MBAR over its windows, from λ = 0 (the model) to 1 (the reference).
 

@@ -54,9 +54,9 @@ class PhaseFreeEnergy(Record):
         cell: Cell at the wanted pressure, rows in Å.
         gibbs: G = F + PV by the convention of the result, meV/atom.
         overlap: Smallest overlap between neighbouring windows.
-        size_term_meV_per_atom: Finite-size term kT δ_N/N of the cell, which `gibbs` does not contain in the
-            thermodynamic limit; `None` where it was not computed, in cells of N atoms. Its error is
-            systematic.
+        size_term: Finite-size term kT δ_N/N of the cell, meV/atom, which `gibbs` does not contain in the
+            thermodynamic limit; `None` where it was not computed, in cells of N atoms. Its error is that of
+            the sampling: what the harmonic crystal or the compressibility leave out is not in it.
     """
 
     phase: str
@@ -66,7 +66,7 @@ class PhaseFreeEnergy(Record):
     cell: Annotated[list[Vector], Field(min_length=3, max_length=3)]
     gibbs: EnergyField
     overlap: Finite
-    size_term_meV_per_atom: Finite | None = None  # noqa: N815 - the unit's own case
+    size_term: EnergyField | None = None
 
     @model_validator(mode="after")
     def _a_site_for_every_atom(self) -> Self:

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from mlip_refine import testing
 from mlip_refine.crystals.phonons.dynamical_matrix import commensurate_points
-from mlip_refine.crystals.phonons.size_limit import InterpolatedPhonons, harmonic_size_term
+from mlip_refine.crystals.phonons.size_limit import (
+    BLOCKS,
+    InterpolatedPhonons,
+    harmonic_size_term,
+    sampled_size_term,
+)
 from mlip_refine.errors import InputError, StatisticsError
-from mlip_refine.quantities import KB
+from mlip_refine.quantities import KB, Measured
+from mlip_refine.sampling import HarmonicReference
 
 ARGON = {"epsilon": 119.8 * KB, "sigma": 3.405}
 """Lennard-Jones parameters of argon, eV and Å."""
@@ -226,3 +232,37 @@ def test_force_constants_without_translations_are_refused(
     atoms, reference = testing.harmonic_crystal("fcc")
     with pytest.raises(InputError, match=message):
         harmonic_size_term(atoms, change(atoms, reference.force_constants), 300.0)
+
+
+def _draw(reference: HarmonicReference, n: int, temperature: float, seed: int) -> Tensor:
+    """Exact samples of a harmonic crystal `[n, N, 3]`."""
+    root = reference.masses.repeat_interleave(3).sqrt()
+    values, vectors = torch.linalg.eigh(reference.projected / root[:, None] / root)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, len(values) - 3, generator=generator, dtype=torch.float64)
+    modes = noise * (KB * temperature / values[3:]).sqrt()
+    return reference.sites + (modes @ vectors[:, 3:].T / root).view(n, -1, 3)
+
+
+@pytest.mark.statistical
+def test_sampled_terms_are_those_of_the_force_constants_with_their_errors() -> None:
+    """Ten draws of 200 frames of 16 atoms: no bias, and errors of the size that the draws differ by."""
+    atoms = bulk("Ti", "bcc", a=3.25, cubic=True) * 2
+    reference = testing.harmonic_reference(atoms, {2.9: 2.0, 3.4: 0.8})
+    exact = harmonic_size_term(atoms, reference.force_constants, 900.0)
+    draws: list[Measured] = [
+        sampled_size_term(atoms, _draw(reference, 200, 900.0, seed), 900.0) for seed in range(10)
+    ]
+    values, errors = (np.array([getattr(d, name) for d in draws]) for name in ("value", "se"))
+    mean_error = math.sqrt(float(np.mean(errors**2)) / len(draws))
+    assert abs(values.mean() - exact) < testing.sigma_bound(dof=len(draws) - 1) * mean_error
+    assert mean_error < 0.08
+    # The ratio of two variances, of 9 and of nearly 10 · 9 degrees of freedom.
+    low, high = testing.chi_squared_bounds(len(draws) - 1)
+    assert low / 9 / 2 < values.var(ddof=1) / np.mean(errors**2) < 2 * high / 9
+
+
+def test_frames_that_do_not_determine_the_covariance_are_refused() -> None:
+    atoms, reference = testing.harmonic_crystal("NaCl")
+    with pytest.raises(StatisticsError, match=f"{BLOCKS - 1} frames do not determine"):
+        sampled_size_term(atoms, _draw(reference, BLOCKS - 1, 600.0, seed=1), 600.0)

@@ -149,12 +149,29 @@ def test_entropy_from_enthalpies():
     assert "delta_s" not in loss.evaluate(bare).diagnostics
 
 
-def test_unequal_sizes_are_refused():
+def test_cells_of_unequal_size_change_per_atom():
+    """Both energies move by a constant: 2 meV per each of 5 atoms, 6 of 8; ΔH is per atom, too."""
     loss = _loss()
-    reference, now = _pair(6)
-    frames = {loss.phase_from: _frames(now, reference), loss.phase_to: _frames(now, reference, n_atoms=6)}
-    with pytest.raises(InputError, match="found 5 and 6 atoms, expected equal numbers"):
-        loss.evaluate(frames)
+    (reference_one, _), (reference_two, _) = _pair(6), _pair(7)
+    frames = {
+        loss.phase_from: _frames(
+            reference_one + 2 * MEV * 5,
+            reference_one,
+            shift=Measured(0.0, 0.3 * MEV * 5, "eV"),
+            mean_enthalpy=Measured(10 * MEV * 5, 0.0, "eV"),
+        ),
+        loss.phase_to: _frames(
+            reference_two + 6 * MEV * 8,
+            reference_two,
+            n_atoms=8,
+            shift=Measured(0.0, 0.4 * MEV * 8, "eV"),
+            mean_enthalpy=Measured(73 * MEV * 8, 0.0, "eV"),
+        ),
+    }
+    found = loss.evaluate(frames).diagnostics
+    assert found["delta_g"].value == pytest.approx(3.0 + 4.0)
+    assert found["delta_g"].se == pytest.approx(math.sqrt(0.1**2 + 0.3**2 + 0.4**2))
+    assert found["delta_s"].value == pytest.approx((63.0 - 7.0) / T)
 
 
 def test_a_phase_is_not_compared_with_itself():

@@ -40,6 +40,8 @@ def transition():
         "from": "hcp",
         "to": "bcc",
         "n_atoms": 54,
+        "n_atoms_to": 54,
+        "convention": "cells of N atoms",
         "temperature_K": 1005.0,
         "pressure_GPa": 5.0,
         "target": measured(0.0, 0.3, "meV/atom"),

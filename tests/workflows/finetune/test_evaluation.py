@@ -15,6 +15,8 @@ from mlip_refine.quantities import GPA, KB, MEV, Measured
 from mlip_refine.sampling import StatePoint, Trajectory
 from mlip_refine.testing import sigma_bound
 from mlip_refine.workflows.finetune.evaluation import PhaseChange, phase_change, transition
+from mlip_refine.workflows.free_energy.records import CELLS as OF_CELLS
+from mlip_refine.workflows.free_energy.records import LIMIT
 
 T, P, N = 600.0, 5.0, 6
 KT = KB * T
@@ -147,14 +149,29 @@ def test_transition_adds_the_changes_to_the_anchor():
         loss.phase_from: _phase_change(2.0, 0.0, 1.0, ("hcp stopped",)),
         loss.phase_to: _phase_change(10.5, 30.0, 45.0),
     }
-    found = transition(loss, changes, N)
+    found = transition(loss, changes, (N, N), OF_CELLS)
     assert found.after.value == pytest.approx(-9.0 + 10.5 - 2.0)
     assert found.after.se == pytest.approx(math.sqrt(0.25**2 + 2 * 0.1**2))
     assert found.delta_h_before.value == pytest.approx(30.0)
     assert found.delta_h_after.se == pytest.approx(0.3 * math.sqrt(2))
     assert found.transition_after.value == pytest.approx(1005.0 - 0.5 * 1005.0 / 44.5)
     assert found.notes == ("hcp stopped",)
+    assert found.size == f"N = {N}"
     data = found.as_json()
-    assert (data["from"], data["to"], data["n_atoms"]) == ("hcp", "bcc", N)
+    assert (data["from"], data["to"], data["n_atoms"], data["convention"]) == ("hcp", "bcc", N, OF_CELLS)
     assert data["delta_g_after"]["value"] == pytest.approx(-0.5)
     assert data["transition_temperature_before"]["value"] == pytest.approx(1005.0 - 9.0 * 1005.0 / 39.0)
+
+
+def test_a_transition_in_the_limit_is_per_atom_of_each_cell():
+    """The second cell has twice the atoms: 10.5 meV/atom of N are 5.25 of 2 N."""
+    options = {"from": "hcp", "to": "bcc", "temperature": 1005.0, "target": 0.5}
+    loss = FreeEnergyDifference("x", 1.0, FreeEnergyDifferenceOptions.model_validate(options))
+    loss = loss.with_initial(Measured(-9.0, 0.0, "meV/atom"))
+    changes = {loss.phase_from: _phase_change(2.0, 1.0, 1.0), loss.phase_to: _phase_change(10.5, 30.0, 44.0)}
+    found = transition(loss, changes, (N, 2 * N), LIMIT)
+    assert found.after.value == pytest.approx(-9.0 + 5.25 - 2.0)
+    assert found.after.se == pytest.approx(math.hypot(0.1, 0.05))
+    assert (found.delta_h_before.value, found.delta_h_after.value) == pytest.approx((14.0, 21.0))
+    assert (found.n_atoms, found.n_atoms_to, found.convention) == (N, 2 * N, LIMIT)
+    assert found.size == f"N → ∞ (from {N} and {2 * N})"

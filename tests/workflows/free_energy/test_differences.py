@@ -12,19 +12,26 @@ import torch
 
 from mlip_refine import testing
 from mlip_refine.config import Config, config_from_dict
+from mlip_refine.crystals.phonons.size_limit import harmonic_size_term
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import FreeEnergyDifference, loss_specs
-from mlip_refine.quantities import Measured
+from mlip_refine.quantities import KB, Measured
 from mlip_refine.sampling import FrameStore, StatePoint
 from mlip_refine.workflows.free_energy.differences import (
     compute_free_energies,
     in_result_cells,
     read_initial,
     require_crystals,
-    require_equal_sizes,
     require_error,
 )
-from mlip_refine.workflows.free_energy.records import FORMAT, FreeEnergyResult, PhaseFreeEnergy
+from mlip_refine.workflows.free_energy.records import (
+    CELLS,
+    EARLIER_CELLS,
+    FORMAT,
+    LIMIT,
+    FreeEnergyResult,
+    PhaseFreeEnergy,
+)
 from mlip_refine.workflows.from_config import free_energy_settings, state_points
 
 N_ATOMS = 16
@@ -169,6 +176,38 @@ def test_a_file_of_the_first_format_is_read(setting: SimpleNamespace, tmp_path: 
         FreeEnergyResult.read(path)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_from_before_the_limit_are_of_cells(
+    setting: SimpleNamespace, tmp_path: Path, version: int
+) -> None:
+    path = tmp_path / "result.json"
+    data = setting.result.as_json()
+    for phase in (data["from"], data["to"]):
+        del phase["size_term"]
+    if version == 1:
+        for entry, name in ((data, "delta_g"), (data["from"], "gibbs"), (data["to"], "gibbs")):
+            measured = entry.pop(name)
+            entry |= {f"{name}_mev_per_atom": measured["value"], f"{name}_se": measured["se"]}
+    data |= {"convention": EARLIER_CELLS, "format": f"mlip_refine free energies {version}"}
+    path.write_text(json.dumps(data))
+    assert _read(setting, path).convention == CELLS
+    with pytest.raises(InputError, match=r"convention .*found cells of N atoms, expected thermodynamic"):
+        read_initial(path, setting.loss, setting.points, setting.potential, 4.0, "limit")
+
+
+def test_a_liquid_refuses_a_difference_of_cells(setting: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    setting.result.write(path)
+    phase_to = setting.loss.phase_to
+    points = setting.points | {phase_to: replace(setting.points[phase_to], identity="liquid")}
+    with pytest.raises(InputError, match="expected thermodynamic limit"):
+        read_initial(path, setting.loss, points, setting.potential, 4.0)
+    assert read_initial(path, setting.loss, points, setting.potential, 4.0, "cells") == setting.result
+    in_limit = _changed(setting.result, convention=LIMIT)
+    in_limit.write(path)
+    assert read_initial(path, setting.loss, points, setting.potential, 4.0) == in_limit
+
+
 def test_the_points_take_the_cells_of_the_file(setting: SimpleNamespace) -> None:
     moved = in_result_cells(setting.points, setting.loss, setting.result)
     for source, point in setting.points.items():
@@ -200,6 +239,7 @@ CHANGES: dict[str, Any] = {
     "pressure": lambda r: _changed(r, pressure_GPa=0.0),
     "timestep": lambda r: _changed(r, timestep_fs=2.0),
     "convention": lambda r: _changed(r, convention="lattice translations counted"),
+    "finite_size": lambda r: _changed(r, convention=LIMIT),
     "phase name of fcc": lambda r: _changed(r, to=_changed(r.to, phase="fcc")),
     "number of atoms of hcp": lambda r: _changed(r, from_=_smaller(r.from_)),
     "elements of bcc": lambda r: _changed(r, to=_changed(r.to, numbers=[40] * N_ATOMS)),
@@ -264,19 +304,6 @@ def test_files_with_other_keys_are_refused(setting: SimpleNamespace, tmp_path: P
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match="keys"):
         FreeEnergyResult.read(path)
-
-
-def test_cells_of_different_size_are_not_compared() -> None:
-    phases = {
-        "hcp": {"prototype": "hcp", "element": "Ti", "n_atoms": 54, "a": 2.93, "c": 4.65},
-        "bcc": {"prototype": "bcc", "element": "Ti", "n_atoms": 16, "a": 3.25},
-    }
-    config = _config(phases=phases)
-    loss = _loss(config)
-    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
-    with pytest.raises(InputError, match="different content") as caught:
-        require_equal_sizes(loss, points)
-    assert "54 atoms of 'hcp', 16 of 'bcc'" in str(caught.value)
 
 
 @pytest.mark.parametrize("identity", ["liquid", "none"])
@@ -353,6 +380,51 @@ def test_differences_of_two_harmonic_crystals_are_exact(tmp_path: Path) -> None:
     with pytest.raises(StatisticsError, match="max_error") as caught:
         require_error("hcp-bcc", result.delta_g.se, result.delta_g.se / 2)
     assert "about 4 times as long" in str(caught.value)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("reference", ["harmonic", pytest.param("einstein", marks=pytest.mark.slow)])
+def test_one_crystal_in_two_cells_is_one_crystal_in_the_limit(tmp_path: Path, reference: str) -> None:
+    """16 and 54 atoms of a bcc crystal of springs: G∞ is the same, the cells are 28 meV/atom apart."""
+    phase = {"prototype": "bcc", "element": "Ti", "a": 3.25, "cell_freedom": "fixed"}
+    names = {"small": N_ATOMS, "large": 54}
+    loss_node = {"type": "free_energy_difference", "name": "sizes", "from": "small", "to": "large"}
+    windows = {"harmonic": 2, "einstein": 6}[reference]
+    further = {"reference": reference, "windows": windows, "finite_size": "limit", "production": 3000.0}
+    config = _config(
+        phases={name: phase | {"n_atoms": n} for name, n in names.items()},
+        losses=[loss_node | {"temperature": 1000}],
+        free_energy=SHORT | further,
+    )
+    loss = _loss(config)
+    points = state_points(config, loss.sources, testing.IdealGas([22], 0.1), 1)
+    crystals = [testing.harmonic_reference(p.atoms, {2.9: 2.0, 3.4: 0.8}) for p in points.values()]
+    found = compute_free_energies(
+        [loss],
+        points,
+        testing.HarmonicCrystals(crystals, [22]),
+        free_energy_settings(config),
+        FrameStore(tmp_path, {}),
+    )["sizes"]
+    assert (found.convention, found.size) == (LIMIT, "N → ∞ (from 16 and 54)")
+    # The error of the size terms is from ten blocks.
+    assert abs(found.delta_g.value) < testing.sigma_bound(dof=9) * found.delta_g.se
+    assert found.delta_g.se < 2.5
+    cells = [
+        c.free_energy(1000.0, p.atoms.cell.volume) / len(p.atoms) * 1e3
+        for c, p in zip(crystals, points.values(), strict=True)
+    ]
+    assert abs(cells[1] - cells[0]) > 25
+    for point, crystal in zip(points.values(), crystals, strict=True):
+        (term,) = [x.size_term for x in (found.from_, found.to) if len(x.numbers) == len(point.atoms)]
+        exact = harmonic_size_term(point.atoms, crystal.force_constants, 1000.0)
+        assert term is not None
+        assert term.unit == "meV/atom"
+        per_atom = KB * 1000.0 / len(point.atoms) * 1e3
+        assert abs(term.value - exact * per_atom) < testing.sigma_bound(dof=9) * term.se
+    found.write(tmp_path / "result.json")
+    again = FreeEnergyResult.read(tmp_path / "result.json")
+    assert again == found
 
 
 def _phases() -> dict[str, dict[str, Any]]:
