@@ -11,7 +11,7 @@ from mlip_refine.config import FiniteSize
 from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
 from mlip_refine.potential import Acceleration, Potential
-from mlip_refine.quantities import MEV
+from mlip_refine.quantities import MEV, Measured
 from mlip_refine.sampling import FrameStore, MDSettings, StatePoint
 from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
 from mlip_refine.workflows.free_energy.finite_size import convention_of
@@ -168,7 +168,10 @@ def phase_free_energy(name: str, energy: AbsoluteFreeEnergy, convention: str) ->
         energy: Its absolute free energy.
         convention: What G is of: `CELLS` or `LIMIT`.
     """
-    atoms, term = energy.point.atoms, energy.size_term
+    atoms, term = energy.point.atoms, None
+    if energy.size_term is not None:
+        of_cell = Measured(energy.size_term, energy.size_term_se, "eV")
+        term = of_cell.scaled(1 / (MEV * len(atoms)), "meV/atom")
     return PhaseFreeEnergy(
         phase=name,
         kind=_kind(energy.point),
@@ -177,7 +180,7 @@ def phase_free_energy(name: str, energy: AbsoluteFreeEnergy, convention: str) ->
         cell=atoms.cell.array.tolist(),
         gibbs=energy.per_atom(convention),
         overlap=energy.overlap,
-        size_term=None if term is None else term.scaled(1 / (MEV * len(atoms)), "meV/atom"),
+        size_term=term,
     )
 
 

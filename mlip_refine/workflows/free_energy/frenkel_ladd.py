@@ -60,6 +60,7 @@ class AbsoluteFreeEnergy:
         inefficiency: Largest statistical inefficiency among the windows, in frames.
         size_term: Finite-size term kT δ_N of the whole cell, eV: what is to be subtracted from `gibbs` for N
             atoms of a large system; `None` where it was not asked for.
+        size_term_se: Standard error of that term, eV.
     """
 
     point: StatePoint
@@ -67,7 +68,8 @@ class AbsoluteFreeEnergy:
     reference: float
     overlap: float
     inefficiency: float
-    size_term: Measured | None = None
+    size_term: float | None = None
+    size_term_se: float = 0.0
 
     def per_atom(self, convention: str) -> Measured:
         """Return G per atom, meV/atom, of the cell (`CELLS`) or of a large system (`LIMIT`)."""
@@ -75,7 +77,7 @@ class AbsoluteFreeEnergy:
         if convention == LIMIT:
             if self.size_term is None:
                 raise MlipRefineError(f"the finite-size term of {self.point.name} was not computed")
-            gibbs = gibbs - self.size_term
+            gibbs = gibbs - Measured(self.size_term, self.size_term_se, gibbs.unit)
         return gibbs.scaled(1 / (MEV * n_atoms), "meV/atom")
 
 
@@ -175,4 +177,7 @@ def _free_energy(
     to_model, se = result.difference(len(runs) - 1, 0)
     free = reference.free_energy(point.temperature, point.atoms.cell.volume)
     gibbs = Measured(free + kt * to_model + point.pv, kt * se, "eV")
-    return AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency), size_term)
+    found = AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency))
+    if size_term is None:
+        return found
+    return replace(found, size_term=size_term.value, size_term_se=size_term.se)

@@ -197,13 +197,14 @@ def test_files_from_before_the_limit_are_of_cells(
 
 def test_a_liquid_refuses_a_difference_of_cells(setting: SimpleNamespace, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    setting.result.write(path)
+    molten = _changed(setting.result, to=_changed(setting.result.to, kind="liquid"))
+    molten.write(path)
     phase_to = setting.loss.phase_to
     points = setting.points | {phase_to: replace(setting.points[phase_to], identity="liquid")}
     with pytest.raises(InputError, match="expected thermodynamic limit"):
         read_initial(path, setting.loss, points, setting.potential, 4.0)
-    assert read_initial(path, setting.loss, points, setting.potential, 4.0, "cells") == setting.result
-    in_limit = _changed(setting.result, convention=LIMIT)
+    assert read_initial(path, setting.loss, points, setting.potential, 4.0, "cells") == molten
+    in_limit = _changed(molten, convention=LIMIT)
     in_limit.write(path)
     assert read_initial(path, setting.loss, points, setting.potential, 4.0) == in_limit
 
