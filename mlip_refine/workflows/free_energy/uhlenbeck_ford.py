@@ -59,7 +59,9 @@ class FluidSettings:
     """How the free energy of a fluid is computed.
 
     Attributes:
-        steps: Steps of every window that are measured.
+        steps: Steps of every window that are measured; `None` takes what the pilot says that `error` needs.
+        error: Standard error of βF_ex/N that is aimed at, kT per atom, where `steps` is not given: 0.0015 is
+            0.25 meV per atom at 1940 K.
         equilibration: Steps of every window before that.
         interval: Steps between frames; S decorrelates in about 0.7 τ.
         pilot: Steps of every window of the pilot that are measured.
@@ -69,7 +71,8 @@ class FluidSettings:
         friction: Friction of the thermostat in 1/τ.
     """
 
-    steps: int = 20_000
+    steps: int | None = None
+    error: float = 0.0015
     equilibration: int = 1_000
     interval: int = 15
     pilot: int = 1_000
@@ -168,14 +171,21 @@ def uhlenbeck_ford_free_energy(
     grid = _pilot_strengths(fluid.strength)
     runs = ladder.run(grid, settings.pilot, max(settings.pilot // 2, 1), seed, "pilot")
     gas, _ = ladder.ideal_gas(PILOT_DRAWS, seed)
-    spread = [float(gas.std()), *(float(ladder.sums(run).std()) for run in runs)]
-    strengths = spaced_strengths([0.0, *grid], spread, settings.gap)
-    windows = strengths[1:]
-    runs = ladder.run(windows, settings.steps, settings.equilibration, seed + 1, "ladder")
+    series = [ladder.sums(run) for run in runs]
+    strengths, length = spaced_strengths(
+        [0.0, *grid], [float(gas.std()), *(float(s.std()) for s in series)], settings.gap
+    )
+    windows, steps = strengths[1:], settings.steps
+    if steps is None:
+        # Independent samples at equal distances, n in all, give a standard error of length / √n.
+        inefficiency = sum(run.inefficiency(s) for run, s in zip(runs, series, strict=True)) / len(runs)
+        independent = (length / (settings.error * len(atoms))) ** 2
+        each = inefficiency * independent / (len(windows) * settings.replicas)
+        steps = max(settings.pilot, math.ceil(each) * settings.interval)
+    runs = ladder.run(windows, steps, settings.equilibration, seed + 1, "ladder")
     for p, run in zip(windows, runs, strict=True):
         require_fluid(run, fluid, p)
-    frames = max(1, settings.steps // settings.interval) * settings.replicas
-    gas, closest = ladder.ideal_gas(frames, seed + 1)
+    gas, closest = ladder.ideal_gas(max(1, steps // settings.interval) * settings.replicas, seed + 1)
     return _result(ladder, strengths, runs, gas, closest)
 
 
@@ -319,7 +329,9 @@ def _pilot_strengths(strength: float) -> list[float]:
     return [float(f"{NEAR_ZERO * math.expm1(f * math.log1p(strength / NEAR_ZERO)):.6g}") for f in fractions]
 
 
-def spaced_strengths(strengths: Sequence[float], spread: Sequence[float], gap: float) -> list[float]:
+def spaced_strengths(
+    strengths: Sequence[float], spread: Sequence[float], gap: float
+) -> tuple[list[float], float]:
     """Return strengths at equal distances in the thermodynamic length ∫ √(var S) dp.
 
     √var S falls about as 1/p: its logarithm is taken as linear in ln(p + c) between the given strengths.
@@ -330,7 +342,7 @@ def spaced_strengths(strengths: Sequence[float], spread: Sequence[float], gap: f
         gap: Largest distance of two neighbours.
 
     Returns:
-        Strengths from 0 to the last one, rounded to four digits between them.
+        Strengths from 0 to the last one, rounded to four digits between them, and the whole length.
     """
     y = np.log(np.asarray(strengths) + NEAR_ZERO)
     fine = np.linspace(y[0], y[-1], 2000)
@@ -338,7 +350,8 @@ def spaced_strengths(strengths: Sequence[float], spread: Sequence[float], gap: f
     length = np.concatenate([[0.0], np.cumsum((integrand[1:] + integrand[:-1]) / 2 * np.diff(fine))])
     gaps = max(1, math.ceil(length[-1] / gap))
     inner = np.interp(length[-1] * np.arange(1, gaps) / gaps, length, fine)
-    return [0.0, *(float(f"{math.exp(v) - NEAR_ZERO:.4g}") for v in inner), float(strengths[-1])]
+    rounded = [float(f"{math.exp(v) - NEAR_ZERO:.4g}") for v in inner]
+    return [0.0, *rounded, float(strengths[-1])], float(length[-1])
 
 
 def require_fluid(run: Trajectory, fluid: UhlenbeckFord, strength: float) -> None:
