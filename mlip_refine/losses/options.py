@@ -75,7 +75,8 @@ class FreeEnergyDifferenceOptions(TwoPhaseOptions):
     initial: str = Field(
         "compute",
         min_length=1,
-        description="File with ΔG of the initial model (written by free-energy), or compute.",
+        description="ΔG of the initial model: a file of free-energy, a finished run of transition, or "
+        "compute.",
     )
 
 

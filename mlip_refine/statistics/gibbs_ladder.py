@@ -162,6 +162,17 @@ class GibbsLadder:
         n_eff = whole.solution.perturb(whole.reduced(temperature, pressure)).n_eff
         return LadderState(columns[0], columns[1], columns[2], columns[3], n_eff)
 
+    def mean_shape(self, temperature: float, pressure: float) -> tuple[Tensor, Tensor]:
+        """Return the mean free logarithmic strains `[n_strains]` and the mean volume, Å³, at a state.
+
+        Args:
+            temperature: Temperature, K.
+            pressure: Pressure, eV/Å³.
+        """
+        whole = self._joined[0]
+        weights = torch.softmax(-whole.reduced(temperature, pressure) - whole.solution.log_q, dim=0)
+        return weights @ whole.strains, weights @ whole.volume
+
 
 def jackknife_error(rows: Tensor) -> float:
     """Return the standard error of an estimate: row 0 is the estimate, the others leave out one block each.

@@ -20,6 +20,7 @@ from mlip_refine.workflows.free_energy.frenkel_ladd import (
     LadderSettings,
     absolute_free_energies,
 )
+from mlip_refine.workflows.free_energy.from_transition import read_difference
 from mlip_refine.workflows.free_energy.records import LIMIT, FreeEnergyResult, PhaseFreeEnergy
 
 
@@ -195,7 +196,8 @@ def read_initial(
     """Read ΔG of the initial model from a file that belongs to this model, state, time step and crystals.
 
     Args:
-        path: The file.
+        path: A file of `free-energy`; or a `transition.json` or the folder of its run, of which the state of
+            the loss is taken.
         loss: The loss that starts from it.
         points: State points of the sources of the loss.
         potential: The initial model.
@@ -205,8 +207,9 @@ def read_initial(
     Raises:
         InputError: With the first thing that does not match.
     """
-    result = FreeEnergyResult.read(path)
     options = loss.options
+    phases = loss.phase_from.phase, loss.phase_to.phase
+    result = read_difference(path, phases, options.temperature, options.pressure)
     checks: list[tuple[str, object, object]] = [
         ("model hash", result.model_hash, potential.hash),
         ("head", result.head, potential.head),

@@ -126,11 +126,28 @@ def mean_cell(run: Trajectory) -> np.ndarray:
     """Return the cell, rows in Å, with the mean volume and the mean logarithmic strain of a trajectory."""
     reference = torch.from_numpy(run.point.atoms.cell.array.copy())
     cells = run.cells[run.kept].double()
-    basis = free_strains(run.point.freedom)
     amounts = _free_strain_amounts(cells, reference, run.point.freedom).mean(0)
-    strain = (amounts[:, None, None] * basis).sum(0)
+    return _strained(reference, amounts, run.point.freedom, torch.linalg.det(cells).abs().mean())
+
+
+def mean_cell_at(ladder: GibbsLadder, start: StatePoint, temperature: float, pressure: float) -> np.ndarray:
+    """Return the cell, rows in Å, with the mean volume and the mean logarithmic strain at any state.
+
+    Args:
+        ladder: Ladder of the phase.
+        start: The point of the first trajectory of that ladder (see `join_rungs`).
+        temperature: Temperature, K.
+        pressure: Pressure, eV/Å³.
+    """
+    reference = torch.from_numpy(start.atoms.cell.array.copy())
+    strains, volume = ladder.mean_shape(temperature, pressure)
+    return _strained(reference, strains, start.freedom, volume)
+
+
+def _strained(reference: Tensor, amounts: Tensor, freedom: CellFreedom, volume: Tensor) -> np.ndarray:
+    """Return a reference cell with free logarithmic strains `[n_strains]`, scaled to a volume."""
+    strain = (amounts[:, None, None] * free_strains(freedom)).sum(0)
     cell = reference @ torch.linalg.matrix_exp(strain)
-    volume = torch.linalg.det(cells).abs().mean()
     scaled: np.ndarray = (cell * (volume / torch.linalg.det(cell).abs()) ** (1 / 3)).numpy()
     return scaled
 

@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,10 @@ from mlip_refine.files import write_text
 from mlip_refine.workflows.records import Estimate, MeasuredField, Record, read_record
 
 FORMAT: Final = "mlip_refine transition 1"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Row = tuple[Finite, Finite, Finite]
+Matrix = tuple[Row, Row, Row]
 
 
 class AnchorRecord(Record):
@@ -81,6 +85,34 @@ class BoundaryRecord(Record):
     independent_frames: float | None = None
 
 
+class EndRecord(Record):
+    """A phase at one temperature and pressure.
+
+    Attributes:
+        gibbs: G in the convention of the result, meV/atom.
+        cell: Mean cell, rows in Å.
+    """
+
+    gibbs: MeasuredField
+    cell: Matrix
+
+
+class PhaseRecord(Record):
+    """The atoms of a phase.
+
+    Attributes:
+        phase: Name of the phase in the config.
+        kind: Whether it is a crystal or a liquid.
+        numbers: Atomic numbers `[n_atoms]`.
+        scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors; of a liquid, a frame.
+    """
+
+    phase: str
+    kind: Literal["crystal", "liquid"]
+    numbers: tuple[int, ...]
+    scaled_positions: tuple[Row, ...]
+
+
 class DifferenceRecord(Record):
     """ΔG at one temperature and pressure.
 
@@ -89,12 +121,14 @@ class DifferenceRecord(Record):
         pressure_GPa: Pressure.
         delta_g: ΔG, meV/atom, with all its errors.
         se_common: Part of its standard error that all states share: that of the anchors, meV/atom.
+        ends: Both phases, in the order from, to; empty in files of earlier versions.
     """
 
     temperature_K: float  # noqa: N815 - the unit's own case
     pressure_GPa: float  # noqa: N815 - the unit's own case
     delta_g: MeasuredField
     se_common: float
+    ends: tuple[EndRecord, ...] = ()
 
 
 class StateRecord(Record):
@@ -141,6 +175,7 @@ class TransitionFile(Record):
         differences: ΔG over a grid of temperatures at every pressure of the boundary.
         states: Both phases at every rung that was used.
         lost: Rungs that were not used, one line each.
+        phases: Atoms of both phases; empty in files of earlier versions.
     """
 
     format: Literal["mlip_refine transition 1"] = FORMAT
@@ -159,6 +194,7 @@ class TransitionFile(Record):
     differences: tuple[DifferenceRecord, ...]
     states: tuple[StateRecord, ...]
     lost: tuple[str, ...] = ()
+    phases: tuple[PhaseRecord, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA, MEV, Measured
 from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory
 from mlip_refine.sampling.sampler import Start
-from mlip_refine.statistics.boundary import BoundaryPoint, boundary_point, difference
+from mlip_refine.statistics.boundary import BoundaryPoint, PhaseState, boundary_point, difference
 from mlip_refine.statistics.gibbs_ladder import jackknife_error
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
@@ -34,6 +34,7 @@ from mlip_refine.workflows.transition.ladder import (
     join_rungs,
     lost_rungs,
     mean_cell,
+    mean_cell_at,
     rung_of,
     sample_rungs,
 )
@@ -42,6 +43,8 @@ from mlip_refine.workflows.transition.records import (
     BoundaryRecord,
     ClosureRecord,
     DifferenceRecord,
+    EndRecord,
+    PhaseRecord,
     StateRecord,
     TransitionFile,
     TransitionResult,
@@ -320,15 +323,24 @@ def _file(
     """Return what is kept of a calculation."""
     section, settings, phases = prepared.section, prepared.free_energy, surfaces.phases
     names = section.from_, section.to
+    firsts = [next(iter(used.values())) for used in surfaces.used]
     differences = []
     for pressure, t in product([point[0] for point in points], np.linspace(*_common_range(surfaces), GRID)):
-        found = difference(phases[0].at(t, pressure * GPA), phases[1].at(t, pressure * GPA), t)
+        one, two = (surface.at(t, pressure * GPA) for surface in phases)
+        found = difference(one, two, t)
         differences.append(
             DifferenceRecord(
                 temperature_K=float(t),
                 pressure_GPa=pressure,
                 delta_g=found.delta_g,
                 se_common=found.delta_g_common,
+                ends=tuple(
+                    EndRecord(
+                        gibbs=_gibbs(state),
+                        cell=mean_cell_at(surface.ladder, first.point, t, pressure * GPA).tolist(),
+                    )
+                    for state, surface, first in zip((one, two), phases, firsts, strict=True)
+                ),
             )
         )
     return TransitionFile(
@@ -365,7 +377,29 @@ def _file(
             for run in used.values()
         ),
         lost=surfaces.lost,
+        phases=tuple(_phase(name, first) for name, first in zip(names, firsts, strict=True)),
     )
+
+
+def _phase(name: str, run: Trajectory) -> PhaseRecord:
+    """Return the record of the atoms of a phase; of a liquid, those of a frame of its first rung."""
+    atoms = run.point.atoms.copy()
+    if run.point.is_liquid:
+        positions, cells = run.last()
+        atoms.set_cell(cells[0].numpy())
+        atoms.positions = positions[0].numpy()
+    return PhaseRecord(
+        phase=name,
+        kind="liquid" if run.point.is_liquid else "crystal",
+        numbers=atoms.numbers.tolist(),
+        scaled_positions=np.round(atoms.get_scaled_positions(wrap=False), 12).tolist(),
+    )
+
+
+def _gibbs(state: PhaseState) -> Measured:
+    """Return G of a phase with all its errors, meV/atom."""
+    se = math.hypot(jackknife_error(state.gibbs), state.anchor_se)
+    return Measured(float(state.gibbs[0]), se, "meV/atom")
 
 
 def _point(pressure: float, found: BoundaryPoint | None, note: str) -> BoundaryRecord:
@@ -411,9 +445,7 @@ def _state(name: str, surface: AnchoredSurface, run: Trajectory) -> StateRecord:
         pressure_GPa=point.pressure,
         n_atoms=run.n_atoms,
         frames=run.n_kept,
-        gibbs=Measured(
-            float(state.gibbs[0]), math.hypot(jackknife_error(state.gibbs), state.anchor_se), "meV/atom"
-        ),
+        gibbs=_gibbs(state),
         enthalpy=Measured(float(state.enthalpy[0]), jackknife_error(state.enthalpy), "meV/atom"),
         volume=Measured(float(state.volume[0]), jackknife_error(state.volume), "Å³/atom"),
     )

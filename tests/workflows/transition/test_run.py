@@ -23,6 +23,7 @@ from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings as WindowSettings
+from mlip_refine.workflows.free_energy.from_transition import read_difference
 from mlip_refine.workflows.transition import transition
 from mlip_refine.workflows.transition.figures import write_figures
 from mlip_refine.workflows.transition.ladder import LadderSettings
@@ -192,6 +193,26 @@ def test_states_anchors_and_closures_are_exact(finished):
         assert abs(closure.difference.value) < bound * closure.difference.se
         assert closure.difference.se < 5.0
     assert {anchor.phase for anchor in file.anchors} == {"cube", "brick"}
+
+
+@pytest.mark.statistical
+def test_losses_find_delta_g_and_cells_at_any_temperature(finished):
+    start, folder = finished
+    states = [(450.0, 0.0), (523.0, 1.0), (571.0, 2.0)]
+    for t, p in states:
+        found = read_difference(folder, ("cube", "brick"), t, p)
+        exact = [start.potential.gibbs(kind, t, p * GPA) / MEV for kind in ("cube", "brick")]
+        bound = sigma_bound(3 * len(states), BLOCKS - 1)
+        assert abs(found.delta_g.value - (exact[1] - exact[0])) < bound * found.delta_g.se
+        for phase, g in zip((found.from_, found.to), exact, strict=True):
+            assert abs(phase.gibbs.value - g) < bound * phase.gibbs.se + 0.05
+            _, rest, _ = start.potential.kinds[phase.phase]
+            cell = np.array(phase.cell)
+            # V₀ (1 - P/K), and the mean of a harmonic cell to the order of kT/(K V) = 1e-3.
+            volume = N * rest * (1 - p * GPA / BULK)
+            assert abs(np.linalg.det(cell)) == pytest.approx(volume, rel=0.01)
+            assert cell[2, 2] / cell[0, 0] == pytest.approx(1.5 if phase.phase == "brick" else 1.0)
+            assert (phase.kind, len(phase.numbers)) == ("crystal", N)
 
 
 def test_run_writes_what_it_says(finished):
