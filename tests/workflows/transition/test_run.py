@@ -133,6 +133,7 @@ def prepared(temperatures, pressures=(0.0,), **section) -> Prepared:
         dtype="float64",
         accelerate="none",
         max_error=None,
+        finite_size=None,
         record={},
     )
     return Prepared(
