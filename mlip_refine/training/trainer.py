@@ -36,6 +36,7 @@ from mlip_refine.progress import console
 from mlip_refine.quantities import Measured
 from mlip_refine.training.adamw import AdamW
 from mlip_refine.training.gauss_newton import GaussNewton
+from mlip_refine.training.held_out import EVERY, HeldOutGuard
 from mlip_refine.training.replay import LabelledFrame, batch_value
 from mlip_refine.training.schedule import Group, Schedule, make_schedule
 from mlip_refine.training.streaming import evaluate_losses, further_probes, probe_energies, wanted_probes
@@ -111,9 +112,12 @@ class Trainer:
         replay: Batches of labelled frames, if there are batch losses.
         folder: Run folder: `log.jsonl` and `checkpoints/`.
         report: Called after every update.
+        guard: Held-out frames that have a say in when to stop and what to deliver, if there are any.
         step: Updates that were made.
         updates_within_tolerance: Updates of experiments in a row that met all targets.
+        judged: Whether a loss has said how far its targets are away.
         converged: Whether the run has met its targets.
+        delivered: Updates before the parameters that the run ends with.
         batches: Labelled frames of the newest update that had any.
         resumed: Whether the run goes on from a checkpoint.
         earlier: Wall time of the sessions before a resume, s.
@@ -130,9 +134,12 @@ class Trainer:
     replay: ReplayBuffer[LabelledFrame] | None
     folder: Path
     report: Callable[[StepReport], None] = lambda _: None
+    guard: HeldOutGuard | None = None
     step: int = 0
     updates_within_tolerance: int = 0
+    judged: bool = False
     converged: bool = False
+    delivered: int = 0
     batches: Sequence[Sequence[LabelledFrame]] = ()
     resumed: bool = False
     earlier: float = 0.0
@@ -148,6 +155,7 @@ class Trainer:
         replay: ReplayBuffer[LabelledFrame] | None,
         folder: Path,
         report: Callable[[StepReport], None] = lambda _: None,
+        guard: HeldOutGuard | None = None,
     ) -> Self:
         """Make the schedule, the optimiser and what follows the model; nothing is sampled yet.
 
@@ -159,6 +167,7 @@ class Trainer:
             replay: Batches of labelled frames, if there are batch losses.
             folder: Run folder.
             report: Called after every update.
+            guard: Held-out frames that have a say in when to stop and what to deliver.
 
         Raises:
             InputError: The schedule has no turns to take.
@@ -180,6 +189,7 @@ class Trainer:
             replay=replay,
             folder=folder,
             report=report,
+            guard=guard,
         )
 
     @property
@@ -208,8 +218,14 @@ class Trainer:
         return self.converged or self.step >= self.settings.steps
 
     def run(self) -> None:
-        """Train until the targets are met or the steps are used up; then hold the averaged parameters."""
+        """Train until the targets are met or the steps are used up; then hold the parameters to deliver.
+
+        They are the averaged ones of the end. With held-out frames, they are those that met the targets while
+        errors on these frames had grown little or least (see `HeldOutGuard`), if the run went on from there.
+        """
         if not self.resumed:
+            if self.guard is not None and len(self.batch_losses) == len(self.losses):
+                self.guard.start(self.potential.parameters())
             self.ensembles.begin(self.potential, acting=Group.EXPERIMENT in self.schedule.acting(0))
             self._checkpoint()
         while not self.finished:
@@ -219,7 +235,13 @@ class Trainer:
             self.report(report)
             if self.step % self.settings.checkpoint_every == 0 or self.finished:
                 self._checkpoint()
-        self.potential.set_parameters(self.optimiser.averaged())
+        kept, self.delivered = self.guard.kept if self.guard else None, self.step
+        # Losses without targets are there to be followed: they are not given up for held-out errors.
+        if kept is not None and (kept.excess <= 1.0 or self.judged):
+            self.delivered = kept.step
+            self.potential.set_parameters(kept.parameters)
+        else:
+            self.potential.set_parameters(self.optimiser.averaged())
 
     def update(self) -> StepReport:
         """Make one update, and return what it saw; losses that do not act in it are not evaluated.
@@ -253,9 +275,16 @@ class Trainer:
                     result = results[validated.name]
                     measured = {**result.diagnostics, **validation.measure(self.potential)}
                     results[validated.name] = replace(result, diagnostics=measured)
+            if not self.judged and any(result.deviation is not None for result in results.values()):
+                self.judged = True
+                if self.guard is not None:
+                    self.guard.begin_anew()
             met = self._targets_met(results)
             self.updates_within_tolerance = self.updates_within_tolerance + 1 if met else 0
-            self.converged = self.updates_within_tolerance >= settings.patience
+            self.converged = self.updates_within_tolerance >= settings.patience and (
+                self.guard is None
+                or self.guard.lets_stop(self.potential, self.optimiser.averaged(), self.step)
+            )
         n_eff = self.ensembles.n_eff() if experiment else {}
 
         if Group.REPLAY in acting and self.replay is not None and self.batch_losses:
@@ -294,6 +323,8 @@ class Trainer:
         )
         self.ensembles.moved(end if experiment else None)
         self.step += 1
+        if self.guard is not None and not self.judged and (self.step % EVERY == 0 or self.finished):
+            self.guard.look(self.potential, self.optimiser.averaged(), self.step)
         return report
 
     def objective(self, known: Mapping[EnsembleSource, Tensor]) -> float:
@@ -350,7 +381,9 @@ class Trainer:
             "thermal": self.thermal.state_dict(),
             "md_steps": self.sampler.md_steps,
             "inside": self.updates_within_tolerance,
+            "judged": self.judged,
             "converged": self.converged,
+            "guard": self.guard.state_dict() if self.guard else None,
             "wall_time_s": self.earlier + time.monotonic() - self.started,
         }
         write_checkpoint(self.folder / "checkpoints", self.step, content)
@@ -377,10 +410,12 @@ class Trainer:
             return False
         self.potential.set_parameters(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
+        if self.guard and content.get("guard"):
+            self.guard.load_state_dict(content["guard"])
         if self.replay and content["replay"]:
             self.replay.load_state_dict(content["replay"])
         self.step, self.converged = content["step"], content["converged"]
-        self.updates_within_tolerance = content["inside"]
+        self.updates_within_tolerance, self.judged = content["inside"], content.get("judged", False)
         self.earlier, self.resumed = content["wall_time_s"], True
         self.sampler.md_steps = content["md_steps"]
         if not self.finished:

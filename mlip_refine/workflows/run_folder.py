@@ -38,6 +38,7 @@ RESUMABLE = (
     "training.steps",
     "training.tolerance",
     "training.patience",
+    "training.held_out_growth",
     "training.checkpoint_every",
 )
 """Keys that may differ when any run is resumed: where it reads and writes, and when it stops."""

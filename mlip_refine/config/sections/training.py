@@ -96,6 +96,14 @@ class Training(Section):
         0.3, description="Distance from every target below which the run may stop, meV/atom."
     )
     patience: Count = Field(3, description="Updates in a row inside the tolerance that end the run.")
+    held_out_growth: float | None = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="Growth of the errors of energies and forces of replay.valid, as a share of them, beyond "
+        "which a run that meets its targets goes on as long as they fall, and which parameters to deliver "
+        "must not exceed if there is a choice; null: these errors have no say.",
+    )
     replay_batches: Count = Field(1, description="Replay batches in one update.")
     energy_shift: Literal["none", "replay"] = Field(
         "none",
@@ -166,7 +174,7 @@ class ReplaySection(Section):
         description="Functional of the labels, such as PBE; phonons of another give a warning.",
     )
     max_frames: Count | None = Field(None, description="Read at most this many training frames; null: all.")
-    batch_size: Count = Field(4, description="Frames in one batch.")
+    batch_size: Count = Field(16, description="Frames in one batch.")
 
     @model_validator(mode="after")
     def _files(self) -> Self:

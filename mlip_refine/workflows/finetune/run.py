@@ -26,6 +26,7 @@ from mlip_refine.potential import Potential
 from mlip_refine.potential.energy_shift import Compositions, shift_energies
 from mlip_refine.progress import console
 from mlip_refine.sampling import FrameStore, StatePoint
+from mlip_refine.training.held_out import HeldOutGuard
 from mlip_refine.training.label_checks import compare, error_scales, require_sound_labels
 from mlip_refine.training.replay import LabelledFrame, held_out_errors, labelled_by
 from mlip_refine.training.schedule import make_schedule
@@ -42,6 +43,7 @@ from mlip_refine.workflows.finetune.heads import displaced_crystals, head_drifts
 from mlip_refine.workflows.finetune.records import HeldOutChange, Summary, Transition, read_log
 from mlip_refine.workflows.finetune.summary import (
     courses,
+    delivery_notes,
     deviations,
     held_out_notes,
     held_out_record,
@@ -273,7 +275,11 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
     replay = prepared.replay
     held_out = replay.valid if replay else None
     errors_before = held_out_errors(initial, held_out) if held_out else None
-    trainer = make_trainer(prepared, run)
+    guard, limit = None, prepared.training.held_out_growth
+    if held_out and limit is not None:
+        kept_zero = prepared.training.energy_shift == "none"
+        guard = HeldOutGuard.of(initial, held_out, limit, energies=kept_zero)
+    trainer = make_trainer(prepared, run, guard)
     trainer.resume()
     trainer.run()
     shift = None
@@ -318,6 +324,7 @@ def run(prepared: Prepared, run: Run) -> FinetuneResult:
             *unmeasured,
             *hints(prepared.losses, measured),
             *validation_notes(measured, updates),
+            *delivery_notes(trainer.delivered, trainer.step),
             *held_out_notes(errors_before, errors_after),
         ),
         packages=packages(),
@@ -392,7 +399,7 @@ def with_own_frames(prepared: Prepared, run: Run) -> Prepared:
     return replace(prepared, replay=replay, losses=losses)
 
 
-def make_trainer(prepared: Prepared, run: Run) -> Trainer:
+def make_trainer(prepared: Prepared, run: Run, guard: HeldOutGuard | None = None) -> Trainer:
     """Return the trainer of a run whose losses are anchored."""
     return Trainer.prepare(
         potential=prepared.potential,
@@ -402,6 +409,7 @@ def make_trainer(prepared: Prepared, run: Run) -> Trainer:
         replay=prepared.replay.buffer if prepared.replay else None,
         folder=run.folder,
         report=run.report,
+        guard=guard,
     )
 
 

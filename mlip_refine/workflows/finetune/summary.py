@@ -170,16 +170,27 @@ def held_out_record(errors: HeldOutErrors | None) -> HeldOutRecord | None:
     )
 
 
+def delivery_notes(delivered: int, steps: int) -> list[str]:
+    """Return a remark if the parameters are not those of the last update."""
+    if delivered == steps:
+        return []
+    which = f"those after update {delivered} of {steps}" if delivered else "the initial ones"
+    return [
+        f"the parameters are {which}: of those that were looked at, the last whose held-out errors had grown "
+        "by no more than training.held_out_growth, or those whose errors had grown least"
+    ]
+
+
 def held_out_notes(before: HeldOutErrors | None, after: HeldOutErrors | None) -> list[str]:
     """Return a remark if errors on held-out frames grew by more than a tenth, and what to change."""
     if before is None or after is None:
         return []
-    # Beside which a growth means something: meV/atom, meV/Å, GPa.
+    # Errors below which a growth means nothing: meV/atom, meV/Å, GPa.
     least = {"energy_mae_mev_per_atom": 1.0, "forces_mae_mev_per_A": 5.0, "stress_mae_gpa": 0.02}
     grown = []
     for field, smallest in least.items():
         old, new = getattr(before, field), getattr(after, field)
-        if old is not None and new > old + max(0.1 * old, smallest):
+        if old is not None and new > max(1.1 * old, smallest):
             share = f" by {100 * (new / old - 1):.0f} %" if old > 0.1 * smallest else f" from 0 to {new:.2g}"
             grown.append(f"{field.partition('_')[0]}{share}")
     if not grown:
