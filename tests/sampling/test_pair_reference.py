@@ -390,3 +390,13 @@ def test_a_system_does_not_depend_on_the_others_of_its_batch() -> None:
         runs.append(dynamics.record(6)["p10.0"])
     assert torch.equal(runs[0].positions, runs[1].positions)
     assert torch.equal(runs[0].bias_energy, runs[1].bias_energy)
+
+
+def test_only_a_bias_with_a_virial_goes_into_a_cell_that_moves(open_guards: Any) -> None:
+    atoms = bulk("Ar", "fcc", a=4.4, cubic=True)
+    settings = open_guards(timestep=5.0, friction=1.0, interval=100.0, barostat_time=300.0)
+    fluid = _fluid_point("npt", UhlenbeckFord.of_one_length(4, 1.3, KT), atoms)
+    harmonic = replace(fluid, hamiltonian=Hamiltonian(0.0, 1.0, harmonic_reference(atoms, {3.5: 1.0})))
+    MolecularDynamics.prepare(NoPotential([18]), [fluid], settings, 1)
+    with pytest.raises(SamplingError, match="a harmonic bias belongs to a fixed cell, not to npt"):
+        MolecularDynamics.prepare(NoPotential([18]), [harmonic], settings, 1)
