@@ -1,5 +1,7 @@
 """Models in ASE: MACE's own calculator around a model that was loaded safely."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,11 @@ def ase_calculator(
             default_dtype=default_dtype or "float64",
             trust_pickle=trust_pickle,
         )
-    return MACECalculator(
-        models=[without_kernels(chosen.module)],
-        device=str(chosen.device),
-        default_dtype=str(chosen.dtype).removeprefix("torch."),
-        head=chosen.head,
-        **options,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # where mace 0.3.14 says which head it takes
+        return MACECalculator(
+            models=[without_kernels(chosen.module)],
+            device=str(chosen.device),
+            default_dtype=str(chosen.dtype).removeprefix("torch."),
+            head=chosen.head,
+            **options,
+        )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from e3nn.o3 import Irreps
 from mace import modules
+from mace.modules.symmetric_contraction import EmptyParam
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
@@ -316,6 +317,8 @@ def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
     """Copy numbers into a built model, in place and without loss.
 
     Flags that old MACE versions did not store (`..._zeroed`) may be absent, and constants of gates differ.
+    Weights of products that vanish by symmetry stay zero, as MACE makes them, whatever the file holds: nothing
+    depends on them, and copies and files of the model would not keep other numbers.
 
     Raises:
         InputError: A tensor is missing, of another shape, not finite, or does not fit into the model's dtype.
@@ -335,6 +338,8 @@ def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
             raise InputError("wrong shape", where=place, found=given_shape, expected=own_shape)
         if name in parameters and not bool(given.isfinite().all()):
             raise InputError("a weight is not a finite number", where=place)
+        if type(mine) is EmptyParam:
+            continue
         with torch.no_grad():
             mine.copy_(given)
         if not torch.equal(mine.detach().to(given.dtype), given.detach()) and not bool(given.isnan().any()):

@@ -15,9 +15,12 @@ import torch
 from e3nn.nn import Gate
 from e3nn.o3 import Linear
 from mace.modules import ScaleShiftMACE
+from mace.modules.symmetric_contraction import EmptyParam
 from torch.fx.graph_module import reduce_graph_module
 
 from mlip_refine.errors import InputError
+from mlip_refine.potential.acceleration.kernels import copy_module
+from mlip_refine.potential.checkpoints.archive import module_hash
 from mlip_refine.potential.checkpoints.unpickle import load_module
 
 ASSET = Path(str(importlib.resources.files("mlip_refine").joinpath("assets", "titanium-compact.model")))
@@ -108,6 +111,21 @@ def test_checkpoint_of_an_old_mace_loads(build, evaluate, tmp_path):
     module.interactions[1].linear = joined
     assert len(linear.irreps_in) > len(joined.irreps_in)
     _assert_same(expected, evaluate(load_module(_saved(module, tmp_path / "a.model"))))
+
+
+def test_weights_that_nothing_depends_on_stay_zero(build, evaluate, tmp_path):
+    """Old versions of MACE drew them at random where products vanish by symmetry."""
+    module = build("pseudoscalars")
+    expected = evaluate(module)
+    dead = [p for p in module.parameters() if type(p) is EmptyParam]
+    assert dead
+    with torch.no_grad():
+        for parameter in dead:
+            parameter.normal_()
+    loaded = load_module(_saved(module, tmp_path / "a.model"))
+    _assert_same(expected, evaluate(loaded))
+    again = load_module(_saved(copy_module(loaded), tmp_path / "b.model"))
+    assert module_hash(loaded) == module_hash(again) == module_hash(build("pseudoscalars"))
 
 
 def test_gate_of_e3nn_loads_as_the_gate_of_mace(build, evaluate, tmp_path):
