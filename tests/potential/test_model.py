@@ -87,7 +87,8 @@ def test_a_calculator_opens_names_paths_and_potentials(
     given = ["titanium-compact", "medium-mpa-0", "~/saved.model", Path("saved.safetensors")]
     for model in given:
         calculator = ase_calculator(model)
-        assert (calculator.head, calculator.default_dtype) == ("Default", "float64")
+        assert calculator.head == "Default"
+        assert next(calculator.models[0].parameters()).dtype == torch.float64
     assert loaded == given
     with pytest.raises(InputError, match="no head 'pbe'"):
         ase_calculator(titanium, head="pbe")

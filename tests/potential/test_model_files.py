@@ -44,7 +44,7 @@ def test_paths_are_relative_to_the_base(tmp_path):
     assert resolve_model(str(file), tmp_path / "elsewhere") == file
 
 
-@pytest.mark.parametrize("name", ["small", "mh-1", "off-small", "anicc"])
+@pytest.mark.parametrize("name", ["small", "medium-mpa-0", "off-small", "anicc"])
 @pytest.mark.parametrize("file", [None, "MACE-OFF23_small.model"])  # mace_off keeps the name of the file
 def test_foundation_models_come_from_the_cache(name, file, cache, tmp_path, capsys):
     if file and name != "off-small":
