@@ -1,22 +1,24 @@
-"""How many systems are evaluated at a time: as many as are fast and fit, found by measuring.
+"""How many systems are evaluated at a time: as many as are fast and fit.
 
-Speed gives one bound, in atoms. On a GPU memory gives another: the peak of a small first chunk is measured
-and scaled up, and measured again when chunks have grown. Where memory runs out all the same, the chunk is
-halved.
+Speed gives one bound, in atoms. Memory gives another. On a GPU the peak of a small first chunk is measured
+and scaled up, and measured again when chunks have grown. On a CPU the bound follows from the model and the
+size of the memory alone, so that a run that is repeated or resumed divides its work alike, to the same bits.
+Where memory runs out all the same, the chunk is halved.
 """
 
 import gc
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, partial
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 
-from mlip_refine.errors import OutOfMemoryError
+from mlip_refine.errors import OutOfMemoryError, bytes_in_words
 from mlip_refine.potential.graphs import Graphs, Offsets, Structure
 from mlip_refine.progress import console
 
@@ -32,6 +34,9 @@ _GROWTH = 8.0
 _SHARE = 0.8
 """Part of the free memory that is planned for; the rest is for fragments and other users of the device."""
 
+HOST_SHARE = 0.2
+"""Part of a machine's memory that the edges of a chunk may take on a CPU, and its atoms as much again."""
+
 # TorchScript turns the allocator's own error into a plain RuntimeError that quotes it.
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -39,10 +44,13 @@ _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS
 class Work(StrEnum):
     """Kinds of evaluation, which differ in the memory that they need.
 
-    On the CPU `titanium-compact` in single precision takes per edge, kB: forces 6, their gradient 17, the
-    gradient of differences 31 (both ends are held); products with the Hessian 16, their gradient 43; Born
-    terms, of six directions, 18 and 136. (Peaks of fresh processes beyond what they held before, a batch of
-    14,280 edges, means of two that differ by up to 14 %.)
+    On a CPU memory is estimated from what the model makes of every edge and every atom (`HELD`, `Footprint`),
+    rather too high: a model of the size of MH-1 takes 0.55 to 0.96 of it (peaks of fresh processes).
+
+    There `titanium-compact` in single precision takes per edge, kB: forces 6, their gradient 17, the gradient
+    of differences 31 (both ends are held); products with the Hessian 16, their gradient 43; Born terms, of
+    six directions, 18 and 136. (Peaks of fresh processes beyond what they held before, a batch of 14,280
+    edges, means of two that differ by up to 14 %.)
     """
 
     ENERGY = "energies"
@@ -54,6 +62,69 @@ class Work(StrEnum):
     HESSIAN_GRADIENT = "gradients of products with the Hessian"
     BORN = "second derivatives"
     BORN_GRADIENT = "gradients of second derivatives"
+
+
+HELD: dict[Work, tuple[float, float]] = {
+    Work.ENERGY: (1.5, 3.0),
+    Work.FORCES: (2.5, 6.0),
+    Work.GRADIENT: (3.0, 6.0),
+    Work.FORCES_GRADIENT: (6.0, 13.0),
+    Work.DIFFERENCE_GRADIENT: (12.0, 26.0),
+    Work.HESSIAN: (7.0, 14.0),
+    Work.HESSIAN_GRADIENT: (15.0, 28.0),
+    Work.BORN: (7.0, 14.0),
+    Work.BORN_GRADIENT: (50.0, 90.0),
+}
+"""How often the numbers of a `Footprint` are held at the peak of a kind of work: those of edges, of atoms."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Size of what a model makes of a structure, by which the memory of an evaluation is estimated.
+
+    Attributes:
+        edge: Bytes that the convolutions make of an edge: features of the sender, radial weights and message
+            of every layer.
+        atom: Bytes of the largest intermediate of the symmetric contractions of an atom, of every layer.
+    """
+
+    edge: int
+    atom: int
+
+    @classmethod
+    def of(cls, module: torch.nn.Module, dtype: torch.dtype) -> Self:
+        """Return that of a MACE, and nothing for any other model."""
+
+        def parts(blocks: str, name: str) -> list[Any]:
+            found = [getattr(block, name, None) for block in getattr(module, blocks, ())]
+            return [getattr(part, "original", part) for part in found if part is not None]
+
+        edge = atom = 0
+        for convolution in parts("interactions", "conv_tp"):
+            edge += convolution.irreps_in1.dim + convolution.weight_numel + convolution.irreps_out.dim
+        for product in parts("products", "symmetric_contractions"):
+            contraction = product.contractions[0]
+            harmonics = product.irreps_in.dim // contraction.num_features
+            atom += product.irreps_in.dim * harmonics ** max(0, contraction.correlation - 2)
+        return cls(edge * dtype.itemsize, atom * dtype.itemsize)
+
+    def bytes(self, work: Work, extent: "Extent") -> float:
+        """Return about how many bytes a kind of work takes for a chunk."""
+        edge, atom = HELD[work]
+        return edge * self.edge * extent.edges + atom * self.atom * extent.atoms
+
+    def limit(self, work: Work, share: float) -> "Extent":
+        """Return the chunk whose edges and whose atoms take so many bytes each; no bound without numbers."""
+        edge, atom = HELD[work]
+        return Extent(
+            share / (atom * self.atom) if self.atom else math.inf,
+            share / (edge * self.edge) if self.edge else math.inf,
+        )
+
+
+def bytes_of_memory() -> int:
+    """Return the size of the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True)
@@ -187,25 +258,34 @@ class Chunker:
 
     Attributes:
         device: Device that does the work.
-        memory: Meter of the memory of a GPU; on a CPU, where chunks are small for the sake of speed, `None`.
+        memory: Meter of the memory of a GPU; `None` on a CPU.
+        footprint: Size of the model, by which memory on a CPU is estimated.
     """
 
-    def __init__(self, device: torch.device, memory: Memory | None = None) -> None:
+    def __init__(
+        self, device: torch.device, memory: Memory | None = None, footprint: Footprint | None = None
+    ) -> None:
         """Start without any size that is known to fit.
 
         Args:
             device: Device that does the work.
             memory: Meter to use in place of the device's own.
+            footprint: Size of the model, where it is known.
         """
-        self.device = device
+        self.device, self.footprint = device, footprint or Footprint(0, 0)
         self.memory = memory or (CudaMemory(device) if device.type == "cuda" else None)
         self._fitting: dict[Work, Extent] = {}
+        self._warned: set[Work] = set()
         self._measured: dict[Work, Extent] = {}
 
     def limit(self, work: Work) -> Extent:
         """Return the largest chunk for a kind of work that is fast, and fits as far as is known now."""
         fitting = self._fitting.get(work, UNBOUNDED)
-        return Extent(min(CHUNK_ATOMS[self.device.type], fitting.atoms), fitting.edges)
+        atoms = min(CHUNK_ATOMS[self.device.type], fitting.atoms)
+        if self.memory is not None:
+            return Extent(atoms, fitting.edges)
+        host = self.footprint.limit(work, HOST_SHARE * bytes_of_memory())
+        return Extent(min(atoms, host.atoms), min(fitting.edges, host.edges))
 
     def plan(self, work: Work, systems: Systems) -> list[slice]:
         """Return chunks of the largest size that is not known to be too large."""
@@ -271,6 +351,8 @@ class Chunker:
     def _measured_attempt[T](self, work: Work, extent: Extent, evaluate: Callable[[], T]) -> tuple[T] | None:
         """Try a chunk, and learn from its peak if it is much larger than any before."""
         seen = self._measured.get(work, Extent(0, 0))
+        if self.memory is None:
+            self._warn_of(work, extent)
         if self.memory is None or extent.over(seen) < 2:
             return _attempt(evaluate)
         before = self.memory.mark()
@@ -280,6 +362,17 @@ class Chunker:
             self._measured[work] = extent
             self._fitting[work] = extent.times(min(_GROWTH, _SHARE * self.memory.available() / used))
         return done
+
+    def _warn_of(self, work: Work, extent: Extent) -> None:
+        """Say, once, what a chunk takes that may not fit: a CPU ends a program without a word."""
+        needed, there = self.footprint.bytes(work, extent), bytes_of_memory()
+        if needed > 0.5 * there and work not in self._warned:
+            self._warned.add(work)
+            console.print(
+                f"{work} of a system of {extent} take about {bytes_in_words(int(needed))} of memory; this "
+                f"machine has {bytes_in_words(there)}",
+                soft_wrap=True,
+            )
 
     def _halve(self, work: Work, part: slice, extent: Extent) -> None:
         """Remember that a chunk does not fit, and free what its failed evaluation held."""

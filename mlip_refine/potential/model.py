@@ -16,7 +16,7 @@ from mlip_refine.errors import InputError, nearest
 from mlip_refine.potential.acceleration.choose import Acceleration, Accelerator, Experience, accelerator
 from mlip_refine.potential.acceleration.kernels import copy_module, install_kernels, without_kernels
 from mlip_refine.potential.atoms import AtomsResult, in_periodic_cell
-from mlip_refine.potential.batching import Chunker, Systems, Work
+from mlip_refine.potential.batching import Chunker, Footprint, Systems, Work
 from mlip_refine.potential.checkpoints.archive import module_hash, save_model, save_safetensors
 from mlip_refine.potential.checkpoints.kinds import require_supported
 from mlip_refine.potential.checkpoints.unpickle import load_module
@@ -72,7 +72,7 @@ class Potential:
     ) -> None:
         """Keep a prepared module and what describes it; `from_module` and `load` prepare one."""
         self.module, self.heads, self.head, self.graphs = module, list(heads), head, graphs
-        self.chunker = Chunker(graphs.device)
+        self.chunker = Chunker(graphs.device, footprint=Footprint.of(module, graphs.dtype))
         self._accelerator: Accelerator | None = None
         self._experience = Experience()
 
@@ -298,7 +298,13 @@ class Potential:
 
     def _energy(self, graphs: Graphs, vectors: Tensor) -> Tensor:
         inputs = graphs.mace_input(vectors, self.heads.index(self.head))
-        energy: Tensor = self.module(inputs, compute_force=False)["energy"]
+        default = torch.get_default_dtype()
+        try:
+            # MACE makes masks of heads in the default precision, whatever the model has.
+            torch.set_default_dtype(self.dtype)
+            energy: Tensor = self.module(inputs, compute_force=False)["energy"]
+        finally:
+            torch.set_default_dtype(default)
         return energy
 
     def _eager(self, graphs: Graphs, vectors: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +13,7 @@ from torch import Tensor
 from mlip_refine.errors import MlipRefineError, SamplingError, bytes_in_words
 from mlip_refine.interruption import check, deferred, pending
 from mlip_refine.potential import Potential
+from mlip_refine.potential.batching import bytes_of_memory
 from mlip_refine.progress import console, progress
 from mlip_refine.sampling.md.engine import MolecularDynamics
 from mlip_refine.sampling.md.settings import MDSettings
@@ -154,11 +154,6 @@ def memory_of_frames(points: Sequence[StatePoint], frames: int) -> int:
     systems = sum(point.replicas for point in points)
     atoms = sum(point.replicas * len(point.atoms) for point in points)
     return 3 * 8 * frames * (3 * atoms + 21 * systems)
-
-
-def bytes_of_memory() -> int:
-    """Return the size of the memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _stored(

@@ -11,7 +11,16 @@ from ase.build import bulk
 
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.potential import Graphs, Potential, Work, batching
-from mlip_refine.potential.batching import PROBE_ATOMS, Chunker, Extent, Systems, is_out_of_memory
+from mlip_refine.potential.batching import (
+    HELD,
+    HOST_SHARE,
+    PROBE_ATOMS,
+    Chunker,
+    Extent,
+    Footprint,
+    Systems,
+    is_out_of_memory,
+)
 from mlip_refine.potential.graphs import Offsets
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -226,6 +235,39 @@ def test_free_memory_is_that_of_the_device_and_what_the_allocator_keeps(monkeypa
     assert (memory.available(), memory.mark(), memory.peak()) == (1100, 200, 250)
     assert resets == [CUDA]
     assert Chunker(CPU).memory is None
+
+
+def test_memory_bounds_a_chunk_on_a_cpu(monkeypatch, capsys):
+    """The bound depends on nothing but the model and the machine, so that a run divides its work alike."""
+    per_edge, per_atom = HELD[Work.FORCES]
+    share = HOST_SHARE * 4e9
+    monkeypatch.setattr(batching, "bytes_of_memory", lambda: 4 * 10**9)
+    chunker = Chunker(CPU, footprint=Footprint(edge=1000, atom=10**7))
+    edges, atoms = share / (per_edge * 1000), share / (per_atom * 1e7)
+    limit = chunker.limit(Work.FORCES)
+    assert (limit.atoms, limit.edges) == (pytest.approx(atoms), pytest.approx(edges))
+    assert chunker.footprint.bytes(Work.FORCES, limit) == pytest.approx(2 * share)
+    for systems in (_systems([(2, int(edges / 2.5))] * 5), _systems([(int(atoms / 2.5), 4)] * 5)):
+        parts = list(chunker.run(Work.FORCES, systems, lambda part: part))
+        assert [part.stop - part.start for part in parts] == [2, 2, 1]
+    assert capsys.readouterr().err == ""
+    assert Chunker(CPU).limit(Work.FORCES) == Extent(batching.CHUNK_ATOMS["cpu"], float("inf"))
+
+    # What cannot be divided is tried, after a warning.
+    huge = _systems([(1, round(3e9 / (per_edge * 1000)))] * 2)
+    assert len(list(chunker.run(Work.FORCES, huge, lambda part: part))) == 2
+    said = capsys.readouterr().err
+    assert said.count("GB of memory; this machine has 4 GB") == 1
+    assert "forces of a system of 1 atoms" in said
+
+
+def test_a_footprint_is_what_convolutions_and_contractions_make():
+    potential = Potential.load("titanium-compact")
+    of_layer = 16 + 64 + 256  # features of the sender, radial weights, message
+    found = Footprint.of(potential.module, torch.float64)
+    assert found == Footprint(edge=2 * of_layer * 8, atom=2 * 256 * 8)  # pairs of harmonics at most
+    assert potential.frozen_copy("float32").chunker.footprint == Footprint(found.edge // 2, found.atom // 2)
+    assert Footprint.of(torch.nn.Linear(2, 2), torch.float32) == Footprint(0, 0)
 
 
 @pytest.fixture(scope="module")

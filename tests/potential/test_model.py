@@ -94,6 +94,17 @@ def test_a_calculator_opens_names_paths_and_potentials(
         ase_calculator(titanium, head="pbe")
 
 
+def test_a_model_with_heads_keeps_its_precision_whatever_that_of_the_process(build, frames) -> None:
+    potential = Potential.from_module(build("all-residual"), head="other", default_dtype="float32")
+    found = []
+    for default in (torch.float32, torch.float64):  # MACE's calculator sets it
+        torch.set_default_dtype(default)
+        found.append(potential.evaluate_atoms(frames))
+        assert torch.get_default_dtype() == default
+    np.testing.assert_array_equal(found[0].energy, found[1].energy)
+    np.testing.assert_array_equal(found[0].stress, found[1].stress)
+
+
 def test_atoms_of_any_periodicity_are_evaluated_in_one_call(titanium: Potential) -> None:
     slab, wire = hcp0001("Ti", (2, 2, 3)), Atoms("Ti4", cell=[5, 5, 9], pbc=(False, False, True))
     skewed = bulk("Ti", "hcp", a=2.93, c=4.65) * (1, 3, 1)

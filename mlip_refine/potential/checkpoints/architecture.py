@@ -317,8 +317,8 @@ def fill_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: 
     """Copy numbers into a built model, in place and without loss.
 
     Flags that old MACE versions did not store (`..._zeroed`) may be absent, and constants of gates differ.
-    Weights of products that vanish by symmetry stay zero, as MACE makes them, whatever the file holds: nothing
-    depends on them, and copies and files of the model would not keep other numbers.
+    Weights of products that vanish by symmetry stay zero, as MACE makes them, whatever the file holds:
+    nothing depends on them, and copies and files of the model would not keep other numbers.
 
     Raises:
         InputError: A tensor is missing, of another shape, not finite, or does not fit into the model's dtype.

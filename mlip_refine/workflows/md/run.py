@@ -15,9 +15,10 @@ from mlip_refine.errors import InputError, SamplingError, bytes_in_words
 from mlip_refine.files import written
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Graphs, Potential, Work
+from mlip_refine.potential.batching import bytes_of_memory
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
 from mlip_refine.sampling.md.settings import with_time_scales
-from mlip_refine.sampling.sampler import PhaseLostError, bytes_of_memory, memory_of_frames
+from mlip_refine.sampling.sampler import PhaseLostError, memory_of_frames
 from mlip_refine.sampling.state_points import SERIES, Ensemble
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.from_config import (
