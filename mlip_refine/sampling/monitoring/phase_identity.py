@@ -163,6 +163,28 @@ def crystalline_share(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) 
     return float(np.mean(_labels(positions, cell, numbers) != _OTHER))
 
 
+def share_like(crystal: Atoms, positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> float:
+    """Return the share of atoms whose neighbourhood is one that an ideal crystal has; this needs OVITO.
+
+    Args:
+        crystal: The ideal crystal, periodic.
+        positions: Positions averaged over thermal noise `[n_atoms, 3]`, Å, wrapped or not.
+        cell: Cell (rows) `[3, 3]`, Å.
+        numbers: Atomic numbers `[n_atoms]`.
+
+    Raises:
+        InputError: If no template matches the crystal.
+    """
+    ideal = set(_labels(crystal.positions, crystal.cell.array, crystal.numbers)) - {_OTHER}
+    if not ideal:
+        raise InputError(
+            "the structure of the crystal is not recognised, so it cannot be told from a liquid",
+            found=crystal.get_chemical_formula(),
+            expected=f"one of {', '.join(_TEMPLATES.values())}",
+        )
+    return float(np.isin(_labels(positions, cell, numbers), list(ideal)).mean())
+
+
 def _labels(positions: Reals, cell: Reals, numbers: NDArray[np.int_]) -> Labels:
     """Return the structure of every atom, with its chemical order if it has one `[n_atoms]`.
 
