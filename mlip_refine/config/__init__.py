@@ -10,7 +10,7 @@ from mlip_refine.config.sections.phases import Phase
 from mlip_refine.config.sections.phonons import Phonons
 from mlip_refine.config.sections.sampling import FiniteSize, FreeEnergy, Guards, Sampling
 from mlip_refine.config.sections.training import Evaluation, ReplaySection, Training
-from mlip_refine.config.sections.transition import Anchor, Transition
+from mlip_refine.config.sections.transition import Anchor, Coexistence, Transition
 from mlip_refine.config.units import (
     Dimension,
     EnergyPerAtom,
@@ -30,6 +30,7 @@ from mlip_refine.config.yaml.source_map import LocatedNode
 __all__ = [
     "MD",
     "Anchor",
+    "Coexistence",
     "Config",
     "Count",
     "Dimension",

@@ -9,11 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from ase import Atoms
 
 import mlip_refine
 from mlip_refine import cli
@@ -22,9 +20,6 @@ from mlip_refine.data.frame_formats import FORMATS
 from mlip_refine.data.phonons.formats import READERS
 from mlip_refine.losses import ObservableLoss, Setting, loss_specs
 from mlip_refine.observables import average, sample_of
-from mlip_refine.sampling import Hamiltonian, NoPotential
-from mlip_refine.sampling.md.forcefield import ForceField
-from mlip_refine.sampling.md.state import BatchState
 
 PROJECT = Path(__file__).parents[2]
 GUIDE = Path(mlip_refine.__file__).parent / "guide"
@@ -166,10 +161,6 @@ def test_python(page: Path, request: Any, tmp_path: Path, monkeypatch: Any) -> N
         assert READERS.pop().read is names["read_arrays"]
         options = names["HuberForcesOptions"](delta=0.2)
         assert names["HuberForces"]("huber", 1.0, options).probes == {"forces"}
-        forcefield = ForceField(NoPotential([22]), [Hamiltonian(0.0, 0.5, names["wells"])], [4])
-        atoms = Atoms("Ti4", np.ones((4, 3)), cell=np.eye(3) * 5, pbc=True)
-        state = BatchState.from_atoms([atoms], torch.device("cpu"), torch.float64)
-        assert forcefield(state)["energy"].tolist() == [0.5 * 0.5 * 2.0 * 12]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

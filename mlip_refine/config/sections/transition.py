@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlip_refine.config.section import Copies, CountOrZero, Section
+from mlip_refine.config.section import Copies, Count, CountOrZero, Section
 from mlip_refine.config.sections.md import Pressures, Temperatures
 from mlip_refine.config.units import Pressure, Temperature, Time, TimeOrZero, problem
 
@@ -14,6 +14,22 @@ class Anchor(Section):
 
     temperature: Temperature = Field(description="Temperature, K.")
     pressure: Pressure = Field(0.0, description="Pressure, GPa.")
+
+
+class Coexistence(Section):
+    """Boxes in which a crystal and a liquid run side by side, at constant pressure and enthalpy."""
+
+    starts: Temperatures = Field(
+        description="Temperatures at which boxes start, K: three to five, within 150 K of the transition."
+    )
+    pressure: Pressures = Field((0.0,), description="One pressure or several, GPa.")
+    n_atoms: Count = Field(2000, description="Atoms of a box, about.")
+    preparation: Time = Field(
+        3000.0,
+        description="Time of each step before a box is on its own, fs: the lattice at the start, melting one "
+        "half, cooling it, and both at the pressure.",
+    )
+    duration: Time = Field(100_000.0, description="Time at constant pressure and enthalpy, fs.")
 
 
 def _anchors(value: object) -> object:
@@ -52,6 +68,11 @@ class Transition(Section):
     equilibration: TimeOrZero = Field(5000.0, description="Time thrown away on every rung, fs.")
     interval: Time = Field(100.0, description="Time between two frames, fs.")
     replicas: Copies = Field(1, description="Independent copies of every rung.")
+    coexistence: Coexistence | None = Field(
+        None,
+        description="Boxes of crystal and liquid, which check the boundary without any free energy; null: "
+        "none.",
+    )
     extensions: CountOrZero = Field(
         2, description="How often the ladder grows by a temperature if the boundary lies outside."
     )

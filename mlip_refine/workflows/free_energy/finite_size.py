@@ -6,7 +6,7 @@ only between crystals of equal N do they cancel, and only in part.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mlip_refine.config import FiniteSize
 from mlip_refine.errors import InputError, StatisticsError
@@ -28,9 +28,12 @@ def convention_of(
         points: State points of its sources.
         finite_size: What the config says; `None`: `limit` where a phase is a liquid, else `cells`.
     """
+    return _convention([points[source] for source in loss.sources], finite_size)
+
+
+def _convention(points: Iterable[StatePoint], finite_size: FiniteSize | None) -> str:
     if finite_size is None:
-        liquid = any(points[source].is_liquid for source in loss.sources)
-        finite_size = "limit" if liquid else "cells"
+        finite_size = "limit" if any(point.is_liquid for point in points) else "cells"
     return LIMIT if finite_size == "limit" else CELLS
 
 
@@ -50,20 +53,43 @@ def require_comparable(
         InputError: For phases of different composition; and for cells of different size, unless the
             difference is that of the thermodynamic limit.
     """
-    one, two = (points[source].atoms for source in loss.sources)
-    formulas = [atoms.symbols.formula.reduce()[0].format("hill") for atoms in (one, two)]
+    one, two = (points[source] for source in loss.sources)
+    compared(one, two, finite_size, f"loss {loss.name!r}", None)
+
+
+def compared(
+    one: StatePoint, two: StatePoint, finite_size: FiniteSize | None, who: str, where: str | None
+) -> str:
+    """Return the convention in which two phases are compared.
+
+    Args:
+        one: State point of phase I.
+        two: State point of phase II.
+        finite_size: What the config says (see `convention_of`).
+        who: What compares them, for messages.
+        where: Its place in the config.
+
+    Raises:
+        InputError: For phases of different composition; and for cells of different size, unless the
+            difference is that of the thermodynamic limit.
+    """
+    formulas = [point.atoms.symbols.formula.reduce()[0].format("hill") for point in (one, two)]
     if formulas[0] != formulas[1]:
         raise InputError(
-            f"loss {loss.name!r} compares phases of different composition",
-            found=f"{formulas[0]} of {loss.options.from_!r}, {formulas[1]} of {loss.options.to!r}",
+            f"{who} compares phases of different composition",
+            where=where,
+            found=f"{formulas[0]} of {one.name}, {formulas[1]} of {two.name}",
         )
-    if len(one) != len(two) and convention_of(loss, points, finite_size) == CELLS:
+    convention, sizes = _convention((one, two), finite_size), (len(one.atoms), len(two.atoms))
+    if sizes[0] != sizes[1] and convention == CELLS:
         raise InputError(
-            f"loss {loss.name!r} compares cells of different size",
-            found=f"{len(one)} atoms of {loss.options.from_!r}, {len(two)} of {loss.options.to!r}",
+            f"{who} compares cells of different size",
+            where=where,
+            found=f"{sizes[0]} atoms of {one.name}, {sizes[1]} of {two.name}",
             expected="equal numbers of atoms: finite-size errors of ΔG cancel only then",
             fix="Or set free_energy.finite_size: limit, which takes them out.",
         )
+    return convention
 
 
 def liquid_size_term(n_atoms: int | Sequence[int], s0: Measured) -> Measured:

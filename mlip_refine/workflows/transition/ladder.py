@@ -1,13 +1,14 @@
 """Ladders of NPT ensembles: the state points of both phases, their sampling, and what of it can be used."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlip_refine.errors import StatisticsError
+from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA
 from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory, sample
@@ -28,37 +29,22 @@ class LadderSettings:
     Attributes:
         md: Integrator settings.
         length: Length of every rung.
-        replicas: Independent copies of every rung.
         seed: Random seed.
     """
 
     md: MDSettings
     length: Length
-    replicas: int
     seed: int
-
-
-def rung_of(phase: StatePoint, temperature: float, pressure: float, replicas: int) -> StatePoint:
-    """Return the NPT state point of a phase at a temperature, K, and pressure, GPa."""
-    return replace(
-        phase,
-        name=f"{phase.name}-{temperature:g}K-{pressure:g}GPa",
-        temperature=temperature,
-        pressure=pressure,
-        ensemble="npt",
-        thermostat="langevin",
-        replicas=replicas,
-    )
 
 
 def sample_rungs(
     potential: Potential,
-    points: Sequence[StatePoint],
+    points: Mapping[EnsembleSource, StatePoint],
     settings: LadderSettings,
     stage: str,
     store: FrameStore,
     start: Start | None = None,
-) -> dict[str, Trajectory]:
+) -> dict[EnsembleSource, Trajectory]:
     """Sample the rungs of both phases in one batch; those that became another phase are there too.
 
     Args:
@@ -67,12 +53,12 @@ def sample_rungs(
         settings: How they are sampled.
         stage: Name of the sampling in the store.
         store: Where frames are kept.
-        start: Positions and cells to start from by name of the point; by default the ideal crystals.
+        start: Positions and cells to start from by name of the point; by default the atoms of the points.
     """
     try:
-        return sample(
+        found = sample(
             potential,
-            points,
+            list(points.values()),
             settings.md,
             settings.length,
             seed=settings.seed,
@@ -81,17 +67,18 @@ def sample_rungs(
             start=start,
         )
     except PhaseLostError as error:
-        return error.trajectories
+        found = error.trajectories
+    return {source: found[point.name] for source, point in points.items()}
 
 
-def lost_rungs(trajectories: Mapping[str, Trajectory]) -> dict[str, str]:
-    """Return which rungs cannot be used, by name, with the reason: the phase did not stay what it was."""
+def lost_rungs(rungs: Mapping[EnsembleSource, Trajectory]) -> dict[EnsembleSource, str]:
+    """Return which rungs cannot be used, with the reason: the phase did not stay what it was."""
     lost = {}
-    for name, run in trajectories.items():
+    for source, run in rungs.items():
         share = run.n_kept / run.kept.numel()
         if share < MINIMUM_SHARE:
             last = run.verdicts[-1] if run.verdicts else "no frame counts"
-            lost[name] = f"{name}: {1 - share:.0%} of the frames are lost ({last})"
+            lost[source] = f"{run.point.name}: {1 - share:.0%} of the frames are lost ({last})"
     return lost
 
 

@@ -29,8 +29,7 @@ class AnchorRecord(Record):
         volume_A3_per_atom: Volume of the fixed cell in which it was computed.
         method: How: `frenkel_ladd` or `uhlenbeck_ford`.
         gibbs: G = F + PV of the cell, per atom, before any term of the finite size.
-        size_term: What G of this cell has beyond the thermodynamic limit, meV/atom; 0 in the convention of
-            cells.
+        size_term: What G of this cell has beyond the thermodynamic limit; 0 in the convention of cells.
         overlap: Smallest overlap between neighbouring windows.
     """
 
@@ -41,7 +40,7 @@ class AnchorRecord(Record):
     volume_A3_per_atom: float  # noqa: N815 - the unit's own case
     method: str
     gibbs: MeasuredField
-    size_term: float
+    size_term: MeasuredField
     overlap: float
 
 
@@ -155,6 +154,49 @@ class StateRecord(Record):
     volume: MeasuredField
 
 
+class BoxRecord(Record):
+    """One box of crystal and liquid.
+
+    Attributes:
+        start_K: Temperature at which it started.
+        n_atoms: Atoms of the box.
+        outcome: What became of it: `coexists`, `drifts` (the interface still moved), `molten`, `frozen` or
+            `stopped`.
+        temperature: Mean temperature after the equilibration.
+        crystal_share: Mean share of atoms in neighbourhoods of the crystal, then.
+        equilibration_ps: Time that was left out.
+        times_ps: Times of the course of the box.
+        temperatures_K: Temperatures at these times.
+        crystal_shares: Shares of the crystal at these times.
+    """
+
+    start_K: float  # noqa: N815 - the unit's own case
+    n_atoms: int
+    outcome: str
+    temperature: MeasuredField
+    crystal_share: MeasuredField
+    equilibration_ps: float
+    times_ps: tuple[float, ...]
+    temperatures_K: tuple[float, ...]  # noqa: N815 - the unit's own case
+    crystal_shares: tuple[float, ...]
+
+
+class CoexistenceRecord(Record):
+    """Boxes of crystal and liquid at one pressure.
+
+    Attributes:
+        pressure_GPa: Pressure.
+        temperature: Temperature of coexistence, K, of the boxes in which both phases stayed.
+        beyond_boundary: That temperature less the one of the boundary at the same pressure; `None` without.
+        boxes: The boxes.
+    """
+
+    pressure_GPa: float  # noqa: N815 - the unit's own case
+    temperature: Estimate
+    beyond_boundary: MeasuredField | None
+    boxes: tuple[BoxRecord, ...]
+
+
 class TransitionFile(Record):
     """Content of `transition.json`; differences are `to` less `from`.
 
@@ -165,7 +207,7 @@ class TransitionFile(Record):
         head: Head of the model.
         from_: Phase I.
         to: Phase II.
-        convention: What G contains: the thermodynamic limit, or cells of so many atoms.
+        convention: What G is of: cells of N atoms, or the thermodynamic limit.
         timestep_fs: Time step of the dynamics.
         seed: Random seed of the run.
         settings: Section `transition` of the config.
@@ -176,6 +218,7 @@ class TransitionFile(Record):
         states: Both phases at every rung that was used.
         lost: Rungs that were not used, one line each.
         phases: Atoms of both phases; empty in files of earlier versions.
+        coexistence: Boxes of crystal and liquid, pressure after pressure.
     """
 
     format: Literal["mlip_refine transition 1"] = FORMAT
@@ -195,6 +238,7 @@ class TransitionFile(Record):
     states: tuple[StateRecord, ...]
     lost: tuple[str, ...] = ()
     phases: tuple[PhaseRecord, ...] = ()
+    coexistence: tuple[CoexistenceRecord, ...] = ()
 
 
 @dataclass(frozen=True)

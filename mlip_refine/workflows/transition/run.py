@@ -8,40 +8,54 @@ from itertools import product
 
 import numpy as np
 
-from mlip_refine.config import Config, Transition
+from mlip_refine.config import Coexistence, Config, Transition
 from mlip_refine.errors import InputError, SamplingError, StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import GPA, MEV, Measured
-from mlip_refine.sampling import FrameStore, Length, StatePoint, Trajectory
+from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint, Trajectory
+from mlip_refine.sampling.monitoring.phase_identity import require_ovito
 from mlip_refine.sampling.sampler import Start
 from mlip_refine.statistics.boundary import BoundaryPoint, PhaseState, boundary_point, difference
 from mlip_refine.statistics.gibbs_ladder import jackknife_error
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
+from mlip_refine.workflows.free_energy.finite_size import compared
 from mlip_refine.workflows.free_energy.frenkel_ladd import AbsoluteFreeEnergy, absolute_free_energies
+from mlip_refine.workflows.free_energy.records import LIMIT
 from mlip_refine.workflows.from_config import (
     free_energy_settings,
     load_potential,
     md_settings,
+    melting,
     state_points,
     with_timestep,
 )
+from mlip_refine.workflows.melt import Melting
 from mlip_refine.workflows.records import Estimate, write_record
 from mlip_refine.workflows.transition import required_section
+from mlip_refine.workflows.transition.coexistence import (
+    CoexistenceRun,
+    CoexistenceSettings,
+    box_of,
+    coexistence_runs,
+    combined,
+    require_room,
+)
 from mlip_refine.workflows.transition.ladder import (
     LadderSettings,
     join_rungs,
     lost_rungs,
     mean_cell,
     mean_cell_at,
-    rung_of,
     sample_rungs,
 )
 from mlip_refine.workflows.transition.records import (
     AnchorRecord,
     BoundaryRecord,
+    BoxRecord,
     ClosureRecord,
+    CoexistenceRecord,
     DifferenceRecord,
     EndRecord,
     PhaseRecord,
@@ -67,19 +81,35 @@ class Prepared:
         name: Name of the run.
         section: The section `transition` of the config.
         potential: The potential.
-        phases: Starting point of both phases, in the order from, to.
+        points: NPT state points of the ladder, in starting cells; liquids that are to be molten still as
+            crystals.
+        melting: Which of them are to be molten, and how.
         ladder: How the rungs are sampled.
         free_energy: How absolute free energies are computed.
         min_effective: Least number of independent frames of an estimate.
+        convention: What Gibbs energies are of: cells of N atoms, or the thermodynamic limit.
+        boxes: How boxes of crystal and liquid are made and run; `None` for none.
     """
 
     name: str
     section: Transition
     potential: Potential
-    phases: tuple[StatePoint, StatePoint]
+    points: Mapping[EnsembleSource, StatePoint]
+    melting: Melting
     ladder: LadderSettings
     free_energy: FreeEnergySettings
     min_effective: float
+    convention: str
+    boxes: CoexistenceSettings | None = None
+
+    @property
+    def phases(self) -> tuple[str, str]:
+        """Names of both phases, in the order from, to."""
+        return self.section.from_, self.section.to
+
+
+type Climbed = dict[EnsembleSource, Trajectory]
+type Anchors = dict[EnsembleSource, AbsoluteFreeEnergy]
 
 
 @dataclass(frozen=True)
@@ -88,13 +118,12 @@ class _Surfaces:
 
     Attributes:
         phases: Gibbs energies of both, in the order from, to.
-        used: Trajectories that they rest on, by phase and name.
+        used: Trajectories that they rest on.
         lost: Rungs that were not used, one line each.
-        anchors: Absolute Gibbs energies.
     """
 
     phases: tuple[AnchoredSurface, AnchoredSurface]
-    used: tuple[dict[str, Trajectory], dict[str, Trajectory]]
+    used: tuple[Climbed, Climbed]
     lost: tuple[str, ...]
 
 
@@ -106,14 +135,25 @@ def prepare(config: Config) -> Prepared:
     """
     section = required_section(config)
     potential = load_potential(config)
-    middle, low = section.anchors[0].temperature, min(section.pressure)
-    sources = [EnsembleSource(name, middle, low) for name in (section.from_, section.to)]
-    points = state_points(config, sources, potential, section.replicas)
-    first, second = (
-        replace(points[source], name=source.phase, ensemble="npt", thermostat="langevin")
-        for source in sources
+    sources = [
+        EnsembleSource(name, t, p)
+        for name, t, p in product(
+            (section.from_, section.to), sorted(section.temperature), sorted(section.pressure)
+        )
+    ]
+    found = state_points(config, sources, potential, section.replicas)
+    points = {s: replace(p, ensemble="npt", thermostat="langevin") for s, p in found.items()}
+    convention = compared(
+        points[sources[0]],
+        points[sources[-1]],
+        config.free_energy.finite_size,
+        "transition",
+        config.where("transition"),
     )
-    _require_same_composition(first, second, config.where("transition"))
+    if section.coexistence is not None:
+        atoms = next(point.atoms for point in points.values() if not point.is_liquid)
+        box = box_of(atoms, atoms.cell.array, section.coexistence.n_atoms)
+        require_room(box, potential.graphs.cutoff, config.where("transition", "coexistence", "n_atoms"))
     config = with_timestep(config, potential, points.values())
     frames = max(1, round(section.duration / section.interval))
     length = Length(section.equilibration, frames, max(1, round(SEGMENT / section.interval)))
@@ -122,10 +162,42 @@ def prepare(config: Config) -> Prepared:
         name=config.name,
         section=section,
         potential=potential,
-        phases=(first, second),
-        ladder=LadderSettings(md, length, section.replicas, config.seed),
+        points=points,
+        melting=melting(config, points),
+        ladder=LadderSettings(md, length, config.seed),
         free_energy=free_energy_settings(config),
         min_effective=config.sampling.min_effective_frames,
+        convention=convention,
+        boxes=None if section.coexistence is None else _box_settings(config, section.coexistence, md),
+    )
+
+
+def _box_settings(config: Config, section: Coexistence, md: MDSettings) -> CoexistenceSettings:
+    """Return how boxes of crystal and liquid are made and run.
+
+    Raises:
+        InputError: Unless one phase is a crystal and the other is molten from it.
+    """
+    transition = required_section(config)
+    names = transition.from_, transition.to
+    melts = {name: melt for name in names if (melt := config.phases[name].melt) is not None}
+    if len(melts) != 1 or next(iter(melts.values())).from_ not in names:
+        raise InputError(
+            "coexistence is of a crystal and its melt",
+            where=config.where("transition", "coexistence"),
+            found=f"{names[0]} and {names[1]}",
+            expected="one phase with melt, from the other one",
+        )
+    require_ovito()
+    return CoexistenceSettings(
+        n_atoms=section.n_atoms,
+        starts=section.starts,
+        pressures=section.pressure,
+        heat=next(iter(melts.values())).temperature,
+        preparation=section.preparation,
+        duration=section.duration,
+        md=md,
+        seed=config.seed,
     )
 
 
@@ -140,18 +212,22 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
     section, settings = prepared.section, prepared.free_energy
     frozen = prepared.potential.frozen_copy(settings.dtype, settings.accelerate)
     temperatures = sorted(section.temperature)
-    climbed = _climb(prepared, frozen, temperatures, "ladder", run.store)
-    anchors = _anchors(prepared, frozen, climbed, run.store)
+    points = prepared.melting.molten(prepared.potential, prepared.points, run.store)
+    climbed = sample_rungs(frozen, points, prepared.ladder, "ladder", run.store)
+    anchors = _anchors(prepared, frozen, points, climbed, run.store)
     for extension in range(section.extensions + 1):
         surfaces = _surfaces(prepared, climbed, anchors)
-        points = _boundary(prepared, surfaces)
-        wanted = _beyond(surfaces, points, temperatures)
+        boundary = _boundary(prepared, surfaces)
+        wanted = _beyond(surfaces, boundary, temperatures)
         if wanted is None or extension == section.extensions:
             break
-        start = _from_nearest(prepared, climbed, wanted)
-        climbed |= _climb(prepared, frozen, [wanted], f"ladder-extension-{extension + 1}", run.store, start)
+        further, start = _further_rungs(points, climbed, wanted)
+        stage = f"ladder-extension-{extension + 1}"
+        climbed |= sample_rungs(frozen, further, prepared.ladder, stage, run.store, start)
+        points |= further
         temperatures = sorted([*temperatures, wanted])
-    result = TransitionResult(run.folder, _file(prepared, surfaces, points, anchors))
+    boxes = _coexistence(prepared, frozen, points, boundary, run.store)
+    result = TransitionResult(run.folder, _file(prepared, surfaces, boundary, anchors, boxes))
     write_boundary(run.folder / "boundary.csv", result.file.boundary)
     # Without a boundary the rest is worth keeping too.
     write_record(run.folder / "transition.json", result.file)
@@ -159,74 +235,60 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
     return result
 
 
-def _climb(
+def _anchors(
     prepared: Prepared,
     frozen: Potential,
-    temperatures: Sequence[float],
-    stage: str,
+    rungs: Mapping[EnsembleSource, StatePoint],
+    climbed: Climbed,
     store: FrameStore,
-    start: Start | None = None,
-) -> dict[str, Trajectory]:
-    """Sample the rungs of both phases at some temperatures and all pressures, in one batch."""
-    points = [
-        rung_of(phase, t, p, prepared.ladder.replicas)
-        for phase in prepared.phases
-        for t, p in product(temperatures, sorted(prepared.section.pressure))
-    ]
-    return sample_rungs(frozen, points, prepared.ladder, stage, store, start)
-
-
-def _anchors(
-    prepared: Prepared, frozen: Potential, climbed: Mapping[str, Trajectory], store: FrameStore
-) -> list[tuple[StatePoint, AbsoluteFreeEnergy]]:
+) -> Anchors:
     """Compute the absolute free energies of both phases, each in the mean cell of the rung of its anchor.
 
     Raises:
         SamplingError: If a phase did not survive at an anchor.
         StatisticsError: If windows do not overlap.
     """
-    points, lost = [], lost_rungs(climbed)
+    settings, lost, points = prepared.free_energy, lost_rungs(climbed), {}
     for phase, anchor in product(prepared.phases, prepared.section.anchors):
-        rung = rung_of(phase, anchor.temperature, anchor.pressure, prepared.free_energy.replicas)
-        if rung.name in lost:
+        source = EnsembleSource(phase, anchor.temperature, anchor.pressure)
+        if source in lost:
             raise SamplingError(
-                f"there is no anchor where the phase does not survive: {lost[rung.name]}; choose another "
+                f"there is no anchor where the phase does not survive: {lost[source]}; choose another "
                 "transition.anchor"
             )
-        points.append(replace(rung.with_cell(mean_cell(climbed[rung.name])), ensemble="nvt"))
-    settings = prepared.free_energy
+        fixed = rungs[source].with_cell(mean_cell(climbed[source]))
+        points[source] = replace(fixed, ensemble="nvt", replicas=settings.replicas)
     found = absolute_free_energies(
         frozen,
-        points,
+        list(points.values()),
         settings.md,
         settings.ladder,
         seed=settings.seed,
         stage="anchors",
         store=store,
+        limit={point.name for point in points.values()} if prepared.convention == LIMIT else (),
     )
-    return [(point, found[point.name]) for point in points]
+    return {source: found[point.name] for source, point in points.items()}
 
 
-def _surfaces(
-    prepared: Prepared,
-    climbed: Mapping[str, Trajectory],
-    anchors: Sequence[tuple[StatePoint, AbsoluteFreeEnergy]],
-) -> _Surfaces:
+def _surfaces(prepared: Prepared, climbed: Climbed, anchors: Anchors) -> _Surfaces:
     """Join the rungs that can be used, and anchor them."""
     lost = lost_rungs(climbed)
     surfaces, used = [], []
     for phase in prepared.phases:
-        mine = {
-            name: run
-            for name, run in climbed.items()
-            if name.startswith(f"{phase.name}-") and name not in lost
-        }
+        mine = {s: run for s, run in climbed.items() if s.phase == phase and s not in lost}
         known = [
-            Anchor(point.temperature, point.pressure * GPA, found.gibbs, 0.0)
-            for point, found in anchors
-            if point.name in mine
+            Anchor(source.temperature, source.pressure * GPA, found.gibbs, _size_term(found))
+            for source, found in anchors.items()
+            if source.phase == phase
         ]
-        surfaces.append(AnchoredSurface(join_rungs(phase.name, list(mine.values())), known))
+        surface = AnchoredSurface(
+            join_rungs(phase, list(mine.values())),
+            known,
+            liquid=next(iter(mine.values())).point.is_liquid,
+            limit=prepared.convention == LIMIT,
+        )
+        surfaces.append(surface)
         used.append(mine)
     return _Surfaces((surfaces[0], surfaces[1]), (used[0], used[1]), tuple(lost.values()))
 
@@ -299,30 +361,32 @@ def _beyond(
     return None
 
 
-def _from_nearest(prepared: Prepared, climbed: Mapping[str, Trajectory], temperature: float) -> Start:
-    """Return the last frames of the nearest rungs, for rungs at a further temperature to start from."""
-    start = {}
-    for phase, pressure in product(prepared.phases, prepared.section.pressure):
-        mine = [
-            run
-            for run in climbed.values()
-            if run.point.name.startswith(f"{phase.name}-") and run.point.pressure == pressure and run.n_kept
-        ]
-        if mine:
-            nearest = min(mine, key=lambda run: abs(run.point.temperature - temperature))
-            start[rung_of(phase, temperature, pressure, 1).name] = nearest.last()
-    return start
+def _further_rungs(
+    points: Mapping[EnsembleSource, StatePoint], climbed: Climbed, temperature: float
+) -> tuple[dict[EnsembleSource, StatePoint], Start]:
+    """Return rungs at a further temperature, and what they start from: last frames of the nearest ones."""
+    further, start = {}, {}
+    for source in {replace(each, temperature=temperature) for each in points}:
+        nearest = min(
+            (s for s in points if (s.phase, s.pressure) == (source.phase, source.pressure)),
+            key=lambda s: abs(s.temperature - temperature),
+        )
+        further[source] = replace(points[nearest], name=source.name, temperature=temperature)
+        if climbed[nearest].n_kept:
+            start[source.name] = climbed[nearest].last()
+    return dict(sorted(further.items())), start
 
 
 def _file(
     prepared: Prepared,
     surfaces: _Surfaces,
     points: Sequence[tuple[float, BoundaryPoint | None, str]],
-    anchors: Sequence[tuple[StatePoint, AbsoluteFreeEnergy]],
+    anchors: Anchors,
+    boxes: Sequence[CoexistenceRecord],
 ) -> TransitionFile:
     """Return what is kept of a calculation."""
     section, settings, phases = prepared.section, prepared.free_energy, surfaces.phases
-    names = section.from_, section.to
+    names = prepared.phases
     firsts = [next(iter(used.values())) for used in surfaces.used]
     differences = []
     for pressure, t in product([point[0] for point in points], np.linspace(*_common_range(surfaces), GRID)):
@@ -349,17 +413,12 @@ def _file(
         head=prepared.potential.head,
         from_=section.from_,
         to=section.to,
-        convention=_convention(prepared),
+        convention=prepared.convention,
         timestep_fs=settings.timestep,
         seed=settings.seed,
         settings=section.model_dump(mode="json", by_alias=True),
         boundary=tuple(_point(*point) for point in points),
-        anchors=tuple(
-            _anchor(name, point, found)
-            for name in names
-            for point, found in anchors
-            if point.name.startswith(f"{name}-")
-        ),
+        anchors=tuple(_anchor(source, found) for source, found in anchors.items()),
         closures=tuple(
             ClosureRecord(
                 phase=name,
@@ -378,6 +437,49 @@ def _file(
         ),
         lost=surfaces.lost,
         phases=tuple(_phase(name, first) for name, first in zip(names, firsts, strict=True)),
+        coexistence=tuple(boxes),
+    )
+
+
+def _coexistence(
+    prepared: Prepared,
+    frozen: Potential,
+    points: Mapping[EnsembleSource, StatePoint],
+    boundary: Sequence[tuple[float, BoundaryPoint | None, str]],
+    store: FrameStore,
+) -> list[CoexistenceRecord]:
+    """Run boxes of crystal and liquid at every pressure that is asked for, beside the boundary."""
+    if prepared.boxes is None:
+        return []
+    known = {pressure: found.temperature for pressure, found, _ in boundary if found is not None}
+    crystal = next(point for point in points.values() if not point.is_liquid)
+    records = []
+    for pressure in prepared.boxes.pressures:
+        runs = coexistence_runs(frozen, replace(crystal, pressure=pressure), prepared.boxes, store)
+        temperature, note = combined(runs)
+        records.append(
+            CoexistenceRecord(
+                pressure_GPa=pressure,
+                temperature=Estimate.refuse("K", note) if temperature is None else Estimate.of(temperature),
+                beyond_boundary=temperature - known[pressure] if temperature and pressure in known else None,
+                boxes=tuple(_box(each) for each in runs),
+            )
+        )
+    return records
+
+
+def _box(run: CoexistenceRun) -> BoxRecord:
+    """Return the record of a box."""
+    return BoxRecord(
+        start_K=run.start,
+        n_atoms=run.n_atoms,
+        outcome=run.outcome,
+        temperature=run.temperature,
+        crystal_share=run.crystal_share,
+        equilibration_ps=run.equilibration / 1e3,
+        times_ps=tuple(time / 1e3 for time in run.times),
+        temperatures_K=run.temperatures,
+        crystal_shares=run.shares,
     )
 
 
@@ -419,18 +521,18 @@ def _point(pressure: float, found: BoundaryPoint | None, note: str) -> BoundaryR
     )
 
 
-def _anchor(name: str, point: StatePoint, found: AbsoluteFreeEnergy) -> AnchorRecord:
+def _anchor(source: EnsembleSource, found: AbsoluteFreeEnergy) -> AnchorRecord:
     """Return the record of an absolute free energy."""
-    n = len(point.atoms)
+    atoms = found.point.atoms
     return AnchorRecord(
-        phase=name,
-        temperature_K=point.temperature,
-        pressure_GPa=point.pressure,
-        n_atoms=n,
-        volume_A3_per_atom=float(point.atoms.cell.volume) / n,
+        phase=source.phase,
+        temperature_K=source.temperature,
+        pressure_GPa=source.pressure,
+        n_atoms=len(atoms),
+        volume_A3_per_atom=float(atoms.cell.volume) / len(atoms),
         method="frenkel_ladd",
-        gibbs=found.gibbs.scaled(1 / (MEV * n), "meV/atom"),
-        size_term=0.0,
+        gibbs=found.gibbs.scaled(1 / (MEV * len(atoms)), "meV/atom"),
+        size_term=_size_term(found).scaled(1 / (MEV * len(atoms)), "meV/atom"),
         overlap=found.overlap,
     )
 
@@ -451,8 +553,9 @@ def _state(name: str, surface: AnchoredSurface, run: Trajectory) -> StateRecord:
     )
 
 
-def _convention(prepared: Prepared) -> str:
-    return f"cells of {len(prepared.phases[0].atoms)} atoms"
+def _size_term(found: AbsoluteFreeEnergy) -> Measured:
+    """Return the finite-size term of an anchor's cell, eV; 0 where it is part of the convention."""
+    return Measured(found.size_term or 0.0, found.size_term_se, "eV")
 
 
 def _require_boundary(file: TransitionFile) -> None:
@@ -463,19 +566,3 @@ def _require_boundary(file: TransitionFile) -> None:
     """
     if all(point.temperature.refused for point in file.boundary):
         raise StatisticsError(f"there is no boundary: {file.boundary[0].temperature.refused}")
-
-
-def _require_same_composition(one: StatePoint, two: StatePoint, where: str | None) -> None:
-    """Refuse phases whose atoms are not the same, or in other numbers.
-
-    Raises:
-        InputError: With both formulas.
-    """
-    formulas = [point.atoms.get_chemical_formula() for point in (one, two)]
-    if formulas[0] != formulas[1]:
-        raise InputError(
-            "finite-size errors cancel only between cells of the same atoms",
-            where=where,
-            found=f"{one.name}: {formulas[0]}, {two.name}: {formulas[1]}",
-            expected="equal numbers of each element",
-        )

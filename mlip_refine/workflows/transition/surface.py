@@ -37,13 +37,14 @@ class Anchor:
         temperature: Temperature, K.
         pressure: Pressure, eV/Å³.
         gibbs: Gibbs energy of the cell, eV.
-        size_term: What the cell has beyond the thermodynamic limit, eV of the cell.
+        size_term: What the cell has beyond the thermodynamic limit, eV of the cell; it counts in the limit
+            alone.
     """
 
     temperature: float
     pressure: float
     gibbs: Measured
-    size_term: float
+    size_term: Measured
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,15 @@ class AnchoredSurface:
         """
         self.ladder, self.anchors, self._liquid, self._limit = ladder, tuple(anchors), liquid, limit
         kt = [KB * a.temperature for a in self.anchors]
-        sizes = [a.size_term / each for a, each in zip(self.anchors, kt, strict=True)]
+        sizes = [a.size_term.value / each for a, each in zip(self.anchors, kt, strict=True)]
         self._crystal_term = sum(
             size - 1.5 * math.log(a.temperature) for size, a in zip(sizes, self.anchors, strict=True)
         ) / len(sizes)
         # Reduced errors; exact anchors count equally.
-        self._errors = [a.gibbs.se / each for a, each in zip(self.anchors, kt, strict=True)]
+        self._errors = [
+            math.hypot(a.gibbs.se, a.size_term.se if limit else 0.0) / each
+            for a, each in zip(self.anchors, kt, strict=True)
+        ]
         inverse = [1.0 / max(error, 1e-12) ** 2 for error in self._errors]
         self._weights = [each / sum(inverse) for each in inverse]
         self._constants = [

@@ -33,13 +33,34 @@ def print_transition(console: Console, result: TransitionResult) -> None:
             f"{anchor.pressure_GPa:g}",
             f"{anchor.n_atoms}",
             number(anchor.gibbs),
-            f"{anchor.size_term:.2f}",
+            number(anchor.size_term),
             f"{anchor.overlap:.2f}",
         )
     console.print()
     console.print(anchors)
 
+    if file.coexistence:
+        boxes = plain_table("boxes of crystal and liquid")
+        for heading in ("P, GPa", "start, K", "N", "T, K", "crystal share", "outcome"):
+            boxes.add_column(heading, justify="left" if heading == "outcome" else "right", overflow="fold")
+        for found in file.coexistence:
+            for box in found.boxes:
+                boxes.add_row(
+                    f"{found.pressure_GPa:g}",
+                    f"{box.start_K:g}",
+                    f"{box.n_atoms}",
+                    number(box.temperature),
+                    number(box.crystal_share),
+                    box.outcome,
+                )
+        console.print()
+        console.print(boxes)
+
     notes = []
+    for found in file.coexistence:
+        temperature, gap = found.temperature, found.beyond_boundary
+        line = f"coexistence at {found.pressure_GPa:g} GPa: {temperature.measured or temperature.refused}"
+        notes.append(line + (f", {gap} beyond the boundary" if gap else ""))
     for point in file.boundary:
         if point.temperature.refused:
             notes.append(f"note, {point.pressure_GPa:g} GPa: {point.temperature.refused}")
@@ -50,9 +71,9 @@ def print_transition(console: Console, result: TransitionResult) -> None:
         low, high = (
             f"{t:g} K, {p:g} GPa" for t, p in zip(closure.temperatures_K, closure.pressures_GPa, strict=True)
         )
-        found = closure.difference
-        sigmas = abs(found.value) / found.se if found.se > 0 else float("inf")
-        notes.append(f"closure  {closure.phase}, {low} to {high}: {found}, {sigmas:.1f} σ")
+        difference = closure.difference
+        sigmas = abs(difference.value) / difference.se if difference.se > 0 else float("inf")
+        notes.append(f"closure  {closure.phase}, {low} to {high}: {difference}, {sigmas:.1f} σ")
     notes += [f"note, {line}" for line in file.lost]
     for line in (*notes, f"results  {result.folder}"):
         console.print(line, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """Conventions of differences, and the finite-size term of liquids against gases with exact free energies."""
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_cells_of_different_size_are_compared_in_the_limit_only(finite_size: Any
     loss, points = _setting(**UNEQUAL)
     with pytest.raises(InputError, match="cells of different size") as caught:
         require_comparable(loss, points, finite_size)
-    assert "54 atoms of 'hcp', 16 of 'bcc'" in str(caught.value)
+    assert re.search(r"54 atoms of hcp-\S+, 16 of bcc-", str(caught.value))
     assert "finite_size: limit" in str(caught.value)
     require_comparable(loss, points, "limit")
 
@@ -119,7 +120,7 @@ def test_cells_of_different_size_are_compared_in_the_limit_only(finite_size: Any
 @pytest.mark.parametrize("finite_size", [None, "limit"])
 def test_phases_of_different_composition_are_never_compared(finite_size: Any) -> None:
     loss, points = _setting(hcp=_phase("hcp", 54), bcc=_phase("bcc", 54, "Zr"))
-    with pytest.raises(InputError, match="different composition; found Ti of 'hcp', Zr of 'bcc'"):
+    with pytest.raises(InputError, match=r"different composition; found Ti of hcp-\S+, Zr of bcc-"):
         require_comparable(loss, points, finite_size)
 
 

@@ -66,7 +66,7 @@ def finished(folder: Path, **changes: Any) -> Path:
             volume_A3_per_atom=17.0,
             method="frenkel_ladd",
             gibbs=Measured(0.0, 0.1, "meV/atom"),
-            size_term=0.0,
+            size_term=Measured(0.0, 0.0, "meV/atom"),
             overlap=overlap,
         )
         for phase in PAIR

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,31 @@ from scipy.optimize import brentq
 
 from mlip_refine.config import config_from_dict
 from mlip_refine.errors import InputError, StatisticsError
-from mlip_refine.quantities import GPA, HBAR, KB, MEV
+from mlip_refine.losses import EnsembleSource
+from mlip_refine.quantities import GPA, HBAR, KB, MEV, Measured
 from mlip_refine.sampling import GuardSettings, Length, MDSettings, StatePoint
 from mlip_refine.sampling.references import AMU_A2_FS2
-from mlip_refine.statistics.gibbs_ladder import BLOCKS
+from mlip_refine.statistics.gibbs_ladder import (
+    BLOCKS,
+    GibbsLadder,
+    Rung,
+    blocks_of,
+    jackknife_error,
+)
 from mlip_refine.testing import AnalyticPotential, sigma_bound
 from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings as WindowSettings
 from mlip_refine.workflows.free_energy.from_transition import read_difference
+from mlip_refine.workflows.free_energy.records import CELLS
+from mlip_refine.workflows.melt import Melting
 from mlip_refine.workflows.transition import transition
 from mlip_refine.workflows.transition.figures import write_figures
 from mlip_refine.workflows.transition.ladder import LadderSettings
 from mlip_refine.workflows.transition.records import read_transition
 from mlip_refine.workflows.transition.run import Prepared, run
+from mlip_refine.workflows.transition.surface import Anchor, AnchoredSurface
 
 N = 8
 MASS = 40.0
@@ -115,10 +126,14 @@ def prepared(temperatures, pressures=(0.0,), **section) -> Prepared:
         }
     )
     assert config.transition is not None
-    points = [
-        StatePoint(kind, crystal(kind, sites, volume), temperature=500.0, ensemble="npt", identity="none")
-        for kind, (_, volume, _) in potential.kinds.items()
-    ]
+    crystals = {kind: crystal(kind, sites, volume) for kind, (_, volume, _) in potential.kinds.items()}
+    sources = [EnsembleSource(*state) for state in product(crystals, sorted(temperatures), pressures)]
+    points = {
+        s: StatePoint(
+            s.name, crystals[s.phase], s.temperature, s.pressure, "npt", replicas=2, identity="none"
+        )
+        for s in sources
+    }
     md = MDSettings(
         timestep=5.0, friction=10.0, interval=25.0, barostat_time=200.0, guards=GuardSettings(1e6, 1e6)
     )
@@ -136,15 +151,9 @@ def prepared(temperatures, pressures=(0.0,), **section) -> Prepared:
         finite_size=None,
         record={},
     )
-    return Prepared(
-        "x",
-        config.transition,
-        potential,
-        (points[0], points[1]),
-        LadderSettings(md, length, 2, 11),
-        free_energy,
-        10.0,
-    )
+    nothing = Melting({}, md, config.seed, "float64", "none")
+    ladder = LadderSettings(md, length, 11)
+    return Prepared("x", config.transition, potential, points, nothing, ladder, free_energy, 10.0, CELLS)
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +297,61 @@ def test_wrong_sections_are_refused(section, message):
 def test_default_anchor():
     config = prepared((500.0, 300.0, 400.0), (2.0, 1.0)).section
     assert [(anchor.temperature, anchor.pressure) for anchor in config.anchors] == [(400.0, 1.0)]
+
+
+def exact_ladder() -> GibbsLadder:
+    """A harmonic cell whose volume fluctuates, drawn exactly: ⟨U⟩ = (3N - 3) kT/2 + that of the volume."""
+    rng, n, stiffness, rest = np.random.default_rng(7), 16, 30.0, 16 * 20.0
+    rungs = []
+    for t in (900.0, 1000.0, 1100.0):
+        kt, frames = KB * t, 2000
+        # Density exp(-β ½ stiffness (V/V₀ - 1)²), the vibrations independent of it.
+        relative = 1 + rng.normal(0, math.sqrt(kt / stiffness), frames)
+        energy = 0.5 * stiffness * (relative - 1) ** 2 + kt * rng.gamma(1.5 * (n - 1), size=frames)
+        volume = torch.from_numpy(rest * relative)
+        rungs.append(Rung(t, 0.0, torch.from_numpy(energy), volume, volume.log()[:, None], blocks_of(frames)))
+    return GibbsLadder(rungs, n)
+
+
+@pytest.mark.statistical
+def test_crystal_in_the_limit_has_3n_vibrations():
+    ladder, exact = exact_ladder(), Measured(0.0, 0.0, "eV")
+    anchor = Anchor(1000.0, 0.0, exact, Measured(0.3, 0.0, "eV"))
+    cells, limit = (AnchoredSurface(ladder, [anchor], limit=limit) for limit in (False, True))
+    n, kt = ladder.n_atoms, KB * 1100.0
+    bound = sigma_bound(1, BLOCKS - 1)
+    for surface, count in ((cells, 3 * n - 1.5), (limit, 3 * n)):
+        found = surface.at(1100.0, 0.0)
+        # With the momenta; a cell lacks the centre of mass, 3/2 kT of potential energy.
+        wanted = count * kt / (n * MEV)
+        assert abs(float(found.enthalpy[0]) - wanted) < bound * jackknife_error(found.enthalpy) + 0.02
+    g_cells, g_limit = (float(s.at(1000.0, 0.0).gibbs[0]) * n * MEV for s in (cells, limit))
+    assert g_cells == pytest.approx(0.0, abs=1e-9)
+    assert g_limit == pytest.approx(-0.3, abs=1e-9)
+
+
+@pytest.mark.statistical
+def test_liquid_in_the_limit_follows_its_compressibility():
+    ladder = exact_ladder()
+    anchor = Anchor(1000.0, 0.0, Measured(0.0, 0.0, "eV"), Measured(0.2, 0.0, "eV"))
+    liquid = AnchoredSurface(ladder, [anchor], liquid=True, limit=True)
+    cells = AnchoredSurface(ladder, [anchor])
+    for t in (950.0, 1080.0):
+        here, there = (ladder.at(x, 0.0, errors=False) for x in (t, 1000.0))
+        ratio = float(here.variance / here.volume**2 / (there.variance / there.volume**2))
+        terms = 0.2 / (KB * 1000.0) + 0.5 * math.log(ratio)
+        difference = float(cells.at(t, 0.0).gibbs[0] - liquid.at(t, 0.0).gibbs[0])
+        assert difference == pytest.approx(terms * KB * t / (ladder.n_atoms * MEV), abs=1e-6)
+
+
+def test_errors_of_size_terms_and_anchors_add_up():
+    ladder = exact_ladder()
+    anchor = Anchor(1000.0, 0.0, Measured(0.0, 0.03, "eV"), Measured(0.1, 0.04, "eV"))
+    per_atom = 1 / (ladder.n_atoms * MEV)
+    assert AnchoredSurface(ladder, [anchor]).at(1000.0, 0.0).anchor_se == pytest.approx(0.03 * per_atom)
+    assert AnchoredSurface(ladder, [anchor], limit=True).at(1000.0, 0.0).anchor_se == pytest.approx(
+        0.05 * per_atom
+    )
+    two = AnchoredSurface(ladder, [anchor, Anchor(1100.0, 0.0, Measured(0.1, 0.06, "eV"), anchor.size_term)])
+    reduced = 0.03 / (KB * 1000.0), 0.06 / (KB * 1100.0)
+    assert two.anchor_se == pytest.approx(1 / math.hypot(*(1 / each for each in reduced)))
