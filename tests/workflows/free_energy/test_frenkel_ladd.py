@@ -15,13 +15,15 @@ from torch import Tensor
 
 from mlip_refine import testing
 from mlip_refine.errors import StatisticsError
-from mlip_refine.quantities import GPA, KB, MEV
+from mlip_refine.quantities import GPA, HBAR, KB, MEV, Measured
 from mlip_refine.sampling import FrameStore, Length, StatePoint
+from mlip_refine.sampling.references import AMU_A2_FS2
 from mlip_refine.workflows.free_energy.frenkel_ladd import (
     AbsoluteFreeEnergy,
     LadderSettings,
     absolute_free_energies,
 )
+from mlip_refine.workflows.free_energy.records import CELLS, LIMIT
 
 TEMPERATURE = 700.0
 KINDS = ("fcc", "NaCl", "hcp")
@@ -127,3 +129,31 @@ def test_references_take_the_symmetry_of_the_crystal() -> None:
         assert squares[:3].abs().max() < 1e-10
         assert squares[3] > 0.1
         assert squares[3:].unique().numel() > 3, point.name
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_an_anharmonic_crystal_has_the_limit_of_an_independent_program(
+    open_guards: Callable[..., Any],
+) -> None:
+    """Argon as fcc Lennard-Jones crystal, cut and shifted at 2.5 σ, as it melts: T* = 0.8, ρ* = 0.9731.
+
+    A Monte Carlo program with 256 atoms along an Einstein path found -2.9531(8) ε/atom, and -2.9300 in the
+    limit, with σ for the thermal wavelength. 108 atoms are 0.05 ε/atom below the limit.
+    """
+    potential = testing.LennardJonesTS()
+    epsilon, sigma, reduced, density = potential.epsilon, potential.sigma, 0.8, 0.9731
+    temperature, n_atoms = reduced * epsilon / KB, 108
+    atoms = bulk("Ar", "fcc", a=sigma * (4 / density) ** (1 / 3), cubic=True) * (3, 3, 3)
+    settings = open_guards(timestep=8.0, friction=6.0, interval=80.0)
+    ladder = LadderSettings("harmonic", 5, Length(2000.0, 250), Length(2000.0, 250))
+    point = StatePoint("fcc", atoms, temperature, replicas=4)
+    found = absolute_free_energies(potential, [point], settings, ladder, seed=31, limit={"fcc"})["fcc"]
+    mass = float(atoms.get_masses()[0]) * AMU_A2_FS2
+    wavelength = HBAR * math.sqrt(2 * math.pi / (mass * KB * temperature))
+    unit, shift = epsilon / MEV, 3 * reduced * math.log(wavelength / sigma)
+    cell, limit = (found.per_atom(convention).scaled(1 / unit, "ε/atom") for convention in (CELLS, LIMIT))
+    difference = limit - Measured(-2.9300 + shift, 0.0008, "ε/atom")
+    assert abs(difference.value) < testing.sigma_bound(dof=9) * difference.se
+    assert difference.se < 0.005
+    assert cell.value - limit.value == pytest.approx(reduced * -6.993 / n_atoms, abs=0.012)
