@@ -67,7 +67,9 @@ def test_the_ideal_gas_is_that_of_sackur_and_tetrode() -> None:
 def test_a_weak_fluid_has_the_free_energy_of_its_virial_series() -> None:
     """βF_ex/N = x + B₃ x²/2 + B₄ x³/3 (Paula Leite 2016, p = 1), and ½ ln S₀ of a cell of N atoms."""
     x, n = 0.3, 32
-    found = _excess(n, x, 1.0, FluidSettings(steps=2000, equilibration=300, pilot=200, interval=10))
+    found = _excess(
+        n, x, 1.0, FluidSettings(step=0.04, steps=2000, equilibration=300, pilot=200, interval=10)
+    )
     series = x + 0.256600119639834 * x**2 / 2 - 0.125459957055045 * x**3 / 3
     compressibility = 1 + 2 * x + 3 * 0.256600119639834 * x**2 - 4 * 0.125459957055045 * x**3
     exact = series - 0.5 * math.log(compressibility) / n
@@ -82,7 +84,7 @@ def test_a_weak_fluid_has_the_free_energy_of_its_virial_series() -> None:
 
 
 def test_two_species_of_one_length_are_one_species_and_its_mixing() -> None:
-    n, x, settings = 16, 0.3, FluidSettings(steps=300, equilibration=100, pilot=100, interval=10)
+    n, x, settings = 16, 0.3, FluidSettings(step=0.04, steps=300, equilibration=100, pilot=100, interval=10)
     lengths = torch.full((2, 2), SIGMA, dtype=torch.float64)
     one = UhlenbeckFord.of_one_length(n, SIGMA, KT, 2.0)
     two = UhlenbeckFord(torch.arange(n) % 4 // 3, lengths, KT, 2.0)
@@ -101,7 +103,7 @@ def test_two_species_of_one_length_are_one_species_and_its_mixing() -> None:
 def test_a_ladder_is_found_again_and_another_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n, settings = 8, FluidSettings(steps=300, equilibration=50, pilot=50, interval=10)
+    n, settings = 8, FluidSettings(step=0.04, steps=300, equilibration=50, pilot=50, interval=10)
     store, atoms = FrameStore(tmp_path, {}), _cell(8, 0.3)
     fluid = UhlenbeckFord.of_one_length(n, SIGMA, KT, 2.0)
     prepared, prepare = [], MolecularDynamics.prepare
@@ -145,13 +147,13 @@ def test_windows_have_equal_distances() -> None:
 @pytest.mark.statistical
 def test_a_ladder_is_as_long_as_its_error_needs() -> None:
     """The pilot knows the inefficiency to about a third, and with it the error."""
-    settings = FluidSettings(error=0.012, equilibration=200, pilot=400)
+    settings = FluidSettings(step=0.04, error=0.012, equilibration=200, interval=15, pilot=400)
     found = _excess(16, 0.3, 2.0, settings, seed=7).reduced_excess
     assert 0.5 * settings.error < found.se < 2 * settings.error
 
 
 def test_windows_too_far_apart_are_refused_by_name() -> None:
-    settings = FluidSettings(steps=300, equilibration=100, pilot=100, interval=10, gap=60.0)
+    settings = FluidSettings(step=0.04, steps=300, equilibration=100, pilot=100, interval=10, gap=60.0)
     with pytest.raises(StatisticsError, match=r"between p = 0 and p = 40: the states overlap by"):
         _excess(32, 0.3, 40.0, settings)
 
