@@ -68,7 +68,8 @@ class FluidSettings:
         replicas: Independent copies of every window.
         gap: Distance of neighbouring windows, in the thermodynamic length ∫ √(var S) dp.
         step: Time step in τ. An error of 0.1 % in S is one of 0.1 % in the excess, 0.01 kT per atom at
-            p = 100 and x = 0.4, and steps of 0.06 already change S by 0.2(1) % there.
+            p = 100 and x = 0.4. With steps of 0.12, S is 0.14(7) % above that of steps of 0.05 (p = 10,
+            32 atoms, x = 0.42); the error falls at least with the square of the step.
         friction: Friction of the thermostat in 1/τ.
     """
 
