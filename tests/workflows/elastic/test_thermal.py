@@ -297,3 +297,24 @@ def test_a_draw_that_was_interrupted_is_finished(tmp_path, monkeypatch):
     monkeypatch.undo()
     parts = finetune(_static(tmp_path / "parts", 3), resume=True)
     assert (whole.folder / "log.jsonl").read_text() == (parts.folder / "log.jsonl").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_static_constants_after_training_are_those_of_a_fresh_run(tmp_path):
+    """B44 in the cell of the phase, under tension: as trained, its thermal part is of an earlier model."""
+    sampling = SAMPLING | {"replicas": 4, "equilibration": 400.0, "frames": 60, "dtype": "float32"}
+    loss = {
+        "type": "elastic_constants",
+        "phase": "hcp",
+        "method": "static",
+        "targets": [{"temperature": 500.0, "constants": {"C44": 45.0}, "uncertainty": 1.0}],
+    }
+    run = finetune(_config(tmp_path, losses=[loss], sampling=sampling, training={"steps": 15}))
+    course = run.summary.measured["elastic_constants"]["C44 500 K"]
+    again = {"potential": {"model": str(run.model), "default_dtype": "float64"}, "sampling": sampling}
+    (fresh,) = elastic(_config(tmp_path, name="fresh", seed=9, elastic={"temperature": 500}, **again)).thermal
+    difference = course.after - fresh.stress_strain["C44"]
+    assert course.after.value > course.first.value + 5.0
+    assert 0 < difference.se < 3.0
+    assert abs(difference.value) < sigma_bound(dof=20) * difference.se
