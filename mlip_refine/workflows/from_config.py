@@ -36,6 +36,8 @@ from mlip_refine.workflows.finetune.evaluation import EvaluationSettings
 from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings
+from mlip_refine.workflows.free_energy.liquid_path import LiquidPathSettings
+from mlip_refine.workflows.free_energy.uhlenbeck_ford import FluidSettings
 from mlip_refine.workflows.melt import LEAST_ATOMS, Melting, MeltSettings
 
 CLOSEST = 0.4
@@ -345,6 +347,17 @@ def free_energy_settings(config: Config) -> FreeEnergySettings:
             windows=section.windows,
             fit=Length(section.equilibration, fit, segment),
             ladder=Length(section.equilibration, frames, segment),
+        ),
+        liquid=LiquidPathSettings(
+            strength=section.liquid.strength,
+            sigma=section.liquid.sigma,
+            windows=section.liquid.windows,
+            fit=Length(section.equilibration, fit, segment),
+            ladder=Length(section.equilibration, frames, segment),
+            fluid=FluidSettings(steps=section.liquid.fluid_steps),
+        ),
+        liquid_cells=Length(
+            section.equilibration, max(1, round(section.liquid.cell / section.interval)), segment
         ),
         timestep=timestep(config),
         seed=config.seed,

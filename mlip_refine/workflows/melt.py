@@ -6,6 +6,7 @@ cell where crystals have theirs, no more than a few atoms have the neighbourhood
 installed), and the atoms diffuse.
 """
 
+import math
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,10 @@ from mlip_refine.sampling.monitoring.phase_identity import crystalline_share, ha
 from mlip_refine.training.tracker import stage_seed
 
 MAX_BRAGG = 3.0
-"""Largest time average of |ρ_q|/√N of a liquid, which has 1.5 at the peak of S(q); a crystal has 0.7 √N."""
+"""Largest time average of |ρ_q|/√N of a liquid in a small cell (see `bragg_limit`)."""
+
+MOST_BRAGG = 4.5
+"""The same in large cells: part of one that freezes has to show, but peaks of a short run scatter."""
 
 MAX_CRYSTALLINE = 0.2
 """Largest share of atoms of a liquid whose neighbourhood is that of a crystal; titanium at 2500 K: 0.04."""
@@ -198,10 +202,10 @@ def _require_molten(run: Trajectory, solid: StatePoint, melt: MeltSettings) -> N
             "volume: lower melt.temperature, or raise the pressure"
         )
     peak = bragg_peak(run, _second_half)
-    if peak > MAX_BRAGG:
+    if peak > (limit := bragg_limit(run.n_atoms)):
         raise SamplingError(
             f"{run.point.name}: {melt.parent} did not melt in {melt.duration / 1e3:g} ps at "
-            f"{melt.temperature:g} K, it has a Bragg peak of {peak:.1f} (a liquid: below {MAX_BRAGG:g}): "
+            f"{melt.temperature:g} K, it has a Bragg peak of {peak:.1f} (a liquid: below {limit:.2g}): "
             "raise melt.temperature, or melt.duration"
         )
 
@@ -217,8 +221,9 @@ def require_liquid(run: Trajectory, interval: float) -> None:
         SamplingError: With what was found.
     """
     point, peak, share = run.point, bragg_peak(run), crystalline(run)
-    if peak > MAX_BRAGG or share > MAX_CRYSTALLINE:
-        found = [f"a Bragg peak of {peak:.1f} (a liquid: below {MAX_BRAGG:g})"]
+    limit = bragg_limit(run.n_atoms)
+    if peak > limit or share > MAX_CRYSTALLINE:
+        found = [f"a Bragg peak of {peak:.1f} (a liquid: below {limit:.2g})"]
         if share > MAX_CRYSTALLINE:
             found.append(f"{share:.0%} of its atoms in crystalline neighbourhoods")
         raise SamplingError(
@@ -232,6 +237,19 @@ def require_liquid(run: Trajectory, interval: float) -> None:
             f"moved by {distance:.2f} distances of neighbours (a liquid: {MIN_DIFFUSION:g} or more). It is a "
             "glass, or slow: take a higher temperature, or raise melt.duration"
         )
+
+
+def bragg_limit(n_atoms: int) -> float:
+    """Return the largest time average of |ρ_q|/√N that passes for a liquid.
+
+    It has 1.5 at the peak of S(q), to which a run of a few relaxation times adds up to 1.7 in one of many
+    wave vectors. A crystal has 0.75 √N at its melting point: half of √N is between them, as far as that is
+    not so high that a cell that is frozen in part would pass.
+
+    Args:
+        n_atoms: Atoms of the cell.
+    """
+    return min(max(0.5 * math.sqrt(n_atoms), MAX_BRAGG), MOST_BRAGG)
 
 
 def bragg_peak(run: Trajectory, chosen: Callable[[Tensor], Tensor] = lambda kept: kept) -> float:

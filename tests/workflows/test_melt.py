@@ -99,6 +99,11 @@ def test_a_crystal_is_no_liquid(
     assert ("crystalline neighbourhoods" in str(caught.value)) == ovito
 
 
+@pytest.mark.parametrize(("n_atoms", "limit"), [(32, 3.0), (54, 3.674), (128, 4.5), (1000, 4.5)])
+def test_limits_of_bragg_peaks(n_atoms: int, limit: float) -> None:
+    assert melt.bragg_limit(n_atoms) == pytest.approx(limit, abs=1e-3)
+
+
 def test_one_frozen_replica_is_enough(walk: Callable[..., Trajectory]) -> None:
     crystal = bulk("Ti", "bcc", a=3.3, cubic=True) * (3, 3, 3)
     liquid, frozen = walk(0.3, replicas=1), walk(0.02, start=crystal, noise=0.2, replicas=1)

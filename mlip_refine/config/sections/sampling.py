@@ -1,11 +1,12 @@
 """The sections ``sampling`` and ``free_energy``: how ensembles of phases, and of ladders, are drawn."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mlip_refine.config.section import Copies, Count, CountOrZero, Section
-from mlip_refine.config.units import PositiveEnergyPerAtom, Rate, Time, TimeOrZero, problem
+from mlip_refine.config.units import Length, PositiveEnergyPerAtom, Rate, Time, TimeOrZero, problem
 
 FiniteSize = Literal["limit", "cells"]
 
@@ -115,8 +116,64 @@ class Sampling(Section):
         return self
 
 
+EVERY_PAIR = "*"
+"""The key of a length that holds for all pairs of elements."""
+
+
+def _automatic(value: object) -> object:
+    return None if value == "auto" else value
+
+
+def _pair_lengths(value: object) -> object:
+    if value is None or value == "auto":
+        return {}
+    if not isinstance(value, dict):
+        return {EVERY_PAIR: value}
+    for name in value:
+        if name != EVERY_PAIR and not (isinstance(name, str) and _PAIR.fullmatch(name)):
+            raise problem("pairs of elements such as Ti-O")
+    return value
+
+
+_PAIR = re.compile(r"[A-Z][a-z]?-[A-Z][a-z]?")
+
+
+class LiquidPath(Section):
+    """A ladder from a liquid to a Uhlenbeck–Ford fluid, and the ladder of the fluid to the ideal gas."""
+
+    strength: float = Field(
+        100.0,
+        ge=1,
+        le=1000,
+        description="Strength p of the fluid, no unit: a small one lets atoms too close.",
+    )
+    sigma: Annotated[
+        dict[str, Length],
+        BeforeValidator(_pair_lengths, json_schema_input_type=str | float | dict[str, str | float] | None),
+    ] = Field(
+        default_factory=dict,
+        description="Length σ of the fluid, Å, for all pairs or by pair of elements (Ti-O: 1.2 Å); auto: of "
+        "five around 0.51 of the first peak of g(r) the one with the shortest path.",
+    )
+    windows: Annotated[
+        int | None, BeforeValidator(_automatic, json_schema_input_type=int | Literal["auto"] | None)
+    ] = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Rungs from liquid to fluid, both ends counted; auto: by a short run.",
+    )
+    cell: Time = Field(
+        20_000.0,
+        description="Length of the run at constant pressure that gives volume and compressibility, fs.",
+    )
+    fluid_steps: Count = Field(
+        20_000, description="Steps of every rung of the fluid's own ladder; they need no potential."
+    )
+
+
 class FreeEnergy(Section):
-    """A ladder of Hamiltonians from a solvable reference to the potential (Frenkel–Ladd)."""
+    """A ladder of Hamiltonians from a solvable reference to the potential."""
 
     reference: Literal["einstein", "harmonic"] = Field(
         "harmonic", description="Solvable end: independent springs, or the full harmonic crystal."
@@ -138,6 +195,8 @@ class FreeEnergy(Section):
         "the cells themselves, which then need equal numbers of atoms (cells). null: limit if a phase is a "
         "liquid, else cells.",
     )
+
+    liquid: LiquidPath = Field(default_factory=LiquidPath, description="The path of a liquid.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

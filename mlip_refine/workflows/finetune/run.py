@@ -57,7 +57,7 @@ from mlip_refine.workflows.free_energy.differences import (
     in_result_cells,
     initial_free_energies,
     read_initial,
-    require_crystals,
+    require_paths,
 )
 from mlip_refine.workflows.free_energy.finite_size import convention_of, require_comparable
 from mlip_refine.workflows.free_energy.records import FreeEnergyResult
@@ -216,7 +216,7 @@ def prepare(config: Config) -> Prepared:
             finite_size = config.free_energy.finite_size
             require_comparable(loss, points, finite_size)
             if loss.options.initial == "compute":
-                require_crystals(loss, points, config.where)
+                require_paths(loss, points, config.where)
             else:
                 path = config.resolve(loss.options.initial)
                 given[loss.name] = read_initial(path, loss, points, potential, timestep(config), finite_size)

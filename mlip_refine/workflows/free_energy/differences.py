@@ -1,6 +1,6 @@
-"""Free-energy differences of the initial potential: computed along Frenkel-Ladd paths, or read."""
+"""Free-energy differences of the initial potential: computed along paths to references, or read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from mlip_refine.errors import InputError, StatisticsError
 from mlip_refine.losses import EnsembleSource, FreeEnergyDifference
 from mlip_refine.potential import Acceleration, Potential
 from mlip_refine.quantities import MEV, Measured
-from mlip_refine.sampling import FrameStore, MDSettings, StatePoint
-from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells
+from mlip_refine.sampling import FrameStore, Length, MDSettings, StatePoint
+from mlip_refine.training.tracker import stage_seed
+from mlip_refine.workflows.free_energy.cells import CellSettings, equilibrate_cells, liquid_cells
 from mlip_refine.workflows.free_energy.finite_size import convention_of
 from mlip_refine.workflows.free_energy.frenkel_ladd import (
     AbsoluteFreeEnergy,
@@ -21,7 +22,17 @@ from mlip_refine.workflows.free_energy.frenkel_ladd import (
     absolute_free_energies,
 )
 from mlip_refine.workflows.free_energy.from_transition import read_difference
-from mlip_refine.workflows.free_energy.records import LIMIT, FreeEnergyResult, PhaseFreeEnergy
+from mlip_refine.workflows.free_energy.liquid_path import (
+    LiquidFreeEnergy,
+    LiquidPathSettings,
+    liquid_free_energies,
+)
+from mlip_refine.workflows.free_energy.records import (
+    LIMIT,
+    FreeEnergyResult,
+    LiquidReference,
+    PhaseFreeEnergy,
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,10 @@ class FreeEnergySettings:
     Attributes:
         replicas: Independent copies of every phase and window.
         cells: How the cell of each phase is found.
-        md: Integrator settings of the Frenkel-Ladd path.
-        ladder: Reference, windows and lengths of the path.
+        md: Integrator settings of all paths.
+        ladder: Reference, windows and lengths of the Frenkel-Ladd path.
+        liquid: Fluid, windows and lengths of the path of a liquid.
+        liquid_cells: Length of the run at constant pressure that gives the cell of a liquid.
         timestep: Time step, fs: results of different steps do not belong together.
         seed: Random seed of the run.
         dtype: Precision of the dynamics.
@@ -46,6 +59,8 @@ class FreeEnergySettings:
     cells: CellSettings
     md: MDSettings
     ladder: LadderSettings
+    liquid: LiquidPathSettings
+    liquid_cells: Length
     timestep: float
     seed: int
     dtype: str
@@ -123,23 +138,9 @@ def compute_free_energies(
     limit = {s.name for loss in losses if conventions[loss.name] == LIMIT for s in loss.sources}
     sources = sorted({s for loss in losses for s in loss.sources})
     frozen = potential.frozen_copy(settings.dtype, settings.accelerate)
-    cells = equilibrate_cells(
-        frozen,
-        [replace(points[s], replicas=settings.replicas, ensemble="nvt") for s in sources],
-        settings.cells,
-        seed=settings.seed + 1,
-        stage="cells",
-        store=store,
-    )
-    energies = absolute_free_energies(
-        frozen,
-        list(cells.values()),
-        settings.md,
-        settings.ladder,
-        seed=settings.seed,
-        store=store,
-        limit=limit,
-    )
+    phases = [replace(points[s], replicas=settings.replicas, ensemble="nvt") for s in sources]
+    energies = _of_crystals(frozen, [p for p in phases if not p.is_liquid], settings, store, limit)
+    energies |= _of_liquids(frozen, [p for p in phases if p.is_liquid], settings, store)
     results = {}
     for loss in losses:
         one, two = (energies[s.name] for s in loss.sources)
@@ -159,6 +160,56 @@ def compute_free_energies(
             convention=convention,
         )
     return results
+
+
+def _of_crystals(
+    frozen: Potential,
+    points: Sequence[StatePoint],
+    settings: FreeEnergySettings,
+    store: FrameStore,
+    limit: Collection[str],
+) -> dict[str, AbsoluteFreeEnergy]:
+    """Return the free energies of crystals by name, each in the cell with its pressure."""
+    if not points:
+        return {}
+    cells = equilibrate_cells(
+        frozen, points, settings.cells, seed=settings.seed + 1, stage="cells", store=store
+    )
+    return absolute_free_energies(
+        frozen,
+        list(cells.values()),
+        settings.md,
+        settings.ladder,
+        seed=settings.seed,
+        store=store,
+        limit=limit,
+    )
+
+
+def _of_liquids(
+    frozen: Potential, points: Sequence[StatePoint], settings: FreeEnergySettings, store: FrameStore
+) -> dict[str, AbsoluteFreeEnergy]:
+    """Return the free energies of liquids by name, each in its mean cell."""
+    if not points:
+        return {}
+    cells = liquid_cells(
+        frozen,
+        points,
+        settings.md,
+        settings.liquid_cells,
+        seed=stage_seed(settings.seed, "liquid-cells"),
+        stage="liquid-cells",
+        store=store,
+    )
+    energies = liquid_free_energies(
+        frozen,
+        list(cells.values()),
+        settings.md,
+        settings.liquid,
+        seed=stage_seed(settings.seed, "liquid"),
+        store=store,
+    )
+    return dict(energies)
 
 
 def phase_free_energy(name: str, energy: AbsoluteFreeEnergy, convention: str) -> PhaseFreeEnergy:
@@ -182,6 +233,23 @@ def phase_free_energy(name: str, energy: AbsoluteFreeEnergy, convention: str) ->
         gibbs=energy.per_atom(convention),
         overlap=energy.overlap,
         size_term=term,
+        liquid=_liquid_record(energy) if isinstance(energy, LiquidFreeEnergy) else None,
+    )
+
+
+def _liquid_record(energy: LiquidFreeEnergy) -> LiquidReference:
+    """Return what a result file says of the path of a liquid."""
+    path, fluid = energy.path, energy.fluid
+    return LiquidReference(
+        strength=path.strength,
+        sigma_A=path.sigma,
+        packing=path.packing,
+        dissipation_kT_per_atom=path.dissipation,
+        windows=list(path.lambdas),
+        closest_A=list(path.closest),
+        closest_in_liquid_A=path.closest_in_liquid,
+        excess=fluid.excess.scaled(1 / (MEV * len(energy.point.atoms)), "meV/atom"),
+        strengths=list(fluid.strengths),
     )
 
 
@@ -260,12 +328,14 @@ def _kind(point: StatePoint) -> Literal["crystal", "liquid"]:
     return "liquid" if point.is_liquid else "crystal"
 
 
-def require_crystals(
+def require_paths(
     loss: FreeEnergyDifference,
     points: Mapping[EnsembleSource, StatePoint],
     where: Callable[..., str | None] = lambda *_: None,
 ) -> None:
-    """Refuse to compute the free energy of a phase without sites: a Frenkel-Ladd path begins at a crystal.
+    """Refuse to compute the free energy of what is not judged: a path begins at a crystal or at a liquid.
+
+    A liquid has to have a cell that moves, because its compressibility is needed.
 
     Args:
         loss: The loss whose difference is to be computed.
@@ -276,13 +346,21 @@ def require_crystals(
         InputError: With the phase.
     """
     for source in loss.sources:
-        if points[source].identity in ("liquid", "molten", "none"):
+        point = points[source]
+        if point.identity == "none":
             raise InputError(
-                f"loss {loss.name!r} needs the free energy of {source.phase!r}, which is no crystal",
+                f"loss {loss.name!r} needs the free energy of {source.phase!r}, which may be anything",
                 where=where("phases", source.phase, "identity"),
-                found=f"identity {points[source].identity}",
-                expected="structure or sites, for initial: compute",
+                found="identity none",
+                expected="structure, sites or liquid, for initial: compute",
                 fix="Give the file of a free-energy difference as initial.",
+            )
+        if point.is_liquid and point.cell_freedom == "fixed":
+            raise InputError(
+                f"loss {loss.name!r} needs the compressibility of the liquid {source.phase!r}",
+                where=where("phases", source.phase, "cell_freedom"),
+                found="cell_freedom fixed",
+                expected="isotropic, for initial: compute",
             )
 
 

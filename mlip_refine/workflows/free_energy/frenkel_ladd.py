@@ -165,19 +165,45 @@ def _free_energy(
 
     The frames of all replicas of a window are pooled.
     """
+    joined = join_windows(runs)
+    overlap = min(joined.overlaps)
+    require_overlap(overlap, f"the Frenkel-Ladd path of {point.name}")
+    kt = KB * point.temperature
+    free = reference.free_energy(point.temperature, point.atoms.cell.volume)
+    gibbs = Measured(free + kt * joined.to_model.value + point.pv, kt * joined.to_model.se, "eV")
+    found = AbsoluteFreeEnergy(point, gibbs, free, overlap, max(joined.inefficiencies))
+    if size_term is None:
+        return found
+    return replace(found, size_term=size_term.value, size_term_se=size_term.se)
+
+
+@dataclass(frozen=True)
+class JoinedWindows:
+    """The free energy along a path.
+
+    Attributes:
+        to_model: Free energy of the potential less that of the reference, kT.
+        overlaps: Overlap of neighbouring windows, one less than these.
+        inefficiencies: Statistical inefficiency of every window, in frames.
+    """
+
+    to_model: Measured
+    overlaps: tuple[float, ...]
+    inefficiencies: tuple[float, ...]
+
+
+def join_windows(runs: Sequence[Trajectory]) -> JoinedWindows:
+    """Join the windows of a path by MBAR; the frames of all replicas of a window are pooled.
+
+    Args:
+        runs: Windows from λ = 0 (the potential) to 1 (the reference).
+    """
     inefficiency = [run.inefficiency((run.bias_energy - run.model_energy)[run.kept]) for run in runs]
     model = torch.cat([run.model_energy[run.kept] for run in runs])
     bias = torch.cat([run.bias_energy[run.kept] for run in runs])
     mixed = [(run.point.beta, run.point.hamiltonian) for run in runs]
     reduced = torch.stack([beta * (h.scale * model + h.bias_scale * bias) for beta, h in mixed])
     result = mbar(reduced, [run.n_kept for run in runs], inefficiency)
-    overlap = min(float(result.overlap[i, i + 1]) for i in range(len(runs) - 1))
-    require_overlap(overlap, f"the Frenkel-Ladd path of {point.name}")
-    kt = KB * point.temperature
-    to_model, se = result.difference(len(runs) - 1, 0)
-    free = reference.free_energy(point.temperature, point.atoms.cell.volume)
-    gibbs = Measured(free + kt * to_model + point.pv, kt * se, "eV")
-    found = AbsoluteFreeEnergy(point, gibbs, free, overlap, max(inefficiency))
-    if size_term is None:
-        return found
-    return replace(found, size_term=size_term.value, size_term_se=size_term.se)
+    overlaps = tuple(float(result.overlap[i, i + 1]) for i in range(len(runs) - 1))
+    to_model = Measured(*result.difference(len(runs) - 1, 0), "kT")
+    return JoinedWindows(to_model, overlaps, tuple(inefficiency))

@@ -43,6 +43,32 @@ EnergyField = Annotated[MeasuredField, AfterValidator(_energy)]
 """A free energy with its error, meV/atom."""
 
 
+class LiquidReference(Record):
+    """The Uhlenbeck-Ford fluid that a liquid was joined to.
+
+    Attributes:
+        strength: Strength p.
+        sigma_A: Lengths σ `[n_species, n_species]`, in the order of the atomic numbers.
+        packing: Reduced density x = ½ ρ (πσ²)^(3/2).
+        dissipation_kT_per_atom: Dissipation of the path from liquid to fluid in one step.
+        windows: Values of λ from the potential (0) to the fluid (1).
+        closest_A: Shortest distance between two atoms in every window.
+        closest_in_liquid_A: The same in the liquid.
+        excess: Free energy of the fluid beyond that of the ideal gas, meV/atom.
+        strengths: Windows of the fluid's own ladder from the ideal gas.
+    """
+
+    strength: Finite
+    sigma_A: list[list[Finite]]  # noqa: N815 - the unit's own case
+    packing: Finite
+    dissipation_kT_per_atom: Finite  # noqa: N815
+    windows: list[Finite]
+    closest_A: list[Finite]  # noqa: N815
+    closest_in_liquid_A: Finite  # noqa: N815
+    excess: EnergyField
+    strengths: list[Finite]
+
+
 class PhaseFreeEnergy(Record):
     """Absolute free energy of one phase in its cell.
 
@@ -57,6 +83,7 @@ class PhaseFreeEnergy(Record):
         size_term: Finite-size term kT δ_N/N of the cell, meV/atom, which `gibbs` does not contain in the
             thermodynamic limit; `None` where it was not computed, in cells of N atoms. Its error is that of
             the sampling: what the harmonic crystal or the compressibility leave out is not in it.
+        liquid: What a liquid was joined to.
     """
 
     phase: str
@@ -67,6 +94,7 @@ class PhaseFreeEnergy(Record):
     gibbs: EnergyField
     overlap: Finite
     size_term: EnergyField | None = None
+    liquid: LiquidReference | None = None
 
     @model_validator(mode="after")
     def _a_site_for_every_atom(self) -> Self:

@@ -12,7 +12,7 @@ from mlip_refine.workflows.base import Run
 from mlip_refine.workflows.free_energy.differences import (
     FreeEnergySettings,
     initial_free_energies,
-    require_crystals,
+    require_paths,
 )
 from mlip_refine.workflows.free_energy.finite_size import require_comparable
 from mlip_refine.workflows.free_energy.records import FreeEnergies
@@ -61,7 +61,7 @@ def prepare(config: Config) -> Prepared:
     computed = [loss for loss in losses if isinstance(loss, FreeEnergyDifference)]
     for loss in computed:
         require_comparable(loss, points, config.free_energy.finite_size)
-        require_crystals(loss, points, config.where)
+        require_paths(loss, points, config.where)
     config = with_timestep(config, potential, points.values())
     needed = {source for loss in computed for source in loss.sources}
     return Prepared(potential, computed, points, melting(config, needed), free_energy_settings(config))
