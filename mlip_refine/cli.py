@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mlip_refine import progress
-from mlip_refine.config import load_config
+from mlip_refine.config import Config, load_config
 from mlip_refine.errors import MlipRefineError
 from mlip_refine.files import room_named
 from mlip_refine.interruption import Interrupted, ended_by_signals
@@ -30,6 +30,9 @@ Overrides = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of the run folder, if any.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and everything else on standard error.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run would take here, and write nothing.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[
@@ -92,6 +95,7 @@ def _function_of_workflow(workflow: Workflow[Any, Any]) -> Callable[..., None]:
         overrides: Overrides = None,
         *,
         resume: Resume = False,
+        dry_run: DryRun = False,
         trust_pickle: TrustPickle = False,
         as_json: AsJson = False,
         quiet: Quiet = False,
@@ -103,11 +107,31 @@ def _function_of_workflow(workflow: Workflow[Any, Any]) -> Callable[..., None]:
             workflow.check_config(settings)
             with _standard_error_closed(unless=verbose):
                 workflow.load()
+            if dry_run:
+                _print_plan(workflow, settings, as_json=as_json, quiet=quiet)
+                return
             result = workflow(settings, resume=resume, console=None if quiet else terminal(stderr=as_json))
         if as_json:
             print_json(result.to_json())
 
+    if workflow.plan is None:
+        parameters = inspect.signature(run).parameters.values()
+        # Typer reads arguments from here.
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter for parameter in parameters if parameter.name != "dry_run"]
+        )
     return run
+
+
+def _print_plan(workflow: Workflow[Any, Any], config: Config, *, as_json: bool, quiet: bool) -> None:
+    """Print what a run would take."""
+    from mlip_refine.workflows.plan import print_plan  # noqa: PLC0415 - the command line imports no torch
+
+    plan = workflow.dry_run(config)
+    if as_json:
+        print_json(plan.as_json())
+    elif not quiet:
+        print_plan(terminal(), plan)
 
 
 @contextmanager

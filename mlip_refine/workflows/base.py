@@ -19,11 +19,13 @@ import typer
 from rich.console import Console
 
 from mlip_refine.config import Config, dump_config
+from mlip_refine.errors import MlipRefineError
 from mlip_refine.files import room_named, write_json
 from mlip_refine.workflows.run_folder import FILE_WIDTH, locked_run_folder, logged, packages
 
 if TYPE_CHECKING:
     from mlip_refine.sampling import FrameStore
+    from mlip_refine.workflows.plan import PlanRecord
 
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a model file that may run code: only files you trust.")
@@ -111,6 +113,7 @@ class Workflow[P: Prepared, R: Result]:
         show: `(Console, R) -> None`: prints the tables of a result.
         figures: `(Path) -> object`: draws the figures of a finished run folder; None where there are none.
         check: `(Config) -> None`: the part of the checks that needs no torch.
+        plan: `(P) -> Plan`: what a run samples, for a dry run; None where there is none.
         reporter: `(Console) -> Callable`: what prints the reports of progress; None without reports.
         section: Section of the config that this verb alone reads, if there is one.
         resumable: Keys of the config that may differ when a run is resumed, beside those of every workflow.
@@ -126,6 +129,7 @@ class Workflow[P: Prepared, R: Result]:
     show: str
     figures: str | None = None
     check: str | None = None
+    plan: str | None = None
     reporter: str | None = None
     section: str | None = None
     resumable: tuple[str, ...] = ()
@@ -156,6 +160,24 @@ class Workflow[P: Prepared, R: Result]:
         """
         return execute(self, config, resume=resume, report=report, opened=opened, console=console)
 
+    def dry_run(self, config: Config) -> "PlanRecord":
+        """Check the input, time a few steps, and return what a run would take; nothing is written.
+
+        Args:
+            config: Everything that the run needs to know.
+
+        Raises:
+            InputError: For bad input.
+            MlipRefineError: If the verb has no dry run.
+        """
+        from mlip_refine.workflows.plan import estimate  # noqa: PLC0415 - declarations of verbs import no torch
+
+        if self.plan is None:
+            raise MlipRefineError(f"{self.name} has no dry run")
+        self.check_config(config)
+        prepared = resolve_name(self.prepare)(config)
+        return estimate(self.name, resolve_name(self.plan)(prepared))
+
     def check_config(self, config: Config) -> None:
         """Check what needs no torch.
 
@@ -167,7 +189,7 @@ class Workflow[P: Prepared, R: Result]:
 
     def load(self) -> None:
         """Import everything that the workflow needs."""
-        for name in (self.prepare, self.run, self.show, self.reporter):
+        for name in (self.prepare, self.run, self.show, self.reporter, self.plan):
             if name is not None:
                 resolve_name(name)
 

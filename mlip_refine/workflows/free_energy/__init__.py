@@ -9,6 +9,7 @@ from mlip_refine.workflows.base import Workflow
 
 if TYPE_CHECKING:
     from mlip_refine.workflows.free_energy.records import FreeEnergies, FreeEnergyResult
+    from mlip_refine.workflows.plan import PlanRecord
 
 LAYOUT = """{folder}
 ├── config.yaml       the config with every default
@@ -38,13 +39,22 @@ class FreeEnergyWorkflow(Workflow[Any, "FreeEnergies"]):
 
     def __call__(self, config: Config, **options: Any) -> "FreeEnergies":
         """Compute and write the differences; see `Workflow.__call__`."""
-        losses = tuple(
-            LocatedNode(node.to_dict() | {"initial": "compute"}, node.places, node.label)
-            if node.type == "free_energy_difference"
-            else node
-            for node in config.losses
-        )
-        return super().__call__(config.model_copy(update={"losses": losses}), **options)
+        return super().__call__(_all_computed(config), **options)
+
+    def dry_run(self, config: Config) -> "PlanRecord":
+        """Return what a run would take; see `Workflow.dry_run`."""
+        return super().dry_run(_all_computed(config))
+
+
+def _all_computed(config: Config) -> Config:
+    """Return the config with losses that all compute their initial difference."""
+    losses = tuple(
+        LocatedNode(node.to_dict() | {"initial": "compute"}, node.places, node.label)
+        if node.type == "free_energy_difference"
+        else node
+        for node in config.losses
+    )
+    return config.model_copy(update={"losses": losses})
 
 
 free_energy = FreeEnergyWorkflow(
@@ -53,6 +63,7 @@ free_energy = FreeEnergyWorkflow(
     example="mlip-refine free-energy configs/quickstart.yaml --resume",
     layout=LAYOUT,
     check="mlip_refine.workflows.free_energy:check_losses",
+    plan="mlip_refine.workflows.free_energy.plan:plan",
     prepare="mlip_refine.workflows.free_energy.run:prepare",
     run="mlip_refine.workflows.free_energy.run:run",
     show="mlip_refine.workflows.free_energy.run:show",

@@ -61,6 +61,7 @@ md: "Workflow[Prepared, MDResult]" = Workflow(
     example="mlip-refine md configs/md.yaml md.temperature='300 K'",
     layout=LAYOUT,
     check="mlip_refine.workflows.md:chosen_states",
+    plan="mlip_refine.workflows.md.plan:plan",
     prepare="mlip_refine.workflows.md.run:prepare",
     run="mlip_refine.workflows.md.run:run",
     show="mlip_refine.workflows.md.tables:print_md",

@@ -51,6 +51,7 @@ transition: "Workflow[Prepared, TransitionResult]" = Workflow(
     example="mlip-refine transition configs/transition.yaml --resume",
     layout=LAYOUT,
     check="mlip_refine.workflows.transition:required_section",
+    plan="mlip_refine.workflows.transition.plan:plan",
     prepare="mlip_refine.workflows.transition.run:prepare",
     run="mlip_refine.workflows.transition.run:run",
     show="mlip_refine.workflows.transition.tables:print_transition",

@@ -1,0 +1,66 @@
+"""What a run of `mlip-refine transition` samples, for `--dry-run`."""
+
+from dataclasses import replace
+from itertools import product
+
+from mlip_refine.losses import EnsembleSource
+from mlip_refine.sampling import Length, StatePoint
+from mlip_refine.workflows.free_energy.plan import path_stages
+from mlip_refine.workflows.plan import Plan, Stage, melt_stages, uncounted
+from mlip_refine.workflows.transition.coexistence import INTERVAL, CoexistenceSettings, box_of
+from mlip_refine.workflows.transition.run import Prepared
+
+
+def plan(prepared: Prepared) -> Plan:
+    """Return the runs that make liquids, ladders, their extensions, the paths of the anchors, and boxes."""
+    section, ladder, settings = prepared.section, prepared.ladder, prepared.free_energy
+    rungs, melting = prepared.points, prepared.melting
+    melts = {source.name: melt for source, melt in melting.melts.items()}
+    stages = melt_stages(rungs.values(), melts, melting.md)
+    stages.append(Stage("ladder", tuple(rungs.values()), ladder.md, ladder.length))
+    if section.extensions:
+        highest = max(section.temperature)
+        added = tuple(
+            replace(point, name=f"{source.phase}-further-{source.pressure:g}GPa")
+            for source, point in rungs.items()
+            if source.temperature == highest
+        )
+        stages.append(
+            Stage("extensions", added, ladder.md, ladder.length, times=section.extensions, if_needed=True)
+        )
+    anchors = [
+        replace(
+            rungs[EnsembleSource(phase, anchor.temperature, anchor.pressure)],
+            ensemble="nvt",
+            replicas=settings.replicas,
+        )
+        for phase, anchor in product(prepared.phases, section.anchors)
+    ]
+    stages += path_stages("anchors", [point for point in anchors if not point.is_liquid], settings)
+    if prepared.boxes is not None:
+        crystal = next(point for point in rungs.values() if not point.is_liquid)
+        stages += _box_stages(crystal, prepared.boxes)
+    frozen = prepared.potential.frozen_copy(settings.dtype, settings.accelerate)
+    return Plan(frozen, tuple(stages), uncounted(anchors, "the path of the anchor"))
+
+
+def _box_stages(crystal: StatePoint, settings: CoexistenceSettings) -> list[Stage]:
+    """Return the samplings of boxes of crystal and liquid (see `coexistence_runs`), in cells at rest."""
+    atoms = box_of(crystal.atoms, crystal.atoms.cell.array, settings.n_atoms)
+    lattices = tuple(
+        replace(crystal, name=f"bulk-{t:g}K", temperature=t, replicas=1) for t in settings.starts
+    )
+    boxes = tuple(
+        replace(point, name=f"box-{point.temperature:g}K", atoms=atoms, ensemble="nph", identity="none")
+        for point in lattices
+    )
+    spaced, times = replace(settings.md, interval=INTERVAL), len(settings.pressures)
+    short = Length(settings.preparation / 3, max(1, round(2 * settings.preparation / 3 / INTERVAL)))
+    frames = max(1, round(settings.duration / INTERVAL))
+    free = Length(0.0, frames, max(1, round(2000.0 / INTERVAL)))
+    return [
+        Stage("coexistence, lattices", lattices, spaced, short, times=times),
+        # Melt, cool and settle.
+        Stage("coexistence, preparation", boxes, spaced, short, times=3 * times),
+        Stage("coexistence", boxes, spaced, free, times=times),
+    ]
