@@ -40,7 +40,7 @@ def _growths(summary) -> dict[str, float]:
 
 
 def test_frames_of_one_phase_do_not_cost_the_others(tmp_path):
-    """Fitted to 20 strained crystals of hcp, energies of the other phases grow by a third in 10 updates."""
+    """Fitted to 20 strained crystals of hcp, errors of energy grow for the other phases."""
     kinds = {"train": slice(0, 20), "valid": slice(None, None, 4)}
     for name, part in kinds.items():
         frames = ase.io.read(FRAMES / f"{name}.extxyz.gz", index=":", format="extxyz")
