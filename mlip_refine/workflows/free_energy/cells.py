@@ -167,10 +167,19 @@ def liquid_cells(
     """
     moving = [replace(p, ensemble="npt", cell_freedom="isotropic", thermostat="langevin") for p in points]
     runs = sample(potential, moving, md, length, seed=seed, stage=stage, store=store)
-    return {p.name: _liquid_cell(p, runs[p.name]) for p in points}
+    return {p.name: liquid_cell(p, runs[p.name]) for p in points}
 
 
-def _liquid_cell(point: StatePoint, run: Trajectory) -> LiquidCell:
+def liquid_cell(point: StatePoint, run: Trajectory) -> LiquidCell:
+    """Return the cell and the compressibility of a liquid from its frames in isotropic NPT.
+
+    Args:
+        point: The liquid.
+        run: Its frames.
+
+    Raises:
+        SamplingError: If its volume is not known well enough.
+    """
     frames, n_atoms = sample_of(run), run.n_atoms
     (per_atom,) = measure(Volume(), frames, run.inefficiency)
     (stiffness,) = measure(BulkModulus(), frames, run.inefficiency)

@@ -18,10 +18,13 @@ from mlip_refine.sampling.monitoring.phase_identity import require_ovito
 from mlip_refine.sampling.sampler import Start
 from mlip_refine.statistics.boundary import BoundaryPoint, PhaseState, boundary_point, difference
 from mlip_refine.statistics.gibbs_ladder import jackknife_error
+from mlip_refine.training.tracker import stage_seed
 from mlip_refine.workflows.base import Run
+from mlip_refine.workflows.free_energy.cells import LiquidCell, liquid_cell
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.finite_size import compared
 from mlip_refine.workflows.free_energy.frenkel_ladd import AbsoluteFreeEnergy, absolute_free_energies
+from mlip_refine.workflows.free_energy.liquid_path import liquid_free_energies
 from mlip_refine.workflows.free_energy.records import LIMIT
 from mlip_refine.workflows.from_config import (
     free_energy_settings,
@@ -246,9 +249,10 @@ def _anchors(
 
     Raises:
         SamplingError: If a phase did not survive at an anchor.
-        StatisticsError: If windows do not overlap.
+        StatisticsError: If windows do not overlap, or frames do not determine a finite-size term.
     """
-    settings, lost, points = prepared.free_energy, lost_rungs(climbed), {}
+    settings, lost = prepared.free_energy, lost_rungs(climbed)
+    crystals, liquids = dict[EnsembleSource, StatePoint](), dict[EnsembleSource, LiquidCell]()
     for phase, anchor in product(prepared.phases, prepared.section.anchors):
         source = EnsembleSource(phase, anchor.temperature, anchor.pressure)
         if source in lost:
@@ -256,19 +260,35 @@ def _anchors(
                 f"there is no anchor where the phase does not survive: {lost[source]}; choose another "
                 "transition.anchor"
             )
-        fixed = rungs[source].with_cell(mean_cell(climbed[source]))
-        points[source] = replace(fixed, ensemble="nvt", replicas=settings.replicas)
-    found = absolute_free_energies(
-        frozen,
-        list(points.values()),
-        settings.md,
-        settings.ladder,
-        seed=settings.seed,
-        stage="anchors",
-        store=store,
-        limit={point.name for point in points.values()} if prepared.convention == LIMIT else (),
-    )
-    return {source: found[point.name] for source, point in points.items()}
+        point = replace(rungs[source], ensemble="nvt", replicas=settings.replicas)
+        if point.is_liquid:
+            liquids[source] = liquid_cell(point, climbed[source])
+        else:
+            crystals[source] = point.with_cell(mean_cell(climbed[source]))
+    limit = {point.name for point in crystals.values()} if prepared.convention == LIMIT else set()
+    found: dict[str, AbsoluteFreeEnergy] = {}
+    if crystals:
+        found |= absolute_free_energies(
+            frozen,
+            list(crystals.values()),
+            settings.md,
+            settings.ladder,
+            seed=settings.seed,
+            stage="anchors",
+            store=store,
+            limit=limit,
+        )
+    if liquids:
+        found |= liquid_free_energies(
+            frozen,
+            list(liquids.values()),
+            settings.md,
+            settings.liquid,
+            seed=stage_seed(settings.seed, "liquid"),
+            stage="liquid-anchors",
+            store=store,
+        )
+    return {source: found[source.name] for source in (*crystals, *liquids)}
 
 
 def _surfaces(prepared: Prepared, climbed: Climbed, anchors: Anchors) -> _Surfaces:
@@ -530,7 +550,7 @@ def _anchor(source: EnsembleSource, found: AbsoluteFreeEnergy) -> AnchorRecord:
         pressure_GPa=source.pressure,
         n_atoms=len(atoms),
         volume_A3_per_atom=float(atoms.cell.volume) / len(atoms),
-        method="frenkel_ladd",
+        method="uhlenbeck_ford" if found.point.is_liquid else "frenkel_ladd",
         gibbs=found.gibbs.scaled(1 / (MEV * len(atoms)), "meV/atom"),
         size_term=_size_term(found).scaled(1 / (MEV * len(atoms)), "meV/atom"),
         overlap=found.overlap,

@@ -32,6 +32,7 @@ from mlip_refine.workflows.free_energy.cells import CellSettings
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.frenkel_ladd import LadderSettings as WindowSettings
 from mlip_refine.workflows.free_energy.from_transition import read_difference
+from mlip_refine.workflows.free_energy.liquid_path import LiquidPathSettings
 from mlip_refine.workflows.free_energy.records import CELLS
 from mlip_refine.workflows.melt import Melting
 from mlip_refine.workflows.transition import transition
@@ -143,6 +144,8 @@ def prepared(temperatures, pressures=(0.0,), **section) -> Prepared:
         cells=CellSettings(md, length, 1),
         md=md,
         ladder=WindowSettings("einstein", 2, Length(500.0, 100), Length(500.0, 150)),
+        liquid=LiquidPathSettings(100.0, {}, None, length, length),
+        liquid_cells=length,
         timestep=5.0,
         seed=config.seed,
         dtype="float64",
