@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -321,17 +321,6 @@ def print_plan(console: Console, plan: PlanRecord) -> None:
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-
-
-def uncounted(points: Collection[StatePoint], what: str) -> tuple[str, ...]:
-    """Return the note that liquids are not in an estimate.
-
-    Args:
-        points: State points.
-        what: What is not counted, such as "the path of".
-    """
-    names = sorted({point.name for point in points if point.is_liquid})
-    return (f"{what} {', '.join(names)} is not in the estimate",) if names else ()
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,9 @@ def test_transition_announces_liquids_and_boxes(tiny, tmp_path):
     free = stages["coexistence"]
     assert (free.systems, free.steps) == (2, 2 * 1000 / 2)
     assert free.atoms == pytest.approx(2 * 1200, rel=0.2)
-    assert "liquid-1000K-0GPa" in record.notes[0]
+    paths = stages["anchors, windows of liquids"]
+    assert (paths.systems, paths.windows, paths.steps) == (9 * 2 * 2, 9, 20 + 20 * 4)
+    assert "9 are assumed" in record.notes[1]
 
 
 def test_a_part_of_a_large_batch_is_timed(tiny, monkeypatch):

@@ -6,7 +6,10 @@ from dataclasses import replace
 from mlip_refine.sampling import StatePoint
 from mlip_refine.workflows.free_energy.differences import FreeEnergySettings
 from mlip_refine.workflows.free_energy.run import Prepared
-from mlip_refine.workflows.plan import Plan, Stage, melt_stages, uncounted
+from mlip_refine.workflows.plan import Plan, Stage, melt_stages
+
+WINDOWS = 9
+"""Windows that are assumed of a liquid where a pilot finds their number: those of some 128 atoms."""
 
 
 def plan(prepared: Prepared) -> Plan:
@@ -23,8 +26,13 @@ def plan(prepared: Prepared) -> Plan:
         cells = settings.cells
         stages.append(Stage("cells", free, cells.md, cells.length, times=cells.iterations))
     stages += path_stages("free-energy", crystals, settings)
+    liquids = [point for point in points if point not in crystals]
+    if liquids:
+        isotropic = tuple(replace(point, ensemble="npt", cell_freedom="isotropic") for point in liquids)
+        stages.append(Stage("cells of liquids", isotropic, settings.md, settings.liquid_cells))
+    stages += liquid_path_stages("free-energy", liquids, settings)
     frozen = prepared.potential.frozen_copy(settings.dtype, settings.accelerate)
-    return Plan(frozen, tuple(stages), uncounted(points, "the path of"))
+    return Plan(frozen, tuple(stages), notes_on_liquids(liquids, settings))
 
 
 def path_stages(name: str, points: Sequence[StatePoint], settings: FreeEnergySettings) -> list[Stage]:
@@ -42,3 +50,30 @@ def path_stages(name: str, points: Sequence[StatePoint], settings: FreeEnergySet
         Stage(f"{name}, reference", tuple(points), settings.md, ladder.fit),
         Stage(f"{name}, windows", tuple(points), settings.md, ladder.ladder, windows=ladder.windows),
     ]
+
+
+def liquid_path_stages(name: str, points: Sequence[StatePoint], settings: FreeEnergySettings) -> list[Stage]:
+    """Return the samplings of paths of liquids that evaluate the potential (see `liquid_free_energies`).
+
+    Args:
+        name: Name of the stage.
+        points: Liquids, with their copies per window.
+        settings: How free energies are computed.
+    """
+    if not points:
+        return []
+    path, md = settings.liquid, settings.md
+    return [
+        Stage(f"{name}, liquids", tuple(points), md, path.fit),
+        Stage(f"{name}, windows of liquids", tuple(points), md, path.ladder, windows=path.windows or WINDOWS),
+    ]
+
+
+def notes_on_liquids(points: Sequence[StatePoint], settings: FreeEnergySettings) -> tuple[str, ...]:
+    """Return what is assumed of the paths of liquids, or is not in their stages."""
+    if not points:
+        return ()
+    notes = ["fluids without the potential, to which the paths of liquids lead, are not in the estimate"]
+    if settings.liquid.windows is None:
+        notes.append(f"a pilot finds the number of windows of a liquid; {WINDOWS} are assumed")
+    return tuple(notes)

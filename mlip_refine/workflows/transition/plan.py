@@ -5,8 +5,8 @@ from itertools import product
 
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.sampling import Length, StatePoint
-from mlip_refine.workflows.free_energy.plan import path_stages
-from mlip_refine.workflows.plan import Plan, Stage, melt_stages, uncounted
+from mlip_refine.workflows.free_energy.plan import liquid_path_stages, notes_on_liquids, path_stages
+from mlip_refine.workflows.plan import Plan, Stage, melt_stages
 from mlip_refine.workflows.transition.coexistence import INTERVAL, CoexistenceSettings, box_of
 from mlip_refine.workflows.transition.run import Prepared
 
@@ -36,12 +36,14 @@ def plan(prepared: Prepared) -> Plan:
         )
         for phase, anchor in product(prepared.phases, section.anchors)
     ]
+    liquids = [point for point in anchors if point.is_liquid]
     stages += path_stages("anchors", [point for point in anchors if not point.is_liquid], settings)
+    stages += liquid_path_stages("anchors", liquids, settings)
     if prepared.boxes is not None:
         crystal = next(point for point in rungs.values() if not point.is_liquid)
         stages += _box_stages(crystal, prepared.boxes)
     frozen = prepared.potential.frozen_copy(settings.dtype, settings.accelerate)
-    return Plan(frozen, tuple(stages), uncounted(anchors, "the path of the anchor"))
+    return Plan(frozen, tuple(stages), notes_on_liquids(liquids, settings))
 
 
 def _box_stages(crystal: StatePoint, settings: CoexistenceSettings) -> list[Stage]:
