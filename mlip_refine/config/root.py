@@ -57,7 +57,8 @@ class PotentialSection(Section):
 
     model: str = Field(
         min_length=1,
-        description="Embedded name (titanium-compact), path of a checkpoint, or name of a foundation model.",
+        description="Embedded name (titanium-compact, titanium-compact-2), path of a checkpoint, or name of "
+        "a foundation model.",
     )
     head: str | None = Field(
         None,

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlip_refine.errors import InputError, nearest
 from mlip_refine.files import user_path
 
-EMBEDDED = ("titanium-compact",)
+EMBEDDED = ("titanium-compact", "titanium-compact-2")
 """Checkpoints that come with the package."""
 
 _SUFFIXES = (".model", ".safetensors", ".pt", ".pth")
