@@ -8,8 +8,8 @@ from mlip_refine.workflows.base import Workflow
 from mlip_refine.workflows.checks import require_phase
 
 if TYPE_CHECKING:
+    from mlip_refine.workflows.transition.prepare import Prepared
     from mlip_refine.workflows.transition.records import TransitionResult
-    from mlip_refine.workflows.transition.run import Prepared
 
 LAYOUT = """{folder}
 ├── config.yaml       the config with every default
@@ -52,7 +52,7 @@ transition: "Workflow[Prepared, TransitionResult]" = Workflow(
     layout=LAYOUT,
     check="mlip_refine.workflows.transition:required_section",
     plan="mlip_refine.workflows.transition.plan:plan",
-    prepare="mlip_refine.workflows.transition.run:prepare",
+    prepare="mlip_refine.workflows.transition.prepare:prepare",
     run="mlip_refine.workflows.transition.run:run",
     show="mlip_refine.workflows.transition.tables:print_transition",
     figures="mlip_refine.workflows.transition.figures:write_figures",

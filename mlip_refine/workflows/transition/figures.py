@@ -1,5 +1,6 @@
 """Figures of `mlip-refine transition`, from its result file."""
 
+from itertools import cycle
 from pathlib import Path
 
 from mlip_refine.report.figures import COLOURS, GREY, LEGEND_ABOVE, new_figure, open_frame, save_figure
@@ -7,7 +8,7 @@ from mlip_refine.workflows.transition.records import TransitionFile, read_transi
 
 
 def write_figures(folder: Path) -> list[Path]:
-    """Draw ΔG over temperature, and the boundary where there is one.
+    """Draw ΔG over temperature, the boundary and the boxes of crystal and liquid where there are any.
 
     Args:
         folder: A finished run with `transition.json`.
@@ -22,6 +23,8 @@ def write_figures(folder: Path) -> list[Path]:
     written = [_delta_g(file, folder / "delta_g.png")]
     if any(point.temperature.measured for point in file.boundary):
         written.append(_boundary(file, folder / "boundary.png"))
+    if file.coexistence:
+        written.append(_boxes(file, folder / "coexistence.png"))
     return written
 
 
@@ -77,4 +80,26 @@ def _boundary(file: TransitionFile, path: Path) -> Path:
     axes.set(xlabel="pressure, GPa", ylabel="temperature, K")
     open_frame(axes)
     axes.legend(**LEGEND_ABOVE, ncols=2)
+    return save_figure(figure, path)
+
+
+def _boxes(file: TransitionFile, path: Path) -> Path:
+    """Temperature and share of the crystal over time, a line for every box; what counts is drawn in full."""
+    figure = new_figure(6.4, 5.6)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    boxes = [(found, box) for found in file.coexistence for box in found.boxes]
+    for (found, box), colour in zip(boxes, cycle(COLOURS), strict=False):
+        label = f"{box.start_K:g} K, {found.pressure_GPa:g} GPa: {box.outcome}"
+        for axes, values in ((upper, box.temperatures_K), (lower, box.crystal_shares)):
+            axes.plot(box.times_ps, values, color=colour, linewidth=0.8, alpha=0.4)
+            late = [(t, v) for t, v in zip(box.times_ps, values, strict=True) if t >= box.equilibration_ps]
+            axes.plot(*zip(*late, strict=True), color=colour, linewidth=1.2, label=label)
+    for found in file.coexistence:
+        if found.temperature.measured is not None:
+            upper.axhline(found.temperature.measured.value, color=GREY, linewidth=0.8, linestyle="--")
+    upper.set_ylabel("temperature, K")
+    lower.set(xlabel="time, ps", ylabel="share of the crystal", ylim=(0.0, 1.0))
+    for axes in (upper, lower):
+        open_frame(axes)
+    upper.legend(**LEGEND_ABOVE, ncols=2)
     return save_figure(figure, path)

@@ -22,6 +22,10 @@ MINIMUM_SHARE = 0.5
 """Share of its frames that a rung must have kept to be used: a phase that soon becomes another is none."""
 
 
+type Climbed = dict[EnsembleSource, Trajectory]
+"""Trajectories of the rungs of both phases."""
+
+
 @dataclass(frozen=True)
 class LadderSettings:
     """How rungs are sampled.

@@ -8,7 +8,7 @@ from mlip_refine.sampling import Length, StatePoint
 from mlip_refine.workflows.free_energy.plan import liquid_path_stages, notes_on_liquids, path_stages
 from mlip_refine.workflows.plan import Plan, Stage, melt_stages
 from mlip_refine.workflows.transition.coexistence import INTERVAL, CoexistenceSettings, box_of
-from mlip_refine.workflows.transition.run import Prepared
+from mlip_refine.workflows.transition.prepare import Prepared
 
 
 def plan(prepared: Prepared) -> Plan:

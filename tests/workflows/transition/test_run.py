@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from rich.console import Console
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
@@ -35,12 +37,20 @@ from mlip_refine.workflows.free_energy.from_transition import read_difference
 from mlip_refine.workflows.free_energy.liquid_path import LiquidPathSettings
 from mlip_refine.workflows.free_energy.records import CELLS
 from mlip_refine.workflows.melt import Melting
+from mlip_refine.workflows.records import Estimate, write_record
 from mlip_refine.workflows.transition import transition
 from mlip_refine.workflows.transition.figures import write_figures
 from mlip_refine.workflows.transition.ladder import LadderSettings
-from mlip_refine.workflows.transition.records import read_transition
-from mlip_refine.workflows.transition.run import Prepared, run
+from mlip_refine.workflows.transition.prepare import Prepared
+from mlip_refine.workflows.transition.records import (
+    BoxRecord,
+    CoexistenceRecord,
+    TransitionResult,
+    read_transition,
+)
+from mlip_refine.workflows.transition.run import run
 from mlip_refine.workflows.transition.surface import Anchor, AnchoredSurface
+from mlip_refine.workflows.transition.tables import print_transition
 
 N = 8
 MASS = 40.0
@@ -226,6 +236,35 @@ def test_losses_find_delta_g_and_cells_at_any_temperature(finished):
             assert abs(np.linalg.det(cell)) == pytest.approx(volume, rel=0.01)
             assert cell[2, 2] / cell[0, 0] == pytest.approx(1.5 if phase.phase == "brick" else 1.0)
             assert (phase.kind, len(phase.numbers)) == ("crystal", N)
+
+
+def test_boxes_are_drawn_and_printed(finished, tmp_path):
+    _, folder = finished
+    file = read_transition(folder)
+    times = tuple(float(i) for i in range(20))
+    box = BoxRecord(
+        start_K=500.0,
+        n_atoms=2000,
+        outcome="coexists",
+        temperature=Measured(520.0, 3.0, "K"),
+        crystal_share=Measured(0.5, 0.01, ""),
+        equilibration_ps=5.0,
+        times_ps=times,
+        temperatures_K=tuple(520.0 + t for t in times),
+        crystal_shares=(0.5,) * 20,
+    )
+    beyond = Measured(4.0, 5.0, "K")
+    found = CoexistenceRecord(
+        pressure_GPa=0.0, temperature=Estimate.of(box.temperature), beyond_boundary=beyond, boxes=(box,)
+    )
+    file = file.model_copy(update={"coexistence": (found,)})
+    write_record(tmp_path / "transition.json", file)
+    assert read_transition(tmp_path) == file
+    assert "coexistence.png" in {path.name for path in write_figures(tmp_path)}
+    console = Console(file=StringIO(), width=200)
+    print_transition(console, TransitionResult(tmp_path, file))
+    text = console.file.getvalue()
+    assert "coexistence at 0 GPa: 520.0(3.0) K, 4.0(5.0) K beyond the boundary" in text
 
 
 def test_run_writes_what_it_says(finished):
