@@ -201,7 +201,7 @@ def test_phase_without_a_periodic_cell(project, text, found):
 
 def test_phases_of_different_size(project):
     message = project.refusal("phases.bcc.n_atoms=54")
-    assert "found 16 atoms of 'hcp', 54 of 'bcc'" in message
+    assert "found 16 atoms of hcp-1150K-0GPa, 54 of bcc-1150K-0GPa" in message
 
 
 def test_size_that_no_supercell_has(project):
