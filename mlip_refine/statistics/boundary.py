@@ -126,7 +126,8 @@ def boundary_point(
         return float(second.gibbs[0] - first.gibbs[0])
 
     ends = delta_g(low), delta_g(high)
-    if ends[0] * ends[1] > 0:
+    # Not "> 0", so that what is not a number is refused.
+    if not ends[0] * ends[1] <= 0:
         return None, (
             f"ΔG keeps its sign from {low:g} K ({ends[0]:+.2f} meV/atom) to {high:g} K ({ends[1]:+.2f} "
             "meV/atom): sample other temperatures"

@@ -27,7 +27,7 @@ class Coexistence(Section):
     preparation: Time = Field(
         3000.0,
         description="Time of each step before a box is on its own, fs: the lattice at the start, melting one "
-        "half, cooling it, and both at the pressure.",
+        "half, and both at the temperature of the start and the pressure.",
     )
     duration: Time = Field(100_000.0, description="Time at constant pressure and enthalpy, fs.")
 

@@ -55,6 +55,9 @@ def assembled(
     for pressure, t in product([point[0] for point in points], np.linspace(*common_range(surfaces), GRID)):
         one, two = (surface.at(t, pressure * GPA) for surface in phases)
         found = difference(one, two, t)
+        if found.n_eff < prepared.min_effective:
+            # A rung was lost here: what is left is an extrapolation.
+            continue
         differences.append(
             DifferenceRecord(
                 temperature_K=float(t),

@@ -126,16 +126,16 @@ def temperature_beyond(
 
 
 def further_rungs(
-    points: Mapping[EnsembleSource, StatePoint], climbed: Climbed, temperature: float
+    points: Mapping[EnsembleSource, StatePoint], surfaces: Surfaces, temperature: float
 ) -> tuple[dict[EnsembleSource, StatePoint], Start]:
-    """Return rungs at a further temperature, and what they start from: last frames of the nearest ones."""
+    """Return rungs at a further temperature, and the last frames of the nearest ones, to start from."""
     further, start = {}, {}
-    for source in {replace(each, temperature=temperature) for each in points}:
+    used = {source: run for each in surfaces.used for source, run in each.items()}
+    for source in {replace(each, temperature=temperature) for each in used}:
         nearest = min(
-            (s for s in points if (s.phase, s.pressure) == (source.phase, source.pressure)),
+            (s for s in used if (s.phase, s.pressure) == (source.phase, source.pressure)),
             key=lambda s: abs(s.temperature - temperature),
         )
         further[source] = replace(points[nearest], name=source.name, temperature=temperature)
-        if climbed[nearest].n_kept:
-            start[source.name] = climbed[nearest].last()
+        start[source.name] = used[nearest].last()
     return dict(sorted(further.items())), start

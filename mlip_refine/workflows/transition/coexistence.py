@@ -18,7 +18,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mlip_refine.errors import InputError
+from mlip_refine.errors import InputError, SamplingError
 from mlip_refine.potential import Potential
 from mlip_refine.quantities import KB, Measured
 from mlip_refine.sampling import (
@@ -36,6 +36,7 @@ from mlip_refine.sampling.monitoring.phase_identity import share_like
 from mlip_refine.sampling.sampler import Start
 from mlip_refine.sampling.tethers import Tethers
 from mlip_refine.statistics import detect_equilibration, statistical_inefficiency
+from mlip_refine.training.tracker import stage_seed
 from mlip_refine.workflows.transition.ladder import mean_cell
 
 ASPECT = 4.0
@@ -43,6 +44,9 @@ ASPECT = 4.0
 
 TETHER = 0.1
 """Thermal amplitude of a tethered atom at the temperature of melting, in distances of neighbours."""
+
+EXPANSION = 0.1
+"""Volume that the half which melts is given beyond that of the crystal, as a share of it."""
 
 AVERAGED = 4
 """Frames whose positions are averaged before neighbourhoods are looked at."""
@@ -58,13 +62,16 @@ SHARES = (0.15, 0.8)
 
 It is 0.9 in bcc titanium."""
 
-DRIFT = 0.05
+DRIFT = 0.02
 """Change of that share from the first half of a run to the second that is no drift."""
 
 SIGMAS = 3.0
 """Standard errors by which the share may change too."""
 
-Outcome = Literal["coexists", "drifts", "molten", "frozen", "stopped"]
+FIRST = 3
+"""Averages at the beginning of a run in which both phases must be there for it to say anything."""
+
+Outcome = Literal["coexists", "drifts", "molten", "frozen", "unmixed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class CoexistenceSettings:
         starts: Temperatures at which boxes start, K.
         pressures: Pressures, GPa.
         heat: Temperature at which one side melts, K.
-        preparation: Time of each of four steps before a box is on its own, fs.
+        preparation: Time of each of three steps before a box is on its own, fs.
         duration: Time at constant pressure and enthalpy, fs.
         md: Integrator settings.
         seed: Random seed.
@@ -100,7 +107,8 @@ class CoexistenceRun:
         start: Temperature at which it started, K.
         n_atoms: Atoms of the box.
         outcome: What became of it: both phases stayed (`coexists`), the interface still moved (`drifts`),
-            one of them was lost (`molten`, `frozen`), or the run failed (`stopped`).
+            one was lost (`molten`, `frozen`) or there was one alone from the beginning (`unmixed`), or
+            the run failed (`stopped`).
         temperature: Mean temperature of the part that counts, K.
         crystal_share: Mean share of atoms in neighbourhoods of the crystal, in the same part.
         equilibration: Time that was left out, fs.
@@ -133,7 +141,7 @@ def coexistence_runs(
 
     Raises:
         InputError: If a box would be shorter than four cutoffs or narrower than two.
-        SamplingError: If the crystal does not survive by itself.
+        SamplingError: If the crystal does not survive by itself, or its half does not melt.
     """
     spaced = replace(settings.md, interval=INTERVAL)
     short = Length(settings.preparation / 3, max(1, round(2 * settings.preparation / 3 / INTERVAL)))
@@ -146,7 +154,7 @@ def coexistence_runs(
             points,
             spaced,
             length,
-            seed=settings.seed,
+            seed=stage_seed(settings.seed, f"coexistence-{crystal.pressure:g}GPa-{stage}"),
             stage=f"coexistence-{crystal.pressure:g}GPa-{stage}",
             store=store,
             start=start,
@@ -165,13 +173,14 @@ def coexistence_runs(
         require_room(atoms, potential.graphs.cutoff, None)
         box = replace(point, name=f"box-{point.temperature:g}K", atoms=atoms, identity="none")
         boxes.append(box)
-        held.append(
-            replace(box, ensemble="nvt", hamiltonian=Hamiltonian(1.0, 1.0, tethers(atoms, settings.heat)))
-        )
+        roomy = with_room_to_melt(atoms)
+        bound = Hamiltonian(1.0, 1.0, tethers(roomy, lower_half(atoms), settings.heat))
+        held.append(replace(box, atoms=roomy, ensemble="nvt", hamiltonian=bound))
     hot = run([replace(box, temperature=settings.heat) for box in held], "melt", None)
-    cool = run(held, "cool", last_frames(hot))
+    for box in held:
+        _require_half_molten(hot[box.name], crystal.atoms, settings)
     pressed = [replace(box, ensemble="npt", cell_freedom="anisotropic") for box in boxes]
-    settled = run(pressed, "settle", last_frames(cool))
+    settled = run(pressed, "settle", last_frames(hot))
     free = [replace(box, ensemble="nph") for box in pressed]
     frames = max(1, round(settings.duration / INTERVAL))
     length = Length(0.0, frames, max(1, round(2000.0 / INTERVAL)))
@@ -249,12 +258,51 @@ def require_room(box: Atoms, cutoff: float, where: str | None) -> None:
         )
 
 
-def tethers(box: Atoms, heat: float) -> Tethers:
-    """Return springs on the atoms of the lower half along the third axis, for a temperature of melting, K."""
-    scaled = box.get_scaled_positions()[:, 2]
+def _require_half_molten(run: Trajectory, crystal: Atoms, settings: CoexistenceSettings) -> None:
+    """Refuse a box whose free half is still a crystal."""
+    frames = torch.arange(run.kept.shape[1])[-AVERAGED:]
+    share = share_like(crystal, *_averaged(run, frames), run.point.atoms.numbers)
+    if share > SHARES[1]:
+        raise SamplingError(
+            f"{run.point.name}: half of the box did not melt at {settings.heat:g} K, {share:.0%} of its "
+            "atoms are crystalline: raise melt.temperature, or transition.coexistence.preparation"
+        )
+
+
+def lower_half(box: Atoms) -> np.ndarray:
+    """Return which atoms are in the lower half along the third axis `[n_atoms]`."""
+    half: np.ndarray = box.get_scaled_positions()[:, 2] < 0.5
+    return half
+
+
+def with_room_to_melt(box: Atoms) -> Atoms:
+    """Return a box whose upper half along the third axis is longer by `EXPANSION`: a melt takes more room.
+
+    Held at the density of the crystal, it would be under a pressure at which it freezes.
+    """
+    roomy: Atoms = box.copy()
+    upper = ~lower_half(box)
+    scaled = box.get_scaled_positions()[upper, 2]
+    stretch = (1.0 - 0.5 + EXPANSION / 2) / 0.5
+    moved = roomy.positions
+    moved[upper] += ((scaled - 0.5) * (stretch - 1.0))[:, None] * box.cell.array[2]
+    roomy.positions = moved
+    cell = box.cell.array.copy()
+    cell[2] *= 1.0 + EXPANSION / 2
+    roomy.set_cell(cell)
+    return roomy
+
+
+def tethers(box: Atoms, held: np.ndarray, heat: float) -> Tethers:
+    """Return springs on some atoms of a box.
+
+    Args:
+        box: The box.
+        held: Which atoms are held `[n_atoms]`.
+        heat: Temperature of melting, K.
+    """
     spring = 3 * KB * heat / (TETHER * nearest_neighbour_distance(box)) ** 2
-    springs = torch.from_numpy(np.where(scaled < 0.5, spring, 0.0))
-    return Tethers(torch.from_numpy(box.positions.copy()), springs)
+    return Tethers(torch.from_numpy(box.positions.copy()), torch.from_numpy(np.where(held, spring, 0.0)))
 
 
 def judged(run: Trajectory, crystal: Atoms) -> CoexistenceRun:
@@ -285,8 +333,8 @@ def judged(run: Trajectory, crystal: Atoms) -> CoexistenceRun:
             nothing,
             Measured(math.nan, math.nan, ""),
             0.0,
-            times,
-            tuple(temperatures.tolist()),
+            times[::every],
+            tuple(temperatures[::every].tolist()),
             tuple(shares.tolist()),
         )
     begin = max(
@@ -297,7 +345,7 @@ def judged(run: Trajectory, crystal: Atoms) -> CoexistenceRun:
     return CoexistenceRun(
         start=point.temperature,
         n_atoms=len(point.atoms),
-        outcome=_outcome(share),
+        outcome=_outcome(share, float(shares[:FIRST].mean())),
         temperature=_mean(late, "K"),
         crystal_share=_mean(share, ""),
         equilibration=begin * AVERAGED * INTERVAL,
@@ -333,8 +381,10 @@ def combined(runs: Sequence[CoexistenceRun]) -> tuple[Measured | None, str]:
     return Measured(mean, math.sqrt(scatter / sum(weights)), "K"), ""
 
 
-def _outcome(shares: Tensor) -> Outcome:
-    """Return what became of a box from the shares of the crystal that count."""
+def _outcome(shares: Tensor, first: float) -> Outcome:
+    """Return what became of a box from the shares of the crystal that count, and that of its beginning."""
+    if not SHARES[0] < first < SHARES[1]:
+        return "unmixed"
     end = float(shares[-max(1, len(shares) // 5) :].mean())
     if end < SHARES[0]:
         return "molten"

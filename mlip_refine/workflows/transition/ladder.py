@@ -174,7 +174,10 @@ def _free_strain_amounts(cells: Tensor, reference: Tensor, freedom: CellFreedom)
 
 def _connected(overlap: Tensor) -> Tensor:
     """Return which states can be reached from the first one over pairs that overlap `[n_states]`."""
-    linked = (torch.minimum(overlap, overlap.T) >= MINIMUM_OVERLAP).double()
+    # Of a pair alone: in a dense ladder every sample may come from many states.
+    diagonal = overlap.diagonal()
+    pairwise = overlap / (overlap + diagonal[:, None]).clamp(min=1e-300)
+    linked = (torch.minimum(pairwise, pairwise.T) >= MINIMUM_OVERLAP).double()
     reached = torch.zeros(len(overlap), dtype=torch.bool)
     reached[0] = True
     for _ in range(len(overlap)):

@@ -62,7 +62,7 @@ def _box_stages(crystal: StatePoint, settings: CoexistenceSettings) -> list[Stag
     free = Length(0.0, frames, max(1, round(2000.0 / INTERVAL)))
     return [
         Stage("coexistence, lattices", lattices, spaced, short, times=times),
-        # Melt, cool and settle.
-        Stage("coexistence, preparation", boxes, spaced, short, times=3 * times),
+        # Melt and settle.
+        Stage("coexistence, preparation", boxes, spaced, short, times=2 * times),
         Stage("coexistence", boxes, spaced, free, times=times),
     ]

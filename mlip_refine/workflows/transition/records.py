@@ -160,8 +160,8 @@ class BoxRecord(Record):
     Attributes:
         start_K: Temperature at which it started.
         n_atoms: Atoms of the box.
-        outcome: What became of it: `coexists`, `drifts` (the interface still moved), `molten`, `frozen` or
-            `stopped`.
+        outcome: What became of it: `coexists`, `drifts` (the interface still moved), `molten`, `frozen`,
+            `unmixed` (one phase alone from the beginning) or `stopped`.
         temperature: Mean temperature after the equilibration.
         crystal_share: Mean share of atoms in neighbourhoods of the crystal, then.
         equilibration_ps: Time that was left out.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mlip_refine.errors import StatisticsError
+from mlip_refine.errors import SamplingError, StatisticsError
 from mlip_refine.losses import EnsembleSource
 from mlip_refine.potential import Potential
 from mlip_refine.sampling import FrameStore, StatePoint
@@ -54,15 +54,17 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
         wanted = temperature_beyond(surfaces, boundary, temperatures)
         if wanted is None or extension == section.extensions:
             break
-        further, start = further_rungs(points, climbed, wanted)
+        further, start = further_rungs(points, surfaces, wanted)
         stage = f"ladder-extension-{extension + 1}"
         climbed |= sample_rungs(frozen, further, prepared.ladder, stage, run.store, start)
         points |= further
         temperatures = sorted([*temperatures, wanted])
-    boxes = run_boxes(prepared, frozen, points, boundary, run.store)
-    result = TransitionResult(run.folder, assembled(prepared, surfaces, boundary, anchors, boxes))
+    result = TransitionResult(run.folder, assembled(prepared, surfaces, boundary, anchors, []))
     write_boundary(run.folder / "boundary.csv", result.file.boundary)
-    # Without a boundary the rest is worth keeping too.
+    # Without boxes, and without a boundary, the rest is worth keeping too.
+    write_record(run.folder / "transition.json", result.file)
+    boxes = run_boxes(prepared, frozen, points, boundary, run.store)
+    result = TransitionResult(run.folder, result.file.model_copy(update={"coexistence": tuple(boxes)}))
     write_record(run.folder / "transition.json", result.file)
     _require_boundary(result.file)
     return result
@@ -82,8 +84,11 @@ def run_boxes(
     crystal = next(point for point in points.values() if not point.is_liquid)
     records = []
     for pressure in prepared.boxes.pressures:
-        runs = coexistence_runs(frozen, replace(crystal, pressure=pressure), prepared.boxes, store)
-        temperature, note = combined(runs)
+        try:
+            runs = coexistence_runs(frozen, replace(crystal, pressure=pressure), prepared.boxes, store)
+            temperature, note = combined(runs)
+        except SamplingError as error:
+            runs, temperature, note = [], None, str(error)
         records.append(
             CoexistenceRecord(
                 pressure_GPa=pressure,

@@ -19,9 +19,11 @@ from mlip_refine.workflows.transition.coexistence import (
     box_of,
     combined,
     judged,
+    lower_half,
     require_room,
     smallest_block,
     tethers,
+    with_room_to_melt,
 )
 
 BCC = build_phase("bcc", "Ti", 54, 3.3)
@@ -68,9 +70,21 @@ def test_a_box_needs_room_for_two_phases():
     require_room(box_of(BCC, BCC.cell.array, 2 * needed), 5.0, None)
 
 
+def test_the_half_that_melts_has_room():
+    box = box_of(BCC, BCC.cell.array, 300)
+    roomy, lower = with_room_to_melt(box), lower_half(box)
+    assert roomy.cell.volume == pytest.approx(1.05 * box.cell.volume)
+    np.testing.assert_allclose(roomy.positions[lower], box.positions[lower])
+    # Neighbours are no closer than in the crystal, across both boundaries too.
+    assert roomy.get_all_distances(mic=True)[np.triu_indices(len(box), 1)].min() > 0.999 * 3.3 * math.sqrt(
+        0.75
+    )
+    assert roomy.positions[~lower, 2].max() < roomy.cell.array[2, 2]
+
+
 def test_tethers_hold_one_half_and_have_its_forces():
     box = box_of(BCC, BCC.cell.array, 300)
-    found = tethers(box, 3000.0)
+    found = tethers(box, lower_half(box), 3000.0)
     held = found.springs > 0
     assert 0.45 < float(held.double().mean()) < 0.55
     assert box.get_scaled_positions()[held.numpy(), 2].max() < 0.5
@@ -87,20 +101,25 @@ def test_tethers_hold_one_half_and_have_its_forces():
     assert found.key() != Tethers(found.sites, 2 * found.springs).key()
 
 
+BOX = box_of(BCC, BCC.cell.array, 250)
+
+
 def box_run(shares: np.ndarray, temperatures: np.ndarray) -> Trajectory:
-    """Frames of a box in which a share of the atoms sits on the sites of bcc, the others at random."""
-    rng = np.random.default_rng(1)
-    n_frames, n = len(temperatures), len(BCC)
-    order, random = rng.permutation(n), rng.random((n, 3))
-    sites = BCC.get_scaled_positions()
-    scaled = np.array([np.where((order < s * n)[:, None], sites, random) for s in shares])
-    cell = torch.from_numpy(BCC.cell.array.copy())
-    point = StatePoint("box", BCC, 1900.0, ensemble="nph", identity="none")
+    """Frames of a box whose lower part, a share of it, sits on the sites of bcc, the others at random."""
+    n_frames, sites = len(temperatures), BOX.get_scaled_positions()
+    random = np.random.default_rng(1).random(sites.shape)
+    # Disorder fills the upper part alone.
+    scaled = []
+    for share in shares:
+        fluid = random * [1.0, 1.0, 1.0 - share] + [0.0, 0.0, share]
+        scaled.append(np.where((sites[:, 2] < share - 1e-9)[:, None], sites, fluid))
+    cell = torch.from_numpy(BOX.cell.array.copy())
+    point = StatePoint("box", BOX, 1900.0, ensemble="nph", identity="none")
     kinetic = torch.from_numpy(temperatures)[None] * KB * point.degrees_of_freedom / 2
     nothing = torch.zeros(1, n_frames, dtype=torch.float64)
     return Trajectory(
         point=point,
-        positions=torch.from_numpy(scaled)[None] @ cell,
+        positions=torch.from_numpy(np.array(scaled))[None] @ cell,
         cells=cell.expand(1, n_frames, 3, 3),
         model_energy=nothing,
         bias_energy=nothing,
@@ -112,14 +131,21 @@ def box_run(shares: np.ndarray, temperatures: np.ndarray) -> Trajectory:
 
 @pytest.mark.parametrize(
     ("first", "last", "outcome"),
-    [(1.0, 1.0, "frozen"), (1.0, 0.0, "molten"), (0.0, 0.0, "molten"), (0.0, 1.0, "frozen")],
+    [
+        (0.65, 0.65, "coexists"),
+        (0.65, 1.0, "frozen"),
+        (0.65, 0.0, "molten"),
+        (1.0, 1.0, "unmixed"),
+        (0.0, 0.0, "unmixed"),
+    ],
 )
-def test_boxes_that_lose_a_phase_are_votes(first, last, outcome):
+def test_what_became_of_a_box(first, last, outcome):
     n = 200
     shares = first + (last - first) * np.linspace(0, 2, n).clip(0, 1)
+    shares[: 4 * AVERAGED] = first
     found = judged(box_run(shares, np.full(n, 1900.0)), BCC)
     assert found.outcome == outcome
-    assert found.n_atoms == len(BCC)
+    assert found.n_atoms == len(BOX)
     assert found.start == 1900.0
 
 
