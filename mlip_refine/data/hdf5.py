@@ -46,7 +46,7 @@ def new_hdf5(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
 
     Args:
         path: Path of the file.
-        sealed: Whether it begins with a seal, and can be read by `sealed_hdf5`.
+        sealed: Whether the file begins with a seal, its SHA-256 in 512 bytes, as `sealed_hdf5` needs it.
 
     Raises:
         StorageError: If there is no room for it.

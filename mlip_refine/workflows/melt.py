@@ -201,7 +201,7 @@ def _require_molten(run: Trajectory, solid: StatePoint, melt: MeltSettings) -> N
             f"{run.point.name}: {melt.parent} boiled at {melt.temperature:g} K, to {expansion:.1f} times its "
             "volume: lower melt.temperature, or raise the pressure"
         )
-    peak = bragg_peak(run, _second_half)
+    peak = bragg_peak(run, second_half)
     if peak > (limit := bragg_limit(run.n_atoms)):
         raise SamplingError(
             f"{run.point.name}: {melt.parent} did not melt in {melt.duration / 1e3:g} ps at "
@@ -281,20 +281,28 @@ def crystalline(run: Trajectory) -> float:
         return 0.0
     shares = []
     for positions, cells, kept in zip(run.positions, run.cells, run.kept, strict=True):
-        late = _second_half(kept).nonzero().flatten()
+        late = second_half(kept).nonzero().flatten()
         blocks = late[len(late) % AVERAGED :].view(-1, AVERAGED)
         # A few tell as much as all: frames are correlated, and matching templates takes time.
         some = blocks[:: max(1, len(blocks) // 5)]
         found = []
         for frames in some:
-            fractional = torch.linalg.solve(cells[frames], positions[frames], left=False).mean(0)
-            cell = cells[frames].mean(0)
-            found.append(
-                crystalline_share((fractional @ cell).numpy(), cell.numpy(), run.point.atoms.numbers)
-            )
+            mean, cell = averaged_frame(positions[frames], cells[frames])
+            found.append(crystalline_share(mean.numpy(), cell.numpy(), run.point.atoms.numbers))
         if found:
             shares.append(sum(found) / len(found))
     return max(shares, default=0.0)
+
+
+def averaged_frame(positions: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions `[n_atoms, 3]`, carried along with the cells, and the cell, averaged over frames, Å.
+
+    Args:
+        positions: Positions `[n_frames, n_atoms, 3]`, Å, unwrapped.
+        cells: Cells (rows) `[n_frames, 3, 3]`, Å.
+    """
+    fractional, cell = torch.linalg.solve(cells, positions, left=False).mean(0), cells.mean(0)
+    return fractional @ cell, cell
 
 
 def diffusion_distance(run: Trajectory) -> float:
@@ -321,7 +329,7 @@ def _diffusion_lag(run: Trajectory) -> int:
     return 3 * run.kept.shape[1] // 4
 
 
-def _second_half(kept: Tensor) -> Tensor:
+def second_half(kept: Tensor) -> Tensor:
     """Return the kept frames of the second half `[n_frames]`."""
     late = kept.clone()
     late[: len(late) // 2] = False

@@ -11,7 +11,12 @@ from mlip_refine.errors import InputError
 from mlip_refine.quantities import Measured
 from mlip_refine.workflows.free_energy.records import CELLS, FreeEnergyResult, PhaseFreeEnergy
 from mlip_refine.workflows.records import read_text, validated
-from mlip_refine.workflows.transition.records import DifferenceRecord, TransitionFile, read_transition
+from mlip_refine.workflows.transition.records import (
+    DifferenceRecord,
+    TransitionFile,
+    read_transition,
+    result_file,
+)
 
 LEAST = 4
 """Temperatures of a curve of ΔG, below which it is not interpolated."""
@@ -31,7 +36,7 @@ def read_difference(
     Raises:
         InputError: It is none of these, or the run of `transition` does not know the state.
     """
-    file = path / "transition.json" if path.is_dir() else path
+    file = result_file(path)
     if not _of_transition(file):
         return FreeEnergyResult.read(file)
     return difference_at(read_transition(file), str(file), phases, temperature, pressure)

@@ -75,7 +75,7 @@ class PhaseFreeEnergy(Record):
     Attributes:
         phase: Name of the phase in the config.
         numbers: Atomic numbers `[n_atoms]`.
-        kind: Whether it is a crystal or a liquid.
+        kind: Kind of the phase, `crystal` or `liquid`.
         scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors; of a liquid, a frame.
         cell: Cell at the wanted pressure, rows in Å.
         gibbs: G = F + PV by the convention of the result, meV/atom.

@@ -33,7 +33,14 @@ from mlip_refine.sampling import (
 )
 from mlip_refine.sampling.references import AMU_A2_FS2
 from mlip_refine.statistics import exp_estimate, mbar, require_overlap
-from mlip_refine.workflows.melt import LEAST_ATOMS, MIN_DIFFUSION, bragg_limit, bragg_peak, diffusion_distance
+from mlip_refine.workflows.melt import (
+    LEAST_ATOMS,
+    MIN_DIFFUSION,
+    bragg_limit,
+    bragg_peak,
+    diffusion_distance,
+    second_half,
+)
 
 TIMESTEP = 1.0
 """Time step, fs; the masses are such that it is `FluidSettings.step` of τ."""
@@ -366,10 +373,7 @@ def require_fluid(run: Trajectory, fluid: UhlenbeckFord, strength: float) -> Non
     what = f"{run.point.name}: the Uhlenbeck-Ford fluid of p = {strength:g} and x = {x:.3g}"
     cure = "take shorter lengths σ: x falls with their cube"
 
-    def late(kept: Tensor) -> Tensor:
-        return kept & (torch.arange(len(kept)) >= len(kept) // 2)
-
-    peak = bragg_peak(run, late) if run.n_atoms >= LEAST_ATOMS else 0.0
+    peak = bragg_peak(run, second_half) if run.n_atoms >= LEAST_ATOMS else 0.0
     if peak > (limit := bragg_limit(run.n_atoms)):
         raise SamplingError(
             f"{what} froze, with a Bragg peak of {peak:.1f} (a fluid: below {limit:.2g}): {cure}"

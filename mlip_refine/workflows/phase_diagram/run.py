@@ -32,7 +32,7 @@ from mlip_refine.workflows.phase_diagram.records import (
     write_csv,
 )
 from mlip_refine.workflows.phase_diagram.stability import more_stable
-from mlip_refine.workflows.transition.records import TransitionFile, read_transition
+from mlip_refine.workflows.transition.records import TransitionFile, read_transition, result_file
 
 POINTS = 11
 """Pressures of the report, if the config names none."""
@@ -160,7 +160,7 @@ def _file(path: Path, where: str | None) -> Path:
     Raises:
         InputError: There is none.
     """
-    file = path / "transition.json" if path.is_dir() else path
+    file = result_file(path)
     if not file.exists():
         raise InputError(
             "there is no finished run of transition",

@@ -27,7 +27,6 @@ from mlip_refine.workflows.transition.records import (
     BoundaryRecord,
     BoxRecord,
     ClosureRecord,
-    CoexistenceRecord,
     DifferenceRecord,
     EndRecord,
     PhaseRecord,
@@ -45,7 +44,6 @@ def assembled(
     surfaces: Surfaces,
     points: Sequence[tuple[float, BoundaryPoint | None, str]],
     anchors: Anchors,
-    boxes: Sequence[CoexistenceRecord],
 ) -> TransitionFile:
     """Return what is kept of a calculation."""
     section, settings, phases = prepared.section, prepared.free_energy, surfaces.phases
@@ -103,7 +101,6 @@ def assembled(
         ),
         lost=surfaces.lost,
         phases=tuple(_phase(name, first) for name, first in zip(names, firsts, strict=True)),
-        coexistence=tuple(boxes),
     )
 
 

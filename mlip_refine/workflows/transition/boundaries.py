@@ -60,8 +60,7 @@ def anchored_surfaces(prepared: Prepared, climbed: Climbed, anchors: Anchors) ->
 def find_boundary(prepared: Prepared, surfaces: Surfaces) -> list[tuple[float, BoundaryPoint | None, str]]:
     """Return pressure, GPa, point of the boundary or None, and the reason for none."""
     section, (one, two) = prepared.section, surfaces.phases
-    low = max(surface.ladder.temperatures[0] for surface in surfaces.phases)
-    high = min(surface.ladder.temperatures[1] for surface in surfaces.phases)
+    low, high = common_range(surfaces)
     points = []
     for pressure in sorted(section.report_at or section.pressure):
         found, note = boundary_point(

@@ -37,6 +37,7 @@ from mlip_refine.sampling.sampler import Start
 from mlip_refine.sampling.tethers import Tethers
 from mlip_refine.statistics import detect_equilibration, statistical_inefficiency
 from mlip_refine.training.tracker import stage_seed
+from mlip_refine.workflows.melt import AVERAGED, INTERVAL, averaged_frame
 from mlip_refine.workflows.transition.ladder import mean_cell
 
 ASPECT = 4.0
@@ -48,11 +49,8 @@ TETHER = 0.1
 EXPANSION = 0.1
 """Volume that the half which melts is given beyond that of the crystal, as a share of it."""
 
-AVERAGED = 4
-"""Frames whose positions are averaged before neighbourhoods are looked at."""
-
-INTERVAL = 50.0
-"""Time between frames, fs: four of them are averaged, 0.2 ps."""
+SEGMENT = 2000.0
+"""Time between two writes of a box on its own to disk, fs."""
 
 JUDGED = 100
 """Averages of a run, at most, whose neighbourhoods are looked at: matching templates takes time."""
@@ -97,6 +95,21 @@ class CoexistenceSettings:
     duration: float
     md: MDSettings
     seed: int
+
+    @property
+    def spaced(self) -> MDSettings:
+        """Integrator settings with frames `INTERVAL` apart."""
+        return replace(self.md, interval=INTERVAL)
+
+    @property
+    def prepared_for(self) -> Length:
+        """Length of each step before a box is on its own; its first third has no frames."""
+        return Length(self.preparation / 3, max(1, round(2 * self.preparation / 3 / INTERVAL)))
+
+    @property
+    def free_for(self) -> Length:
+        """Length at constant pressure and enthalpy."""
+        return Length(0.0, max(1, round(self.duration / INTERVAL)), max(1, round(SEGMENT / INTERVAL)))
 
 
 @dataclass(frozen=True)
@@ -143,19 +156,18 @@ def coexistence_runs(
         InputError: If a box would be shorter than four cutoffs or narrower than two.
         SamplingError: If the crystal does not survive by itself, or its half does not melt.
     """
-    spaced = replace(settings.md, interval=INTERVAL)
-    short = Length(settings.preparation / 3, max(1, round(2 * settings.preparation / 3 / INTERVAL)))
 
     def run(
-        points: Sequence[StatePoint], stage: str, start: Start | None, length: Length = short
+        points: Sequence[StatePoint], part: str, start: Start | None, length: Length
     ) -> dict[str, Trajectory]:
+        stage = f"coexistence-{crystal.pressure:g}GPa-{part}"
         return sample(
             potential,
             points,
-            spaced,
+            settings.spaced,
             length,
-            seed=stage_seed(settings.seed, f"coexistence-{crystal.pressure:g}GPa-{stage}"),
-            stage=f"coexistence-{crystal.pressure:g}GPa-{stage}",
+            seed=stage_seed(settings.seed, stage),
+            stage=stage,
             store=store,
             start=start,
         )
@@ -166,7 +178,8 @@ def coexistence_runs(
         )
         for t in settings.starts
     ]
-    lattices = run(bulk, "lattice", None)
+    short = settings.prepared_for
+    lattices = run(bulk, "lattice", None, short)
     boxes, held = [], []
     for point in bulk:
         atoms = box_of(crystal.atoms, mean_cell(lattices[point.name]), settings.n_atoms)
@@ -176,15 +189,13 @@ def coexistence_runs(
         roomy = with_room_to_melt(atoms)
         bound = Hamiltonian(1.0, 1.0, tethers(roomy, lower_half(atoms), settings.heat))
         held.append(replace(box, atoms=roomy, ensemble="nvt", hamiltonian=bound))
-    hot = run([replace(box, temperature=settings.heat) for box in held], "melt", None)
+    hot = run([replace(box, temperature=settings.heat) for box in held], "melt", None, short)
     for box in held:
         _require_half_molten(hot[box.name], crystal.atoms, settings)
     pressed = [replace(box, ensemble="npt", cell_freedom="anisotropic") for box in boxes]
-    settled = run(pressed, "settle", last_frames(hot))
+    settled = run(pressed, "settle", last_frames(hot), short)
     free = [replace(box, ensemble="nph") for box in pressed]
-    frames = max(1, round(settings.duration / INTERVAL))
-    length = Length(0.0, frames, max(1, round(2000.0 / INTERVAL)))
-    found = run(free, "free", last_frames(settled), length)
+    found = run(free, "free", last_frames(settled), settings.free_for)
     return [judged(found[box.name], crystal.atoms) for box in free]
 
 
@@ -243,9 +254,7 @@ def require_room(box: Atoms, cutoff: float, where: str | None) -> None:
     Raises:
         InputError: With the size that would do.
     """
-    heights = box.cell.volume / np.linalg.norm(
-        [np.cross(box.cell[(i + 1) % 3], box.cell[(i + 2) % 3]) for i in range(3)], axis=1
-    )
+    heights = 1 / np.linalg.norm(box.cell.reciprocal(), axis=1)
     needed = 2 * cutoff * np.array([1.0, 1.0, 2.0])
     if bool((heights < needed).any()):
         factor = float(np.prod(np.maximum(needed / heights, 1.0)))
@@ -261,7 +270,7 @@ def require_room(box: Atoms, cutoff: float, where: str | None) -> None:
 def _require_half_molten(run: Trajectory, crystal: Atoms, settings: CoexistenceSettings) -> None:
     """Refuse a box whose free half is still a crystal."""
     frames = torch.arange(run.kept.shape[1])[-AVERAGED:]
-    share = share_like(crystal, *_averaged(run, frames), run.point.atoms.numbers)
+    share = _share(run, frames, crystal)
     if share > SHARES[1]:
         raise SamplingError(
             f"{run.point.name}: half of the box did not melt at {settings.heat:g} K, {share:.0%} of its "
@@ -283,9 +292,8 @@ def with_room_to_melt(box: Atoms) -> Atoms:
     roomy: Atoms = box.copy()
     upper = ~lower_half(box)
     scaled = box.get_scaled_positions()[upper, 2]
-    stretch = (1.0 - 0.5 + EXPANSION / 2) / 0.5
     moved = roomy.positions
-    moved[upper] += ((scaled - 0.5) * (stretch - 1.0))[:, None] * box.cell.array[2]
+    moved[upper] += ((scaled - 0.5) * EXPANSION)[:, None] * box.cell.array[2]
     roomy.positions = moved
     cell = box.cell.array.copy()
     cell[2] *= 1.0 + EXPANSION / 2
@@ -320,10 +328,7 @@ def judged(run: Trajectory, crystal: Atoms) -> CoexistenceRun:
     temperatures = (2 * run.kinetic_energy[0].double() / (KB * dof))[groups].mean(1)
     times = tuple(((groups[:, -1] + 1) * INTERVAL).tolist())
     every = max(1, -(-len(groups) // JUDGED))
-    shares = torch.tensor(
-        [share_like(crystal, *_averaged(run, frames), point.atoms.numbers) for frames in groups[::every]],
-        dtype=torch.float64,
-    )
+    shares = torch.tensor([_share(run, frames, crystal) for frames in groups[::every]], dtype=torch.float64)
     if len(shares) < 8 or not bool(kept.all()):
         nothing = Measured(math.nan, math.nan, "K")
         return CoexistenceRun(
@@ -403,9 +408,7 @@ def _mean(values: Tensor, unit: str) -> Measured:
     return Measured(float(values.mean()), float(values.std()) / math.sqrt(max(independent, 1.0)), unit)
 
 
-def _averaged(run: Trajectory, frames: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions `[n_atoms, 3]` and cell, both averaged over some frames, Å."""
-    cells = run.cells[0, frames].double()
-    fractional = torch.linalg.solve(cells, run.positions[0, frames].double(), left=False).mean(0)
-    cell = cells.mean(0)
-    return (fractional @ cell).numpy(), cell.numpy()
+def _share(run: Trajectory, frames: Tensor, crystal: Atoms) -> float:
+    """Return the share of atoms in neighbourhoods of the crystal, in the average of some frames."""
+    mean, cell = averaged_frame(run.positions[0, frames].double(), run.cells[0, frames].double())
+    return share_like(crystal, mean.numpy(), cell.numpy(), run.point.atoms.numbers)

@@ -4,10 +4,10 @@ from dataclasses import replace
 from itertools import product
 
 from mlip_refine.losses import EnsembleSource
-from mlip_refine.sampling import Length, StatePoint
+from mlip_refine.sampling import StatePoint
 from mlip_refine.workflows.free_energy.plan import liquid_path_stages, notes_on_liquids, path_stages
 from mlip_refine.workflows.plan import Plan, Stage, melt_stages
-from mlip_refine.workflows.transition.coexistence import INTERVAL, CoexistenceSettings, box_of
+from mlip_refine.workflows.transition.coexistence import CoexistenceSettings, box_of
 from mlip_refine.workflows.transition.prepare import Prepared
 
 
@@ -56,13 +56,10 @@ def _box_stages(crystal: StatePoint, settings: CoexistenceSettings) -> list[Stag
         replace(point, name=f"box-{point.temperature:g}K", atoms=atoms, ensemble="nph", identity="none")
         for point in lattices
     )
-    spaced, times = replace(settings.md, interval=INTERVAL), len(settings.pressures)
-    short = Length(settings.preparation / 3, max(1, round(2 * settings.preparation / 3 / INTERVAL)))
-    frames = max(1, round(settings.duration / INTERVAL))
-    free = Length(0.0, frames, max(1, round(2000.0 / INTERVAL)))
+    spaced, short, times = settings.spaced, settings.prepared_for, len(settings.pressures)
     return [
         Stage("coexistence, lattices", lattices, spaced, short, times=times),
         # Melt and settle.
         Stage("coexistence, preparation", boxes, spaced, short, times=2 * times),
-        Stage("coexistence", boxes, spaced, free, times=times),
+        Stage("coexistence", boxes, spaced, settings.free_for, times=times),
     ]

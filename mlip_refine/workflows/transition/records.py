@@ -101,7 +101,7 @@ class PhaseRecord(Record):
 
     Attributes:
         phase: Name of the phase in the config.
-        kind: Whether it is a crystal or a liquid.
+        kind: Kind of the phase, `crystal` or `liquid`.
         numbers: Atomic numbers `[n_atoms]`.
         scaled_positions: Lattice sites `[n_atoms, 3]`, in lattice vectors; of a liquid, a frame.
     """
@@ -262,14 +262,18 @@ class TransitionResult:
         return {"transition.json": self.file.as_json()}
 
 
+def result_file(path: Path) -> Path:
+    """Return the `transition.json` of a run folder, or the file itself."""
+    return path / "transition.json" if path.is_dir() else path
+
+
 def read_transition(path: Path) -> TransitionFile:
     """Read `transition.json`, or that of a run folder.
 
     Raises:
         InputError: If it is missing or is not one.
     """
-    file = path / "transition.json" if path.is_dir() else path
-    return read_record(file, TransitionFile, "result of transition")
+    return read_record(result_file(path), TransitionFile, "result of transition")
 
 
 def write_boundary(path: Path, points: tuple[BoundaryRecord, ...]) -> None:

@@ -59,7 +59,7 @@ def run(prepared: Prepared, run: Run) -> TransitionResult:
         climbed |= sample_rungs(frozen, further, prepared.ladder, stage, run.store, start)
         points |= further
         temperatures = sorted([*temperatures, wanted])
-    result = TransitionResult(run.folder, assembled(prepared, surfaces, boundary, anchors, []))
+    result = TransitionResult(run.folder, assembled(prepared, surfaces, boundary, anchors))
     write_boundary(run.folder / "boundary.csv", result.file.boundary)
     # Without boxes, and without a boundary, the rest is worth keeping too.
     write_record(run.folder / "transition.json", result.file)
